@@ -1,0 +1,1 @@
+"""Versioned, resumable comparisons of no-reference image quality metrics."""

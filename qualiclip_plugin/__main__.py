@@ -1,0 +1,3 @@
+from qualiclip_plugin.cli import main
+
+main()
