@@ -1,0 +1,105 @@
+"""Signed correlations and errors between scores and opinions.
+
+All expect arrays that :func:`harness.statistics.oriented` turned so that higher is better.
+Protocol: VQEG FR-TV Phase II (2003) and ITU-T P.1401 (2020).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from harness.statistics.checks import Estimate, Floats, finite_vectors, undefined, why_undefined
+
+
+def srcc(scores: ArrayLike, opinions: ArrayLike) -> Estimate:
+    """Spearman's rank correlation: Pearson's correlation of average ranks.
+
+    Args:
+        scores: Scores, higher is better, (N,).
+        opinions: Opinions, higher is better, (N,).
+
+    Returns:
+        Value in [-1, 1]; undefined for fewer than 3 images or a constant array.
+
+    Raises:
+        StatisticsError: NaN, infinite values or different lengths.
+    """
+    x, y = finite_vectors(scores=scores, opinions=opinions)
+    if reason := why_undefined(scores=x, opinions=y):
+        return undefined(reason)
+    return Estimate(_pearson(stats.rankdata(x), stats.rankdata(y)))
+
+
+def krcc(scores: ArrayLike, opinions: ArrayLike) -> Estimate:
+    """Kendall's tau-b, (concordant - discordant) / sqrt((n0 - n1) (n0 - n2)).
+
+    n0 counts all pairs, n1 and n2 those tied in scores and in opinions (Kendall, 1945).
+
+    Args:
+        scores: Scores, higher is better, (N,).
+        opinions: Opinions, higher is better, (N,).
+
+    Returns:
+        Value in [-1, 1]; undefined for fewer than 3 images or a constant array.
+
+    Raises:
+        StatisticsError: NaN, infinite values or different lengths.
+    """
+    x, y = finite_vectors(scores=scores, opinions=opinions)
+    if reason := why_undefined(scores=x, opinions=y):
+        return undefined(reason)
+    return Estimate(float(stats.kendalltau(x, y, variant="b").statistic))
+
+
+def plcc(scores: ArrayLike, opinions: ArrayLike) -> Estimate:
+    """Pearson's linear correlation, without any fit ("raw").
+
+    Args:
+        scores: Scores, higher is better, (N,).
+        opinions: Opinions, higher is better, (N,).
+
+    Returns:
+        Value in [-1, 1]; undefined for fewer than 3 images or a constant array.
+
+    Raises:
+        StatisticsError: NaN, infinite values or different lengths.
+    """
+    x, y = finite_vectors(scores=scores, opinions=opinions)
+    if reason := why_undefined(scores=x, opinions=y):
+        return undefined(reason)
+    return Estimate(_pearson(x, y))
+
+
+def rmse(predictions: ArrayLike, opinions: ArrayLike) -> Estimate:
+    """Root of the mean squared difference, in units of the opinions.
+
+    Args:
+        predictions: Scores mapped to the opinion scale by a fit, (N,).
+        opinions: Opinions, (N,).
+
+    Returns:
+        Value >= 0; undefined for an empty array.
+
+    Raises:
+        StatisticsError: NaN, infinite values or different lengths.
+    """
+    x, y = finite_vectors(predictions=predictions, opinions=opinions)
+    if not len(x):
+        return undefined("no images")
+    return Estimate(float(np.sqrt(np.mean(np.square(x - y)))))
+
+
+def _pearson(x: Floats, y: Floats) -> float:
+    a, b = _unit(x), _unit(y)
+    # Rounding may step one unit in the last place outside.
+    return float(np.clip(a @ b, -1.0, 1.0))
+
+
+def _unit(values: Floats) -> Floats:
+    # Dividing by the largest deviation first keeps squares of tiny or huge scores representable.
+    centred = values / np.abs(values).max()
+    centred = centred - centred.mean()
+    centred = centred / np.abs(centred).max()
+    return centred / np.linalg.norm(centred)

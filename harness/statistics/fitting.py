@@ -1,0 +1,194 @@
+"""Monotonic logistic maps from scores to opinions, as the field reports PLCC and RMSE.
+
+Four parameters: VQEG (2003), as in ITU-T P.1401. Five parameters: Sheikh, Sabir, Bovik,
+"A Statistical Evaluation of Recent Full Reference Image Quality Assessment Algorithms", IEEE TIP 2006.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.optimize import least_squares
+from scipy.special import expit
+
+from harness.statistics.checks import (
+    Estimate,
+    Floats,
+    finite_vector,
+    finite_vectors,
+    undefined,
+    why_undefined,
+)
+from harness.statistics.correlation import plcc, rmse
+
+Form = Literal["logistic4", "logistic5"]
+
+
+def logistic4(scores: Floats, parameters: Floats) -> Floats:
+    """(b1 - b2) / (1 + exp(-(s - b3) / \\|b4\\|)) + b2 for scores (N,) and parameters (4,)."""
+    b1, b2, b3, b4 = parameters
+    return (b1 - b2) * expit((scores - b3) / np.abs(b4)) + b2
+
+
+def logistic5(z: Floats, parameters: Floats) -> Floats:
+    """b1 (1/2 - 1 / (1 + exp(b2 (z - b3)))) + b4 z + b5 for z-scored scores (N,) and parameters (5,)."""
+    b1, b2, b3, b4, b5 = parameters
+    return b1 * (expit(b2 * (z - b3)) - 0.5) + b4 * z + b5
+
+
+@dataclass(frozen=True)
+class LogisticFit:
+    """A fitted map from scores to opinions.
+
+    Attributes:
+        form: Which function was fitted.
+        parameters: b1..b4 in units of score and opinion, or b1..b5 for z-scored scores; empty if undefined.
+        centre: Subtracted from the scores before the function is applied (0 for four parameters).
+        spread: The scores are divided by it (1 for four parameters).
+        rising: Whether the curve ends higher than it starts over the fitted scores.
+        converged: Whether the optimiser met its tolerance.
+        reason: Why there is no fit; empty where there is one.
+    """
+
+    form: Form
+    parameters: tuple[float, ...]
+    centre: float = 0.0
+    spread: float = 1.0
+    rising: bool = True
+    converged: bool = True
+    reason: str = ""
+
+    def apply(self, scores: ArrayLike) -> Floats:
+        """Map scores (N,) to the opinion scale (N,); all NaN where there is no fit."""
+        s = finite_vector("scores", scores)
+        if self.reason:
+            return np.full(s.shape, np.nan)
+        function = {"logistic4": logistic4, "logistic5": logistic5}[self.form]
+        return function((s - self.centre) / self.spread, np.asarray(self.parameters))
+
+
+def fit_logistic4(scores: ArrayLike, opinions: ArrayLike) -> LogisticFit:
+    """Least-squares fit of f(s) = (b1 - b2) / (1 + exp(-(s - b3) / |b4|)) + b2.
+
+    Starts at [max y, min y, mean s, std(s) / 4]. The search runs on z-scored scores, where the same
+    start reads [max y, min y, 0, 1/4], so that it does not depend on the scale of the scores.
+
+    Args:
+        scores: Scores, higher is better, (N,).
+        opinions: Opinions, higher is better, (N,).
+
+    Returns:
+        The fit, parameters in the units given; undefined for fewer than 4 images or a constant array.
+
+    Raises:
+        StatisticsError: NaN, infinite values or different lengths.
+    """
+    s, y = finite_vectors(scores=scores, opinions=opinions)
+    if reason := _why_no_fit(s, y, parameters=4):
+        return LogisticFit("logistic4", (), reason=reason)
+    mean, std = float(s.mean()), float(s.std())
+    start = np.array([y.max(), y.min(), 0.0, 0.25])
+    (b1, b2, b3, b4), converged = _least_squares(logistic4, (s - mean) / std, y, start)
+    parameters = (float(b1), float(b2), mean + std * float(b3), std * float(np.abs(b4)))
+    return LogisticFit("logistic4", parameters, rising=bool(b1 >= b2), converged=converged)
+
+
+def fit_logistic5(scores: ArrayLike, opinions: ArrayLike) -> LogisticFit:
+    """Least-squares fit of f(z) = b1 (1/2 - 1 / (1 + exp(b2 (z - b3)))) + b4 z + b5, z the z-scored score.
+
+    The usual starts on raw scores often end in no fit. On z-scored ones two starts are tried, an S-curve
+    [ptp y, 1, 0, 0, mean y] and a straight line with a slight bend, and the lower squared error is kept.
+
+    Args:
+        scores: Scores, higher is better, (N,).
+        opinions: Opinions, higher is better, (N,).
+
+    Returns:
+        The fit; undefined for fewer than 5 images or a constant array.
+
+    Raises:
+        StatisticsError: NaN, infinite values or different lengths.
+    """
+    s, y = finite_vectors(scores=scores, opinions=opinions)
+    if reason := _why_no_fit(s, y, parameters=5):
+        return LogisticFit("logistic5", (), reason=reason)
+    mean, std = float(s.mean()), float(s.std())
+    z = (s - mean) / std
+    slope = float(z @ y) / len(z)
+    starts = (
+        np.array([np.ptp(y), 1.0, 0.0, 0.0, y.mean()]),
+        np.array([0.1 * np.ptp(y), 1.0, 0.0, slope, y.mean()]),
+    )
+    fits = [_least_squares(logistic5, z, y, start) for start in starts]
+    best, converged = min(fits, key=lambda fit: float(np.square(logistic5(z, fit[0]) - y).sum()))
+    ends = logistic5(np.array([z.min(), z.max()]), best)
+    return LogisticFit(
+        "logistic5", tuple(map(float, best)), mean, std, rising=bool(ends[1] >= ends[0]), converged=converged
+    )
+
+
+def plcc_fitted(scores: ArrayLike, opinions: ArrayLike, fit: LogisticFit) -> Estimate:
+    """Pearson's correlation of opinions with the fitted scores, with the sign of the fitted curve.
+
+    A least-squares logistic follows a reversed scorer downhill, after which the plain correlation would
+    be positive: a hidden absolute value. So the result is negative where the curve falls.
+
+    Args:
+        scores: Scores, higher is better, (N,).
+        opinions: Opinions, higher is better, (N,).
+        fit: From :func:`fit_logistic4` or :func:`fit_logistic5`.
+
+    Returns:
+        Value in [-1, 1]; undefined where the fit is, or where the fitted curve is flat.
+
+    Raises:
+        StatisticsError: NaN, infinite values or different lengths.
+    """
+    if fit.reason:
+        return undefined(fit.reason)
+    value, reason = plcc(fit.apply(scores), opinions)
+    if reason:
+        return undefined(f"after the fit {reason}")
+    return Estimate(value if fit.rising else -value)
+
+
+def rmse_fitted(scores: ArrayLike, opinions: ArrayLike, fit: LogisticFit) -> Estimate:
+    """Root mean squared error of the fitted scores, in units of the opinions.
+
+    Args:
+        scores: Scores, higher is better, (N,).
+        opinions: Opinions, higher is better, (N,).
+        fit: From :func:`fit_logistic4` or :func:`fit_logistic5`.
+
+    Returns:
+        Value >= 0; undefined where the fit is.
+
+    Raises:
+        StatisticsError: NaN, infinite values or different lengths.
+    """
+    if fit.reason:
+        return undefined(fit.reason)
+    return rmse(fit.apply(scores), opinions)
+
+
+def _why_no_fit(s: Floats, y: Floats, parameters: int) -> str:
+    if len(s) < parameters:
+        return f"{len(s)} images, {parameters} needed for {parameters} parameters"
+    return why_undefined(scores=s, opinions=y)
+
+
+def _least_squares(
+    function: Callable[[Floats, Floats], Floats], s: Floats, y: Floats, start: Floats
+) -> tuple[Floats, bool]:
+    # Opinions are scaled to a unit span so that the tolerances mean the same on 1..5 and on 0..100.
+    span = float(np.ptp(y))
+
+    def residuals(parameters: Floats) -> Floats:
+        return (function(s, parameters) - y) / span
+
+    result = least_squares(residuals, start, method="lm", x_scale="jac", max_nfev=20_000)
+    return result.x, bool(result.success)
