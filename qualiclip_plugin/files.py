@@ -45,13 +45,8 @@ def _umask() -> int:
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's content as lower-case hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
-
-
-def _sha256(file: IO[bytes]) -> str:
-    # hashlib.file_digest arrived in Python 3.11.
     digest = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
     return digest.hexdigest()

@@ -1,0 +1,73 @@
+"""What makes scoring faster without changing the scores: folded BatchNorm, channels-last memory, autocast."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from open_clip.modified_resnet import Bottleneck, ModifiedResNet
+from timm.layers.norm_act import BatchNormAct2d
+from timm.models._efficientnet_blocks import ConvBnAct, DepthwiseSeparableConv, InvertedResidual
+from timm.models.efficientnet import EfficientNet
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from qualiclip_plugin.errors import ConfigError
+
+PRECISIONS = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""Selectable precisions and the type autocast computes in; fp32 uses no autocast."""
+
+CONV_NORM_PAIRS: dict[type[nn.Module], tuple[tuple[str, str], ...]] = {
+    ModifiedResNet: (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3")),
+    Bottleneck: (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3")),
+    EfficientNet: (("conv_stem", "bn1"), ("conv_head", "bn2")),
+    DepthwiseSeparableConv: (("conv_dw", "bn1"), ("conv_pw", "bn2")),
+    InvertedResidual: (("conv_pw", "bn1"), ("conv_dw", "bn2"), ("conv_pwl", "bn3")),
+    ConvBnAct: (("conv", "bn1"),),
+}
+"""Blocks whose forward pass applies the norm directly to the convolution's output, and the names of both.
+
+A table and not a search: that one module stands after another in a class does not prove that they run in that order.
+"""
+
+
+def fold_batch_norm(module: nn.Module) -> None:
+    """Fold evaluation-mode BatchNorm into the convolution before it, in place, where the block is known.
+
+    The folded network computes the same function up to rounding (about 1e-6) and can no longer be trained.
+    """
+    for block in list(module.modules()):
+        for conv_name, norm_name in CONV_NORM_PAIRS.get(type(block), ()):
+            _fold_pair(block, conv_name, norm_name)
+        if isinstance(block, Bottleneck) and block.downsample is not None:
+            _fold_pair(block.downsample, "0", "1")
+
+
+def _fold_pair(block: nn.Module, conv_name: str, norm_name: str) -> None:
+    conv, norm = getattr(block, conv_name), getattr(block, norm_name)
+    if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
+        return
+    setattr(block, conv_name, fuse_conv_bn_eval(conv.eval(), norm.eval()))
+    # timm's norm layers carry the activation.
+    remainder = norm.act if isinstance(norm, BatchNormAct2d) else nn.Identity()
+    setattr(block, norm_name, remainder)
+
+
+def prepare_for_inference(module: nn.Module) -> nn.Module:
+    """Freeze, fold BatchNorm and lay the weights out channels-last, in place; returns ``module``."""
+    module.eval().requires_grad_(False)
+    fold_batch_norm(module)
+    return module.to(memory_format=torch.channels_last)
+
+
+def check_precision(precision: str) -> str:
+    """Return ``precision`` if it is one of ``PRECISIONS``; raise ``ConfigError`` otherwise."""
+    if precision not in PRECISIONS:
+        raise ConfigError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
+    return precision
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """The autocast context of a precision on a device; fp32 computes in the type of its input."""
+    dtype = PRECISIONS[precision]
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)

@@ -1,0 +1,288 @@
+"""Weight names: what they mean, where their files are, how they are fetched and verified.
+
+A weight is chosen in this order: the explicit argument (a card's name or a path), the environment variable
+``QUALICLIP_WEIGHTS``, the default ``official``. One never stands in for another.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qualiclip_plugin.errors import WeightsError
+from qualiclip_plugin.files import atomic_write, sha256_file
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+if TYPE_CHECKING:
+    from qualiclip_plugin.checkpoint import WeightsFile
+    from qualiclip_plugin.model import QualiCLIP
+
+PACKAGE = Path(__file__).parent
+DEFAULT_WEIGHTS = "official"
+ENVIRONMENT_VARIABLE = "QUALICLIP_WEIGHTS"
+TIMEOUT_SECONDS = (10.0, 60.0)
+"""To connect; between two pieces of a download. A stalled server ends in an error, not in a hang."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is known of one named weight file.
+
+    Attributes:
+        name: The name users give.
+        description: One line.
+        file: File name in the weight cache, or inside the package.
+        format: ``plugin``, ``official``, ``clip`` or ``prompt-learner`` (see ``checkpoint``).
+        licence: Licence of the weights.
+        training_data: What they were trained on.
+        opinion_aware: Whether human opinion scores entered the training.
+        seen: Datasets whose scores the weights have seen.
+        addresses: Where the file can be fetched, tried in order.
+        packaged: The file ships inside this package.
+        backbone: Architecture of formats that do not carry their own.
+        base: Card of the encoder that a prompt learner needs.
+        sha256: Expected hash, where known.
+    """
+
+    name: str
+    description: str
+    file: str
+    format: str
+    licence: str
+    training_data: tuple[str, ...]
+    opinion_aware: bool
+    seen: tuple[str, ...] = ()
+    addresses: tuple[str, ...] = ()
+    packaged: bool = False
+    backbone: str = "RN50"
+    base: str | None = None
+    sha256: str | None = None
+
+    @property
+    def path(self) -> Path:
+        """Where the file is, or would be once fetched."""
+        return (PACKAGE / "assets" if self.packaged else cache_folder()) / self.file
+
+
+@cache
+def load_cards() -> Mapping[str, Card]:
+    """All cards of ``cards.toml`` by name."""
+    with (PACKAGE / "cards.toml").open("rb") as file:
+        table = tomllib.load(file)
+    names = {field.name for field in fields(Card)}
+    cards = {}
+    for name, row in table.items():
+        if unknown := row.keys() - names:
+            raise WeightsError(f"cards.toml: [{name}] has unknown keys {', '.join(sorted(unknown))}")
+        cards[name] = Card(name=name, **{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()})
+    return cards
+
+
+def get_card(name: str) -> Card:
+    """The card of a name.
+
+    Raises:
+        WeightsError: The name is unknown; near names are suggested.
+    """
+    cards = load_cards()
+    if name in cards:
+        return cards[name]
+    near = difflib.get_close_matches(name, cards, n=3)
+    hint = f"; did you mean {', '.join(near)}?" if near else f" (known names: {', '.join(cards)})"
+    raise WeightsError(f"unknown weights {name!r}: neither a known name nor a file{hint}")
+
+
+def cache_folder() -> Path:
+    """pyiqa's weight cache, ``$TORCH_HOME/hub/pyiqa``: files fetched by either are used by both."""
+    home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "torch")
+    return Path(home).expanduser() / "hub" / "pyiqa"
+
+
+def chosen_weights(weights: str | os.PathLike[str] | None) -> str:
+    """Apply the order of choice: the argument, the environment variable, the default."""
+    return os.fspath(weights) if weights else os.environ.get(ENVIRONMENT_VARIABLE) or DEFAULT_WEIGHTS
+
+
+def resolve(weights: str | os.PathLike[str] | None = None) -> Path:
+    """Find the file of a weight name or path, fetching and verifying it where needed.
+
+    Args:
+        weights: A card's name, a path, or ``None`` for the environment variable or the default.
+
+    Raises:
+        WeightsError: The name is unknown, the file cannot be had, or its content is not the expected one.
+    """
+    chosen = chosen_weights(weights)
+    if chosen not in load_cards() and Path(chosen).is_file():
+        return Path(chosen)
+    card = get_card(chosen)
+    return card.path if card.packaged else fetch(card)
+
+
+def fetch(card: Card | str, addresses: Iterable[str] | None = None) -> Path:
+    """Make sure that a card's file is in the cache and verified; download it where it is missing.
+
+    Args:
+        card: The card or its name.
+        addresses: Where to look instead of the card's own addresses.
+
+    Returns:
+        The path of the verified file.
+
+    Raises:
+        WeightsError: No address could serve the file, or its content differs from what is expected.
+    """
+    card = get_card(card) if isinstance(card, str) else card
+    if card.packaged:
+        return card.path
+    if not card.path.exists():
+        _download(card, tuple(addresses or card.addresses))
+    verify(card)
+    return card.path
+
+
+def verify(card: Card) -> None:
+    """Check a cached file against the card's hash or the one recorded when it was first seen.
+
+    Raises:
+        WeightsError: The content has changed; the file is named and left as it is.
+    """
+    record = card.path.with_name(card.path.name + ".sha256")
+    actual = sha256_file(card.path)
+    recorded = record.read_text("ascii").split()[0] if record.exists() else None
+    expected = card.sha256 or recorded
+    if expected is None:
+        _record_hash(record, actual, card.path.name)
+    elif actual != expected:
+        raise WeightsError(
+            f"{card.path} is not the file it should be (sha256 {actual[:16]}..., expected {expected[:16]}...). "
+            f"Delete it and {record.name} to fetch it again."
+        )
+
+
+def _record_hash(record: Path, digest: str, name: str) -> None:
+    try:
+        with atomic_write(record, "w") as file:
+            file.write(f"{digest}  {name}\n")
+    except PermissionError:
+        # A cache that others provide read-only cannot be recorded in; it cannot be altered from here either.
+        return
+
+
+def _download(card: Card, addresses: tuple[str, ...]) -> None:
+    reasons = []
+    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+    for address in () if offline else addresses:
+        try:
+            _download_from(address, card)
+            return
+        except (OSError, WeightsError) as error:
+            reasons.append(f"  {address}: {_reason(error)}")
+    if offline:
+        reasons = ["  HF_HUB_OFFLINE is set, nothing was fetched"]
+    lines = [
+        f"the weights {card.name!r} are not here and could not be fetched:",
+        *reasons,
+        "To provide them yourself, download",
+        *(f"  {address}" for address in addresses),
+        f"and save it as\n  {card.path}",
+        'or use weights="lite" (the metric qualiclip-lite), which ships with this package and works offline.',
+    ]
+    raise WeightsError("\n".join(lines))
+
+
+def _reason(error: Exception) -> str:
+    text = str(error)
+    for known in ("Name or service not known", "Temporary failure in name resolution", "Connection refused"):
+        if known in text:
+            return known
+    return text.splitlines()[0][:160] if text else type(error).__name__
+
+
+def _download_from(address: str, card: Card) -> None:
+    import requests
+    from rich.console import Console
+    from rich.progress import wrap_file
+
+    from qualiclip_plugin.checkpoint import read_weights
+
+    with requests.get(address, stream=True, timeout=TIMEOUT_SECONDS) as response:
+        response.raise_for_status()
+        size = int(response.headers.get("Content-Length", 0))
+        console = Console(stderr=True)
+        with atomic_write(card.path) as file:
+            received = 0
+            source = wrap_file(
+                response.raw, size, description=card.file, console=console, disable=not console.is_terminal
+            )
+            with source as stream:
+                while chunk := stream.read(1 << 20):
+                    file.write(chunk)
+                    received += len(chunk)
+            if size and received != size:
+                raise WeightsError(f"the download ended after {received} of {size} bytes")
+            file.flush()
+            # Verified before it gets its name: an error page must not become a weight file.
+            digest = sha256_file(file.name)
+            if card.sha256 and digest != card.sha256:
+                raise WeightsError(f"sha256 {digest[:16]}... differs from the expected {card.sha256[:16]}...")
+            read_weights(file.name)
+
+
+def load_file(weights: str | os.PathLike[str] | None = None) -> tuple[WeightsFile, Card | None]:
+    """Resolve and read a weight name or path; the card is ``None`` for a plain path."""
+    from qualiclip_plugin.checkpoint import read_weights
+
+    chosen = chosen_weights(weights)
+    path = resolve(chosen)
+    return read_weights(path), load_cards().get(chosen)
+
+
+def load_model(
+    weights: str | os.PathLike[str] | None = None,
+    *,
+    device: str = "cpu",
+    precision: str = "fp32",
+    inference: bool = True,
+    **options: Any,
+) -> QualiCLIP:
+    """Load QualiCLIP from a weight name or path.
+
+    Args:
+        weights: A card's name (``qualiclip weights list``), a path, or ``None`` for the environment variable
+            ``QUALICLIP_WEIGHTS`` or else ``official``.
+        device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda``, ...
+        precision: ``fp32``, ``fp16`` or ``bf16``.
+        inference: Freeze and optimise for scoring; ``False`` gives the plain network for training.
+        **options: ``scale``, ``temperature``, ``backbone``, ``positional_embedding`` of ``checkpoint.build_model``.
+
+    Raises:
+        WeightsError: The weights cannot be had, read or fitted to the architecture.
+    """
+    import torch
+
+    from qualiclip_plugin.checkpoint import build_model, read_weights
+    from qualiclip_plugin.inference import prepare_for_inference
+
+    file, card = load_file(weights)
+    learner = None
+    if card is not None:
+        options.setdefault("backbone", card.backbone)
+        if card.base is not None:
+            file, learner = read_weights(resolve(card.base)), file
+    model = build_model(file, prompt_learner=learner, precision=precision, **options)
+    if inference:
+        prepare_for_inference(model)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(device)
