@@ -6,9 +6,9 @@ Four parameters: VQEG (2003), as in ITU-T P.1401. Five parameters: Sheikh, Sabir
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -29,15 +29,66 @@ Form = Literal["logistic4", "logistic5"]
 
 
 def logistic4(scores: Floats, parameters: Floats) -> Floats:
-    """(b1 - b2) / (1 + exp(-(s - b3) / \\|b4\\|)) + b2 for scores (N,) and parameters (4,)."""
-    b1, b2, b3, b4 = parameters
+    """(b1 - b2) / (1 + exp(-(s - b3) / |b4|)) + b2.
+
+    Args:
+        scores: Scores, (N,).
+        parameters: b1, b2, b3, b4, (4,) or one row per curve (B, 4).
+
+    Returns:
+        Values on the opinion scale, (N,) or (B, N).
+    """
+    b1, b2, b3, b4 = _columns(parameters)
     return (b1 - b2) * expit((scores - b3) / np.abs(b4)) + b2
 
 
-def logistic5(z: Floats, parameters: Floats) -> Floats:
-    """b1 (1/2 - 1 / (1 + exp(b2 (z - b3)))) + b4 z + b5 for z-scored scores (N,) and parameters (5,)."""
-    b1, b2, b3, b4, b5 = parameters
-    return b1 * (expit(b2 * (z - b3)) - 0.5) + b4 * z + b5
+def logistic4_gradient(scores: Floats, parameters: Floats) -> list[Floats]:
+    """Derivatives of :func:`logistic4` by each parameter: four arrays of shape (N,) or (B, N)."""
+    b1, b2, b3, b4 = _columns(parameters)
+    rise = expit((scores - b3) / np.abs(b4))
+    slope = (b2 - b1) * rise * (1 - rise) / np.abs(b4)
+    return [rise, 1 - rise, slope, slope * (scores - b3) / b4]
+
+
+def logistic5(scores: Floats, parameters: Floats) -> Floats:
+    """b1 (1/2 - 1 / (1 + exp(b2 (z - b3)))) + b4 z + b5.
+
+    Args:
+        scores: Z-scored scores, (N,).
+        parameters: b1, b2, b3, b4, b5, (5,) or one row per curve (B, 5).
+
+    Returns:
+        Values on the opinion scale, (N,) or (B, N).
+    """
+    b1, b2, b3, b4, b5 = _columns(parameters)
+    return b1 * (expit(b2 * (scores - b3)) - 0.5) + b4 * scores + b5
+
+
+def logistic5_gradient(scores: Floats, parameters: Floats) -> list[Floats]:
+    """Derivatives of :func:`logistic5` by each parameter: five arrays of shape (N,) or (B, N)."""
+    b1, b2, b3 = _columns(parameters)[:3]
+    rise = expit(b2 * (scores - b3))
+    slope = b1 * rise * (1 - rise)
+    like = np.ones_like(rise)
+    return [rise - 0.5, slope * (scores - b3), -slope * b2, scores * like, like]
+
+
+def _columns(parameters: Floats) -> Floats:
+    # (P,) -> P columns of shape (1,); (B, P) -> P columns of shape (B, 1): both broadcast with (N,).
+    return np.moveaxis(np.asarray(parameters), -1, 0)[..., None]
+
+
+class Curve(NamedTuple):
+    """A function of scores and parameters, and its derivatives."""
+
+    function: Callable[[Floats, Floats], Floats]
+    gradient: Callable[[Floats, Floats], list[Floats]]
+
+
+CURVES: Mapping[Form, Curve] = {
+    "logistic4": Curve(logistic4, logistic4_gradient),
+    "logistic5": Curve(logistic5, logistic5_gradient),
+}
 
 
 @dataclass(frozen=True)
@@ -67,8 +118,13 @@ class LogisticFit:
         s = finite_vector("scores", scores)
         if self.reason:
             return np.full(s.shape, np.nan)
-        function = {"logistic4": logistic4, "logistic5": logistic5}[self.form]
-        return function((s - self.centre) / self.spread, np.asarray(self.parameters))
+        z = (s - self.centre) / self.spread
+        return CURVES[self.form].function(z, np.asarray(self.parameters))
+
+
+def fit_logistic(form: Form, scores: ArrayLike, opinions: ArrayLike) -> LogisticFit:
+    """Fit the named curve: :func:`fit_logistic4` or :func:`fit_logistic5`."""
+    return {"logistic4": fit_logistic4, "logistic5": fit_logistic5}[form](scores, opinions)
 
 
 def fit_logistic4(scores: ArrayLike, opinions: ArrayLike) -> LogisticFit:
@@ -92,7 +148,7 @@ def fit_logistic4(scores: ArrayLike, opinions: ArrayLike) -> LogisticFit:
         return LogisticFit("logistic4", (), reason=reason)
     mean, std = float(s.mean()), float(s.std())
     start = np.array([y.max(), y.min(), 0.0, 0.25])
-    (b1, b2, b3, b4), converged = _least_squares(logistic4, (s - mean) / std, y, start)
+    (b1, b2, b3, b4), converged = _least_squares("logistic4", (s - mean) / std, y, start)
     parameters = (float(b1), float(b2), mean + std * float(b3), std * float(np.abs(b4)))
     return LogisticFit("logistic4", parameters, rising=bool(b1 >= b2), converged=converged)
 
@@ -123,7 +179,7 @@ def fit_logistic5(scores: ArrayLike, opinions: ArrayLike) -> LogisticFit:
         np.array([np.ptp(y), 1.0, 0.0, 0.0, y.mean()]),
         np.array([0.1 * np.ptp(y), 1.0, 0.0, slope, y.mean()]),
     )
-    fits = [_least_squares(logistic5, z, y, start) for start in starts]
+    fits = [_least_squares("logistic5", z, y, start) for start in starts]
     best, converged = min(fits, key=lambda fit: float(np.square(logistic5(z, fit[0]) - y).sum()))
     ends = logistic5(np.array([z.min(), z.max()]), best)
     return LogisticFit(
@@ -181,14 +237,16 @@ def _why_no_fit(s: Floats, y: Floats, parameters: int) -> str:
     return why_undefined(scores=s, opinions=y)
 
 
-def _least_squares(
-    function: Callable[[Floats, Floats], Floats], s: Floats, y: Floats, start: Floats
-) -> tuple[Floats, bool]:
+def _least_squares(form: Form, s: Floats, y: Floats, start: Floats) -> tuple[Floats, bool]:
     # Opinions are scaled to a unit span so that the tolerances mean the same on 1..5 and on 0..100.
     span = float(np.ptp(y))
+    curve = CURVES[form]
 
     def residuals(parameters: Floats) -> Floats:
-        return (function(s, parameters) - y) / span
+        return (curve.function(s, parameters) - y) / span
 
-    result = least_squares(residuals, start, method="lm", x_scale="jac", max_nfev=20_000)
+    def jacobian(parameters: Floats) -> Floats:
+        return np.stack(curve.gradient(s, parameters), axis=1) / span
+
+    result = least_squares(residuals, start, jac=jacobian, method="lm", x_scale="jac", max_nfev=20_000)
     return result.x, bool(result.success)

@@ -82,9 +82,7 @@ class Ladders:
         return np.nan_to_num(self.values, nan=0.0)
 
 
-def ladder_correlations(
-    scores: ArrayLike, levels: ArrayLike, contents: ArrayLike, kinds: ArrayLike
-) -> Ladders:
+def ladder_correlations(scores: ArrayLike, levels: ArrayLike, contents: ArrayLike, kinds: ArrayLike) -> Ladders:
     """Rank correlation between score and severity within each content and distortion type.
 
     A pristine image takes part in a ladder only through a row of its own with that ladder's kind.
@@ -167,9 +165,7 @@ def p_test(scores: ArrayLike, better: ArrayLike, worse: ArrayLike) -> Estimate:
     return Estimate(float(np.mean(q[first] > q[second]))) if len(first) else undefined("no pair")
 
 
-def discriminable_pairs(
-    references: ArrayLike, margin: ArrayLike
-) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def discriminable_pairs(references: ArrayLike, margin: ArrayLike) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """All pairs that every full-reference metric separates by its margin, in the same direction.
 
     Args:
