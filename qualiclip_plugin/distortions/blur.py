@@ -1,0 +1,83 @@
+"""Blur: Gaussian, lens (disk) and motion. Kernels after MATLAB's fspecial, as KADID-10k used it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from qualiclip_plugin.distortions.fields import uniform_field
+from qualiclip_plugin.distortions.filters import correlate, gaussian_filter
+
+_DISK_COLUMNS = 32  # strips per pixel in which the disk's area is integrated
+
+
+def gaussian_blur(images: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
+    """Blur each image with its own Gaussian kernel.
+
+    Args:
+        images: RGB in [0, 1], (N, 3, H, W).
+        strength: Standard deviation in pixels, (N,).
+        noise: Not used.
+
+    Returns:
+        Blurred images in [0, 1], (N, 3, H, W).
+    """
+    return gaussian_filter(images, strength).clamp_(0, 1)
+
+
+def disk_kernel(radius: Tensor) -> Tensor:
+    """The exact shadow of a disk on the pixel grid: every weight is the area of the pixel inside the disk.
+
+    Args:
+        radius: In pixels, (N,).
+
+    Returns:
+        Non-negative kernels that sum to 1, (N, k, k) with k = 2 ceil(max radius) + 1.
+    """
+    reach = math.ceil(float(radius.max()))
+    centre = torch.arange(-reach, reach + 1, dtype=torch.float64)
+    strips = (torch.arange(_DISK_COLUMNS, dtype=torch.float64) + 0.5) / _DISK_COLUMNS - 0.5
+    column = centre[:, None] + strips
+    radius = radius.to("cpu", torch.float64)[:, None, None]
+    half_chord = (radius.square() - column.square()).clamp_min(0).sqrt()[:, None]
+    low, high = (centre - 0.5)[:, None, None], (centre + 0.5)[:, None, None]
+    inside = half_chord.clamp(min=low, max=high) - (-half_chord).clamp(min=low, max=high)
+    kernel = inside.mean(dim=-1)
+    return kernel / kernel.sum(dim=(1, 2), keepdim=True)
+
+
+def lens_blur(images: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
+    """Defocus: average over a disk of ``strength`` pixels radius, (N,). Shapes as in :func:`gaussian_blur`."""
+    return correlate(images, disk_kernel(strength)).clamp_(0, 1)
+
+
+def line_kernel(length: Tensor, angle: Tensor) -> Tensor:
+    """An antialiased line of one pixel's width through the origin.
+
+    Each weight falls linearly from 1 on the line to 0 at one pixel's distance, ends included (fspecial "motion").
+
+    Args:
+        length: In pixels, (N,); 1 is the identity.
+        angle: In radians, counter-clockwise from the horizontal, (N,).
+
+    Returns:
+        Kernels that sum to 1, (N, k, k).
+    """
+    half = ((length.to("cpu", torch.float64) - 1) / 2).clamp_min(0)[:, None, None]
+    angle = angle.to("cpu", torch.float64)[:, None, None]
+    reach = math.ceil(float(half.max())) + 1
+    x = torch.arange(-reach, reach + 1, dtype=torch.float64)
+    y = -x[:, None]
+    along = x * angle.cos() + y * angle.sin()
+    across = y * angle.cos() - x * angle.sin()
+    beyond = (along.abs() - half).clamp_min(0)
+    kernel = (1 - torch.hypot(across, beyond)).clamp_min(0)
+    return kernel / kernel.sum(dim=(1, 2), keepdim=True)
+
+
+def motion_blur(images: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
+    """Shake along a straight line of ``strength`` pixels, (N,), at an angle drawn from the seed."""
+    angle = uniform_field(noise, (1,))[:, 0] * math.pi
+    return correlate(images, line_kernel(strength, angle)).clamp_(0, 1)
