@@ -1,0 +1,93 @@
+"""Command line of the harness: ``iqa-harness run | table | list``. Heavy imports wait until use."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qualiclip_plugin.errors import QualiCLIPError
+
+app = typer.Typer(
+    help="Compare no-reference image quality metrics: resumable, per image, with failures counted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Output = Annotated[Path, typer.Option(help="Results folder; scores already there are not computed again.")]
+Include = Annotated[list[Path] | None, typer.Option(help="Folder with further dataset YAML files.")]
+
+
+@app.command()
+def run(
+    scorer: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME[@option=value,...], module:function or cmd:COMMAND; repeatable."),
+    ] = None,
+    dataset: Annotated[
+        list[str] | None, typer.Option(help="Name, FOLDER or NAME=FOLDER; repeatable. [default: ladders]")
+    ] = None,
+    output: Output = Path("results"),
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16, for the QualiCLIP metrics.")] = "fp32",
+    batch_size: Annotated[int, typer.Option(min=0, help="Most images in a batch; 0: by image size.")] = 0,
+    workers: Annotated[int, typer.Option(min=-1, help="Processes that decode; -1: automatic.")] = -1,
+    include: Include = None,
+    retry_failed: Annotated[bool, typer.Option(help="Score images again that failed before.")] = False,
+    allow_partial: Annotated[bool, typer.Option(help="Accept datasets with missing images, marked.")] = False,
+    quiet: Annotated[bool, typer.Option(help="No progress on standard error.")] = False,
+    json_log: Annotated[bool, typer.Option(help="Progress as JSON lines on standard error.")] = False,
+) -> None:
+    """Score every dataset with every scorer, as far as not done before, and print the leaderboard."""
+    from harness.runner import RunRequest, run_all
+
+    request = RunRequest(
+        scorers=tuple(scorer or ()),
+        datasets=tuple(dataset or ()),
+        output=output,
+        device=device,
+        precision=precision,
+        batch_size=batch_size,
+        workers=workers,
+        include=tuple(include or ()),
+        retry_failed=retry_failed,
+        allow_partial=allow_partial,
+    )
+    from harness.progress import reporter
+
+    typer.echo(run_all(request, reporter(quiet=quiet, json_log=json_log)))
+
+
+@app.command()
+def table(output: Output = Path("results")) -> None:
+    """Rebuild leaderboard.csv and leaderboard.md from the stored results and print the table."""
+    from harness.leaderboard import to_markdown, write_tables
+    from harness.store import Store
+
+    store = Store(output)
+    typer.echo(to_markdown(write_tables(store), store.cells()))
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str, typer.Argument(help="datasets or scorers")] = "datasets", include: Include = None
+) -> None:
+    """Print what is known by name."""
+    from harness.listing import dataset_table, scorer_table
+
+    tables = {"datasets": lambda: dataset_table(include or ()), "scorers": scorer_table}
+    if what not in tables:
+        raise QualiCLIPError(f"list what? datasets or scorers, not {what!r}")
+    typer.echo(tables[what]())
+
+
+def main() -> None:
+    """Entry point: declared errors become one line on standard error and exit code 2."""
+    try:
+        app()
+    except QualiCLIPError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)

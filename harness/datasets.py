@@ -1,0 +1,173 @@
+"""From a specification to images and their labels, through Hugging Face ``datasets``.
+
+Images stay undecoded bytes: they are hashed, and read by :func:`qualiclip_plugin.images.read_image`, whose
+handling of rotation is declared, while ``datasets`` would apply it without being asked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.metadata import MIN_IMAGES, check_metadata, find_metadata, local_spec
+from harness.specs import DatasetSpec, catalogue, find_spec
+from qualiclip_plugin.errors import DatasetError
+
+if TYPE_CHECKING:
+    import datasets
+    import pandas as pd
+
+LABELS = ("file_name", "opinion", "std", "reference", "distortion", "level", "split")
+"""Columns of every opened dataset; those it lacks are empty."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """An opened dataset.
+
+    Attributes:
+        spec: Where it comes from.
+        table: One row per image: the columns of ``LABELS`` and ``image_hash`` (SHA-256 of the file's bytes).
+        rows: The undecoded images, in the order of the table; column ``image``.
+        complete: Whether it has as many images as the specification declares.
+    """
+
+    spec: DatasetSpec
+    table: pd.DataFrame
+    rows: datasets.Dataset
+    complete: bool = True
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How bytes become pixels; part of what a score is stored under."""
+        return {"exif_applied": self.spec.exif, "background": "white", "shorter_side": self.spec.resize or "native"}
+
+    @property
+    def labels_hash(self) -> str:
+        """SHA-256 of file names and labels: changes when a figure may change without any new score."""
+        text = self.table.sort_values("file_name").to_csv(index=False, float_format="%.17g")
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def open_dataset(
+    name: str, specs: Mapping[str, DatasetSpec] | None = None, *, allow_partial: bool = False
+) -> ImageSet:
+    """Open a dataset by name, or a local folder.
+
+    Args:
+        name: Name of a specification, a folder, or ``NAME=FOLDER`` to name a folder in tables.
+        specs: Known specifications; none: those that ship.
+        allow_partial: Accept another number of images than declared; the result is marked.
+
+    Raises:
+        DatasetError: Unknown, not to be had, or invalid; the message names the row.
+    """
+    specs = catalogue() if specs is None else specs
+    label, _, folder = name.rpartition("=")
+    if folder not in specs and Path(folder).is_dir():
+        spec = local_spec(Path(folder), label)
+    else:
+        spec = find_spec(name, specs)
+    return open_spec(spec, allow_partial=allow_partial)
+
+
+def open_spec(spec: DatasetSpec, *, allow_partial: bool = False) -> ImageSet:
+    """Open the dataset that a specification describes; see :func:`open_dataset`."""
+    if spec.generated:
+        from harness.ladders import generate
+
+        labels, rows = load_folder(generate(spec), spec)
+    elif spec.folder:
+        labels, rows = load_folder(Path(spec.folder), spec)
+    else:
+        raise DatasetError(f"{spec.name}: this source is not supported")
+    if spec.subset:
+        kept = [index for index, split in enumerate(labels["split"]) if split == spec.subset]
+        labels, rows = labels.iloc[kept].reset_index(drop=True), rows.select(kept)
+    if len(labels) < MIN_IMAGES:
+        raise DatasetError(f"{spec.name}: {len(labels)} images, at least {MIN_IMAGES} are needed")
+    complete = spec.images in (0, len(labels))
+    if not complete and not allow_partial:
+        raise DatasetError(
+            f"{spec.name}: {len(labels)} images found, {spec.images} declared; --allow-partial goes on all the same"
+        )
+    with ThreadPoolExecutor(4) as pool:
+        labels["image_hash"] = list(pool.map(lambda index: _hash(rows[index]["image"]), range(len(rows))))
+    return ImageSet(spec, labels, rows, complete)
+
+
+def load_folder(folder: Path, spec: DatasetSpec) -> tuple[pd.DataFrame, datasets.Dataset]:
+    """Check a folder's metadata and load it as an ``imagefolder`` with undecoded images.
+
+    Returns:
+        Labels with the columns ``LABELS``, and the images in the same order, column ``image``.
+
+    Raises:
+        DatasetError: See :func:`harness.metadata.check_metadata`.
+    """
+    import datasets
+
+    checked = check_metadata(find_metadata(folder), spec)
+    with _without_progress():
+        try:
+            files = {"rows": str(folder.resolve() / "**")}
+            rows = datasets.load_dataset("imagefolder", data_files=files, split="rows")
+        except Exception as error:
+            raise DatasetError(f"{folder}: `datasets` cannot load it: {error}") from error
+    rows = rows.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
+    labels = label_table(checked, spec)
+    for name, path in zip(labels["file_name"], _paths(rows), strict=True):
+        if not Path(path).match(name):
+            raise DatasetError(f"{folder}: `datasets` gives {path} where the metadata has {name}")
+    return labels, rows
+
+
+def label_table(rows: Sequence[Mapping[str, Any]], spec: DatasetSpec) -> pd.DataFrame:
+    """Labels of checked rows under the names of ``LABELS``; what the dataset lacks is empty.
+
+    Returns:
+        ``opinion`` and ``std`` float64 (NaN where there are none), ``level`` nullable integer, the others text.
+    """
+    import pandas as pd
+
+    columns = {**vars(spec.columns), "file_name": spec.columns.image}
+    table = pd.DataFrame({label: [row.get(columns[label]) for row in rows] for label in LABELS})
+    for label in ("opinion", "std"):
+        table[label] = pd.to_numeric(table[label]).astype("float64")
+    table["level"] = pd.to_numeric(table["level"]).astype("Int64")
+    text = [label for label in LABELS if label not in ("opinion", "std", "level")]
+    return table.assign(**{label: table[label].fillna("").astype(str) for label in text})
+
+
+def image_bytes(image: Mapping[str, Any]) -> bytes:
+    """Content of an undecoded image of ``datasets``: ``{"bytes": ..., "path": ...}``."""
+    return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+
+
+def _hash(image: Mapping[str, Any]) -> str:
+    return hashlib.sha256(image_bytes(image)).hexdigest()
+
+
+def _paths(rows: datasets.Dataset) -> list[str]:
+    return rows.data.column("image").combine_chunks().field("path").to_pylist()
+
+
+@contextmanager
+def _without_progress() -> Iterator[None]:
+    import datasets
+
+    shown = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not shown:
+            datasets.enable_progress_bars()

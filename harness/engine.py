@@ -1,0 +1,265 @@
+"""Score what is missing, store it as it comes, and sum up one cell."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, Protocol
+
+from harness.datasets import ImageSet
+from harness.figures import cell_figures, join_scores
+from harness.loading import Decoded, batches, decoded
+from harness.scorers import Scorer, reading_code
+from harness.store import SCHEMA_VERSION, ScoreKey, Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WRITE_EVERY_SECONDS = 20.0
+RECORDED_PACKAGES = ("qualiclip-plugin", "pyiqa", "torch", "numpy", "Pillow", "scipy", "datasets", "scikit-image")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run; none of it changes a score.
+
+    Attributes:
+        batch_pixels: Most pixels in one batch; 0: by device.
+        batch_size: Most images in one batch; 0: by ``batch_pixels`` alone.
+        workers: Processes that decode; 0: a thread.
+        retry_failed: Score images again that failed before.
+    """
+
+    batch_pixels: int = 0
+    batch_size: int = 0
+    workers: int = 0
+    retry_failed: bool = False
+
+
+class Reporter(Protocol):
+    """Who is told how a run proceeds."""
+
+    def start(self, scorer: str, dataset: str, total: int, done: int) -> None: ...
+
+    def advance(self, images: int) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+class Silent:
+    """A reporter that says nothing."""
+
+    def start(self, scorer: str, dataset: str, total: int, done: int) -> None: ...
+
+    def advance(self, images: int) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+def score_key(scorer: Scorer, images: ImageSet) -> ScoreKey:
+    """Under what the scores of a scorer on a dataset are stored."""
+    reading = {**images.reading, "code": reading_code(), "Pillow": metadata.version("Pillow")}
+    return ScoreKey(scorer.name, images.spec.key, {"scorer": dict(scorer.identity), "reading": reading})
+
+
+def evaluate(
+    scorer: Scorer,
+    images: ImageSet,
+    store: Store,
+    options: Options = Options(),
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
+    """Score the images that have no stored score, then write and return the cell.
+
+    Raises:
+        StoreError: The results folder cannot be written or read.
+    """
+    reporter = reporter or Silent()
+    key = score_key(scorer, images)
+    missing = missing_images(images.table, store.scores(key), options.retry_failed)
+    reporter.start(scorer.name, images.spec.name, len(images.table), len(images.table) - len(missing))
+    try:
+        score_missing(scorer, images, missing, store, key, options, reporter)
+    finally:
+        reporter.finish()
+    store.merge(key)
+    store.write_labels(images.spec.key, images.table)
+    cell = summarise(scorer, images, key, store.scores(key))
+    store.write_json(store.cell_path(scorer.name, images.spec.name), cell)
+    return cell
+
+
+def missing_images(labels: pd.DataFrame, scores: pd.DataFrame, retry_failed: bool) -> list[int]:
+    """Positions of the images to score: one per content that has no stored score."""
+    known = scores[scores["error"] == ""] if retry_failed else scores
+    fresh = ~labels["image_hash"].isin(known["image_hash"]) & ~labels["image_hash"].duplicated()
+    return [int(index) for index in fresh.to_numpy().nonzero()[0]]
+
+
+def score_missing(
+    scorer: Scorer,
+    images: ImageSet,
+    missing: Sequence[int],
+    store: Store,
+    key: ScoreKey,
+    options: Options,
+    reporter: Reporter,
+) -> None:
+    """Decode, score and store the images at the positions ``missing``; at most some seconds are unwritten."""
+    if not missing:
+        return
+    hashes = images.table["image_hash"]
+    limit = BatchLimit(options, scorer)
+    pending: list[dict[str, Any]] = []
+    written = time.monotonic()
+    try:
+        for batch in batches(decoded(images, missing, options.workers), limit.fits):
+            for row in score_batch(scorer, batch, limit, reporter):
+                pending.append({**row, "image_hash": hashes.iloc[row.pop("index")], "device": scorer.device})
+            reporter.advance(len(batch))
+            if time.monotonic() - written > WRITE_EVERY_SECONDS:
+                store.append(key, pending)
+                pending, written = [], time.monotonic()
+    finally:
+        store.append(key, pending)
+
+
+class BatchLimit:
+    """How many images of a size go together; shrinks when memory runs out."""
+
+    def __init__(self, options: Options, scorer: Scorer) -> None:
+        on_gpu = "CUDA" in scorer.device
+        self.pixels = options.batch_pixels or (16_000_000 if on_gpu else 1_000_000)
+        self.images = (options.batch_size or 256) if scorer.batches else 1
+
+    def fits(self, count: int, height: int, width: int) -> bool:
+        """Whether ``count`` images of this size are one batch."""
+        return count == 1 or (count <= self.images and count * height * width <= self.pixels)
+
+    def shrink(self, count: int, height: int, width: int) -> None:
+        """From now on at most half of ``count`` images of this size."""
+        self.pixels = min(self.pixels, max(1, count // 2) * height * width)
+
+
+def score_batch(
+    scorer: Scorer, batch: Sequence[Decoded], limit: BatchLimit, reporter: Reporter
+) -> Iterator[dict[str, Any]]:
+    """Score images of one size; where that fails, in smaller parts, until the image at fault is found.
+
+    Yields:
+        One row per image: ``index``, ``score``, ``error``, ``seconds``, ``height``, ``width``, ``finished``.
+    """
+    if batch[0].pixels is None:
+        yield from (_row(item, math.nan, item.error, 0.0) for item in batch)
+        return
+    started = time.perf_counter()
+    try:
+        scores = run(scorer, batch)
+    except Exception as error:
+        if len(batch) > 1:
+            half = len(batch) // 2
+            if out_of_memory(error):
+                height, width = batch[0].pixels.shape[1:]
+                limit.shrink(len(batch), height, width)
+                reporter.note(f"{scorer.name}: out of memory with {len(batch)} images of {width}x{height}; halved")
+            for part in (batch[:half], batch[half:]):
+                yield from score_batch(scorer, part, limit, reporter)
+            return
+        yield _row(batch[0], math.nan, f"{type(error).__name__}: {error}".strip()[:500], 0.0)
+        return
+    seconds = (time.perf_counter() - started) / len(batch)
+    for item, score in zip(batch, scores, strict=True):
+        reason = "" if math.isfinite(score) else f"the score is {score}"
+        yield _row(item, score if not reason else math.nan, reason, seconds)
+
+
+def run(scorer: Scorer, batch: Sequence[Decoded]) -> list[float]:
+    """Scores of decoded images of one size.
+
+    Raises:
+        ValueError: The scorer does not give one number per image.
+    """
+    import torch
+
+    from qualiclip_plugin.images import to_float
+
+    images = to_float(torch.stack([torch.from_numpy(item.pixels) for item in batch]))
+    scores = torch.as_tensor(scorer.score(images), dtype=torch.float64).detach().cpu().flatten()
+    if len(scores) != len(batch):
+        raise ValueError(f"{len(scores)} scores for {len(batch)} images")
+    return [float(score) for score in scores]
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out."""
+    return isinstance(error, MemoryError) or "out of memory" in str(error).lower()
+
+
+def summarise(scorer: Scorer, images: ImageSet, key: ScoreKey, scores: pd.DataFrame) -> dict[str, Any]:
+    """The JSON of one cell, from stored scores alone."""
+    spec = images.spec
+    rows = join_scores(images.table, scores)
+    failed = rows[rows["error"] != ""]
+    opinion_lower_better = bool(spec.opinion and spec.opinion.lower_better)
+    used = rows.drop_duplicates("image_hash")
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "status": "failed images" if len(failed) else "complete" if images.complete else "partial dataset",
+        "scorer": {
+            "name": scorer.name,
+            "lower_better": scorer.lower_better,
+            "fingerprint": key.fingerprint,
+            "identity": dict(scorer.identity),
+            "parameters": scorer.parameters,
+            **asdict(scorer.facts),
+        },
+        "dataset": {
+            "name": spec.name,
+            "version": spec.version,
+            "images": len(images),
+            "images_declared": spec.images or None,
+            "labels_hash": images.labels_hash,
+            "opinion": {"kind": spec.opinion.kind, "lower_better": opinion_lower_better} if spec.opinion else None,
+            "reading": images.reading,
+            "seen_by": list(spec.seen_by),
+        },
+        "date": max(used["finished"].dropna(), default=""),
+        "device": sorted(set(used["device"].dropna())),
+        "seconds": round(float(used["seconds"].sum()), 3),
+        "versions": {package: metadata.version(package) for package in RECORDED_PACKAGES},
+        "failures": [{"file_name": row.file_name, "error": row.error} for row in failed.itertuples()],
+        **cell_figures(rows, lower_better=scorer.lower_better, opinion_lower_better=opinion_lower_better),
+    }
+
+
+def unavailable_cell(name: str, dataset: str, reason: str) -> dict[str, Any]:
+    """The cell of a scorer that could not start."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "status": "unavailable",
+        "reason": reason,
+        "scorer": {"name": name},
+        "dataset": {"name": dataset},
+        "subsets": {},
+        "failures": [],
+    }
+
+
+def _row(item: Decoded, score: float, error: str, seconds: float) -> dict[str, Any]:
+    return {
+        "index": item.index,
+        "score": score,
+        "error": error,
+        "seconds": seconds,
+        "height": 0 if item.pixels is None else item.pixels.shape[1],
+        "width": 0 if item.pixels is None else item.pixels.shape[2],
+        "finished": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+    }

@@ -1,0 +1,83 @@
+"""A whole run: open every dataset, start each scorer once, fill the cells, write the tables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.datasets import ImageSet, open_dataset
+from harness.engine import Options, Reporter, evaluate, unavailable_cell
+from harness.leaderboard import table, to_markdown, write_tables
+from harness.scorers import DEFAULT_SCORERS, ScorerError, create_scorer, pick_device
+from harness.specs import catalogue
+from harness.store import Store
+
+DEFAULT_DATASETS = ("ladders",)
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What to run; see ``iqa-harness run --help``."""
+
+    scorers: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()
+    output: Path = Path("results")
+    device: str = "auto"
+    precision: str = "fp32"
+    batch_size: int = 0
+    workers: int = -1
+    include: tuple[Path, ...] = ()
+    retry_failed: bool = False
+    allow_partial: bool = False
+
+
+def run_all(request: RunRequest, reporter: Reporter) -> str:
+    """Run and return the leaderboard of what was asked for, as Markdown.
+
+    Raises:
+        QualiCLIPError: A dataset is invalid (found before anything is scored), or the output not writable.
+    """
+    specs = catalogue(request.include)
+    names = dict.fromkeys(request.datasets or DEFAULT_DATASETS)
+    opened = [open_dataset(name, specs, allow_partial=request.allow_partial) for name in names]
+    store = Store(request.output)
+    cells = []
+    for name in dict.fromkeys(request.scorers or DEFAULT_SCORERS):
+        cells.extend(_run_scorer(name, opened, store, request, reporter))
+    write_tables(store)
+    return to_markdown(table(cells), cells)
+
+
+def _run_scorer(
+    name: str, opened: list[ImageSet], store: Store, request: RunRequest, reporter: Reporter
+) -> list[Mapping[str, object]]:
+    try:
+        scorer = create_scorer(name, device=request.device, precision=request.precision)
+    except ScorerError as error:
+        reporter.note(f"{name} cannot start: {error}")
+        return [_unavailable(name, images, store, str(error)) for images in opened]
+    options = Options(
+        batch_size=request.batch_size,
+        workers=_workers(request),
+        retry_failed=request.retry_failed,
+    )
+    return [evaluate(scorer, images, store, options, reporter) for images in opened]
+
+
+def _unavailable(name: str, images: ImageSet, store: Store, reason: str) -> dict[str, object]:
+    cell = unavailable_cell(name, images.spec.name, reason)
+    path = store.cell_path(name, images.spec.name)
+    # A table measured where the scorer could start is worth more than the reason why it cannot start here.
+    known = store.read_cell(path) if path.exists() else None
+    if known is None or not known["subsets"]:
+        store.write_json(path, cell)
+    return cell
+
+
+def _workers(request: RunRequest) -> int:
+    if request.workers >= 0:
+        return request.workers
+    # On a CPU the scorer needs every core; a thread decodes fast enough beside it.
+    return min(8, (os.cpu_count() or 2) - 1) if pick_device(request.device).startswith("cuda") else 0

@@ -1,0 +1,316 @@
+"""What is compared: anything that turns images into one number each, with a declared direction.
+
+A name is ``NAME[@option=value,...]`` where NAME is a QualiCLIP metric of this project, any no-reference
+metric of pyiqa, ``module:function`` or ``cmd:COMMAND``. A scorer is identified by everything that may change
+its numbers, so that stored scores of two versions never mix.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import csv
+import difflib
+import hashlib
+import io
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from qualiclip_plugin.errors import QualiCLIPError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+DEFAULT_SCORERS = ("qualiclip-lite", "piqe", "entropy", "niqe", "clipiqa", "qualiclip")
+OURS = {"qualiclip": "official", "qualiclip-lite": "lite", "qualiclip-clip": "clip"}
+"""This project's metrics: the weight name that each one loads."""
+
+NOT_PER_IMAGE = frozenset({"fid", "sfid", "fid_dinov2", "inception_score"})
+"""Metrics that pyiqa counts as no-reference but that score a set of images as a whole."""
+
+_PACKAGE = Path(__file__).parent.parent / "qualiclip_plugin"
+_READING_CODE = ("images.py",)
+_MODEL_CODE = ("attention_pool.py", "backbones.py", "checkpoint.py", "inference.py", "model.py", "prompts.py")
+
+
+class ScorerError(QualiCLIPError):
+    """A scorer is unknown, or cannot start here."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a scorer without starting it.
+
+    Attributes:
+        opinion_aware: Whether human opinion scores entered its training; none where unknown.
+        trained_on: Datasets whose opinions it has seen; ``?`` where not all are known.
+        licence: Terms of the weights, where known.
+    """
+
+    opinion_aware: bool | None = None
+    trained_on: tuple[str, ...] = ()
+    licence: str = ""
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A scorer that has started.
+
+    Attributes:
+        name: As asked for, options included.
+        lower_better: Its declared direction.
+        score: Images (N, 3, H, W), RGB in [0, 1], to scores (N,).
+        identity: Everything that may change a score.
+        device: Where it runs, in words.
+        facts: What is known of its training.
+        parameters: Number of parameters; none where unknown.
+        batches: Whether it accepts several images at once.
+    """
+
+    name: str
+    lower_better: bool
+    score: Callable[[Tensor], Tensor]
+    identity: Mapping[str, Any]
+    device: str = "cpu"
+    facts: Facts = field(default_factory=Facts)
+    parameters: int | None = None
+    batches: bool = True
+
+
+def create_scorer(name: str, *, device: str = "auto", precision: str = "fp32") -> Scorer:
+    """Start a scorer.
+
+    Args:
+        name: ``NAME[@option=value,...]``.
+        device: ``auto``, ``cpu``, ``cuda``, ...
+        precision: ``fp32``, ``fp16`` or ``bf16``; the QualiCLIP metrics only.
+
+    Raises:
+        ScorerError: Unknown name or option, weights that cannot be had, a missing dependency: the reason.
+    """
+    base, options = parse_name(name)
+    chosen = pick_device(device)
+    try:
+        with _silent():
+            if base in OURS or base.startswith("qualiclip+"):
+                return _ours(name, base, options, chosen, precision)
+            if ":" in base:
+                return _callable(name, base, options, chosen)
+            return _pyiqa(name, base, options, chosen)
+    except ScorerError:
+        raise
+    except QualiCLIPError as error:
+        raise ScorerError(str(error)) from error
+    except Exception as error:
+        raise ScorerError(f"{type(error).__name__}: {error}") from error
+
+
+def parse_name(name: str) -> tuple[str, dict[str, Any]]:
+    """Split ``NAME@option=value,...`` into the name and its options; values are read as YAML scalars.
+
+    Raises:
+        ScorerError: An option without ``=``.
+    """
+    base, _, text = name.partition("@")
+    options = {}
+    for item in filter(None, text.split(",")):
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise ScorerError(f"{name}: {item!r} is not option=value")
+        options[key.strip()] = yaml.safe_load(value)
+    return base, options
+
+
+def facts(name: str) -> Facts:
+    """What is known of a scorer's training, from its card or from ``scorers.csv``."""
+    base, options = parse_name(name)
+    if base in OURS or base.startswith("qualiclip+"):
+        from qualiclip_plugin.weights import load_cards
+
+        card = load_cards().get(str(options.get("weights", OURS.get(base, base))))
+        return Facts(card.opinion_aware, card.seen, card.licence) if card else Facts()
+    return _facts_table().get(base, Facts())
+
+
+def known_scorers() -> Mapping[str, Facts]:
+    """Every scorer known by name: ours and pyiqa's no-reference metrics."""
+    return {name: facts(name) for name in sorted({*OURS, *_pyiqa_names()})}
+
+
+def pick_device(device: str) -> str:
+    """``auto`` becomes a GPU where there is one, else the CPU."""
+    import torch
+
+    return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def device_name(device: str) -> str:
+    """A device in words, for the record."""
+    import platform
+
+    import torch
+
+    if device.startswith("cuda"):
+        return f"{torch.cuda.get_device_name(device)} (CUDA {torch.version.cuda})"
+    return f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def reading_code() -> str:
+    """Fingerprint of the code that turns bytes into pixels."""
+    return code_hash(_PACKAGE / name for name in _READING_CODE)
+
+
+def code_hash(paths: Iterable[Path]) -> str:
+    """SHA-256 over Python sources; comments, docstrings and layout do not count."""
+    digest = hashlib.sha256()
+    for path in paths:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list) and body and _is_docstring(body[0]):
+                body[0] = ast.Pass()
+        digest.update(ast.dump(tree).encode())
+    return digest.hexdigest()[:16]
+
+
+def weights_hash(network: nn.Module) -> str:
+    """SHA-256 over all tensors and arrays that a network holds, registered or not."""
+    import numpy as np
+    import torch
+
+    digest = hashlib.sha256()
+    for prefix, module in network.named_modules():
+        held = {**module._parameters, **module._buffers, **vars(module)}
+        for name in sorted(held):
+            value = held[name]
+            if isinstance(value, torch.Tensor):
+                value = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+            if isinstance(value, np.ndarray):
+                digest.update(f"{prefix}.{name}".encode())
+                digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _ours(name: str, base: str, options: dict[str, Any], device: str, precision: str) -> Scorer:
+    from qualiclip_plugin.weights import load_model
+
+    settings = {"weights": OURS.get(base, base), "precision": precision, **options}
+    model = load_model(device=device, **settings)
+    weights = settings.pop("weights")
+    identity = {
+        "metric": base,
+        "options": {**settings, "weights": Path(str(weights)).name},
+        "code": code_hash(_PACKAGE / file for file in _MODEL_CODE),
+        "weights": weights_hash(model),
+        "device": device.split(":", maxsplit=1)[0],
+        **_versions("torch", "open_clip_torch", "timm"),
+    }
+    return Scorer(
+        name=name,
+        lower_better=False,
+        score=lambda images: _no_grad(model, images.to(device)),
+        identity=identity,
+        device=device_name(device),
+        facts=facts(name),
+        parameters=sum(tensor.numel() for tensor in model.parameters()),
+    )
+
+
+def _pyiqa(name: str, base: str, options: dict[str, Any], device: str) -> Scorer:
+    import pyiqa
+
+    if base not in _pyiqa_names():
+        near = difflib.get_close_matches(base, known_scorers(), n=3, cutoff=0.4)
+        hint = f"; did you mean {', '.join(near)}?" if near else "; `iqa-harness list scorers` prints all"
+        raise ScorerError(f"no scorer named {base!r}{hint}")
+    metric = pyiqa.create_metric(base, device=device, **options)
+    identity = {
+        "metric": base,
+        "options": options,
+        "weights": weights_hash(metric.net),
+        "device": device.split(":", maxsplit=1)[0],
+        **_versions("pyiqa", "torch"),
+    }
+    return Scorer(
+        name=name,
+        lower_better=bool(metric.lower_better),
+        score=lambda images: _no_grad(metric, images.to(device)),
+        identity=identity,
+        device=device_name(device),
+        facts=facts(name),
+        parameters=sum(tensor.numel() for tensor in metric.net.parameters()),
+    )
+
+
+def _callable(name: str, base: str, options: dict[str, Any], device: str) -> Scorer:
+    module_name, _, function_name = base.partition(":")
+    module = import_module(module_name)
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise ScorerError(f"{module_name} has no function {function_name!r}")
+    direction = options.pop("lower_better", getattr(function, "lower_better", None))
+    if not isinstance(direction, bool):
+        raise ScorerError(f"{name}: declare its direction: {base}@lower_better=true or false")
+    source = getattr(module, "__file__", None)
+    identity = {
+        "callable": base,
+        "options": options,
+        "code": code_hash([Path(source)]) if source else "",
+        "device": device.split(":", maxsplit=1)[0],
+        **_versions("torch"),
+    }
+    return Scorer(
+        name=name,
+        lower_better=direction,
+        score=lambda images: function(images.to(device), **options),
+        identity=identity,
+        device=device_name(device),
+    )
+
+
+def _no_grad(network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    import torch
+
+    # Metrics that crop at random then give one image the same score in every run.
+    torch.manual_seed(0)
+    with torch.no_grad():
+        return network(images)
+
+
+@cache
+def _pyiqa_names() -> frozenset[str]:
+    from pyiqa.default_model_configs import DEFAULT_CONFIGS
+
+    named = {name for name, row in DEFAULT_CONFIGS.items() if row.get("metric_mode") == "NR"}
+    return frozenset(named - NOT_PER_IMAGE)
+
+
+@cache
+def _facts_table() -> Mapping[str, Facts]:
+    known = {"yes": True, "no": False}
+    with (Path(__file__).parent / "scorers.csv").open(encoding="utf-8", newline="") as file:
+        return {
+            row["name"]: Facts(known.get(row["opinion_aware"]), tuple(row["trained_on"].split()), row["licence"])
+            for row in csv.DictReader(file)
+        }
+
+
+def _versions(*packages: str) -> dict[str, str]:
+    return {package: metadata.version(package) for package in packages}
+
+
+def _is_docstring(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    # pyiqa prints where it loads weights from; standard output belongs to the table.
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield

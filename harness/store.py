@@ -1,0 +1,240 @@
+"""Per-image scores on disk: append-only Parquet parts that survive a kill and several writers at once.
+
+``scores/<scorer>/<dataset>@<version>/<fingerprint>/part-<unique>.parquet``. A part is written to a temporary
+file and moved into place, and no writer ever touches another writer's temporary file, so that a reader sees
+whole parts only. Rows are keyed by the image's content; of two rows for one image the earlier success wins.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qualiclip_plugin.errors import QualiCLIPError
+from qualiclip_plugin.files import atomic_write
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA_VERSION = 1
+DTYPES = {
+    "image_hash": "str",
+    "score": "float64",
+    "error": "str",
+    "seconds": "float64",
+    "height": "int32",
+    "width": "int32",
+    "finished": "str",
+    "device": "str",
+}
+_TRIES = 5
+
+
+class StoreError(QualiCLIPError):
+    """The results folder cannot be written, or holds results that cannot be used."""
+
+
+@dataclass(frozen=True)
+class ScoreKey:
+    """What makes two scores of one image the same measurement.
+
+    Attributes:
+        scorer: Name, for the folder.
+        dataset: Name and version, for the folder.
+        identity: Everything that may change a score: code, weights, options, versions, how images are read.
+    """
+
+    scorer: str
+    dataset: str
+    identity: Mapping[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the identity and the dataset's version."""
+        text = json.dumps([self.dataset, self.identity], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Store:
+    """The results folder.
+
+    Args:
+        root: Created on the first write.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root)
+
+    def scores(self, key: ScoreKey) -> pd.DataFrame:
+        """All stored scores under a key, one row per image content, in the order of its hash.
+
+        Raises:
+            StoreError: A part has another schema version or belongs to another fingerprint.
+        """
+        import pandas as pd
+
+        for _ in range(_TRIES):
+            try:
+                parts = [_read_part(path, key) for path in self._parts(key)]
+                break
+            except FileNotFoundError:
+                # Another run has just merged the parts that were listed.
+                continue
+        else:
+            raise StoreError(f"{self._folder(key)}: changes faster than it can be read")
+        rows = pd.concat(parts) if parts else pd.DataFrame({name: [] for name in DTYPES}).astype(DTYPES)
+        failed = rows["error"] != ""
+        rows = rows.assign(failed=failed).sort_values(["image_hash", "failed", "finished", "score"], kind="stable")
+        return rows.drop_duplicates("image_hash").drop(columns="failed").reset_index(drop=True)
+
+    def append(self, key: ScoreKey, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write rows (the keys of ``DTYPES``) as one new part.
+
+        Raises:
+            StoreError: The folder is read-only or the disk full; what was stored before is untouched.
+        """
+        if rows:
+            self._write_part(key, _frame(rows))
+
+    def merge(self, key: ScoreKey) -> None:
+        """Replace all parts by one with the same rows; safe beside other readers and writers.
+
+        Raises:
+            StoreError: See :meth:`append`.
+        """
+        old = self._parts(key)
+        if len(old) < 2:
+            return
+        merged = self._write_part(key, self.scores(key)[list(DTYPES)])
+        for path in old:
+            if path != merged:
+                path.unlink(missing_ok=True)
+
+    def write_json(self, path: Path, content: Mapping[str, Any]) -> None:
+        """Write a JSON file under the root in one step.
+
+        Raises:
+            StoreError: See :meth:`append`.
+        """
+        with _DiskErrors(path), atomic_write(path, "w") as file:
+            json.dump(content, file, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
+            file.write("\n")
+
+    def write_text(self, path: Path, text: str) -> None:
+        """Write a text file in one step; see :meth:`write_json`."""
+        with _DiskErrors(path), atomic_write(path, "w") as file:
+            file.write(text)
+
+    def write_labels(self, dataset: str, table: pd.DataFrame) -> None:
+        """Keep the labels beside the scores, so that reports need no images.
+
+        Raises:
+            StoreError: See :meth:`append`.
+        """
+        path = self.labels_path(dataset)
+        with _DiskErrors(path), atomic_write(path) as file:
+            table.to_parquet(file, index=False)
+
+    def labels_path(self, dataset: str) -> Path:
+        """Parquet file with the labels of a dataset, given as name and version."""
+        return self.root / "datasets" / f"{slug(dataset)}.parquet"
+
+    def cell_path(self, scorer: str, dataset: str) -> Path:
+        """JSON file of a scorer on a dataset, both given by name."""
+        return self.root / "cells" / slug(scorer) / f"{slug(dataset)}.json"
+
+    def cells(self) -> list[dict[str, Any]]:
+        """All cells, in the order of their paths.
+
+        Raises:
+            StoreError: See :meth:`read_cell`.
+        """
+        return [self.read_cell(path) for path in sorted((self.root / "cells").glob("*/*.json"))]
+
+    def read_cell(self, path: Path) -> dict[str, Any]:
+        """One cell.
+
+        Raises:
+            StoreError: It is not JSON or has another schema version.
+        """
+        try:
+            cell: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            version = cell["schema_version"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{path}: not a result of this harness: {error}") from error
+        if version != SCHEMA_VERSION:
+            raise StoreError(_other_schema(path, version))
+        return cell
+
+    def _folder(self, key: ScoreKey) -> Path:
+        return self.root / "scores" / slug(key.scorer) / slug(key.dataset) / key.fingerprint[:16]
+
+    def _parts(self, key: ScoreKey) -> list[Path]:
+        return sorted(self._folder(key).glob("part-*.parquet"))
+
+    def _write_part(self, key: ScoreKey, frame: pd.DataFrame) -> Path:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path = self._folder(key) / f"part-{uuid.uuid4().hex}.parquet"
+        header = {"schema_version": str(SCHEMA_VERSION), "fingerprint": key.fingerprint}
+        table = pa.Table.from_pandas(frame, preserve_index=False)
+        with _DiskErrors(path), atomic_write(path) as file:
+            pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **header}), file)
+        identity = self._folder(key) / "identity.json"
+        if not identity.exists():
+            self.write_json(identity, {"dataset": key.dataset, "scorer": key.scorer, **key.identity})
+        return path
+
+
+def slug(name: str) -> str:
+    """A file name for any text; different texts get different names."""
+    safe = re.sub(r"[^A-Za-z0-9._+@=-]", "_", name)
+    if safe == name and not name.startswith("."):
+        return name
+    return f"{safe.lstrip('.')[:60]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame(list(rows), columns=list(DTYPES)).astype(DTYPES)
+
+
+def _read_part(path: Path, key: ScoreKey) -> pd.DataFrame:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise StoreError(f"{path}: not a readable Parquet file: {error}") from error
+    header = {name.decode(): value.decode() for name, value in (table.schema.metadata or {}).items()}
+    if header.get("schema_version") != str(SCHEMA_VERSION):
+        raise StoreError(_other_schema(path, header.get("schema_version")))
+    if header.get("fingerprint") != key.fingerprint:
+        raise StoreError(f"{path}: belongs to another fingerprint than its folder; move it away")
+    return table.to_pandas().astype(DTYPES)
+
+
+def _other_schema(path: Path, found: Any) -> str:
+    return f"{path}: schema version {found}, this harness reads {SCHEMA_VERSION}; use another --output"
+
+
+class _DiskErrors:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            raise StoreError(f"{self.path}: cannot be written: {error.strerror or error}") from error
