@@ -134,7 +134,7 @@ def bootstrap_interval(
         StatisticsError: NaN, infinite values, different lengths or an unknown statistic.
     """
     x, y = finite_vectors(scores=scores, opinions=opinions)
-    reason = why_undefined(scores=x, opinions=y) or _too_few_clusters(clusters, len(x))
+    reason = why_undefined(scores=x, opinions=y) or too_few_clusters(clusters, len(x))
     if reason:
         return _no_interval(reason, level, draws)
     resampled = resampled_statistic(statistic, x, y, form)
@@ -347,12 +347,13 @@ def _interval(
     seed: int,
     level: float,
 ) -> Interval:
-    if reason := _too_few_clusters(clusters, number):
+    if reason := too_few_clusters(clusters, number):
         return _no_interval(reason, level, draws)
     return percentile_interval(bootstrap_draws(resampled, number, clusters=clusters, draws=draws, seed=seed), level)
 
 
-def _too_few_clusters(clusters: ArrayLike | None, number: int) -> str:
+def too_few_clusters(clusters: ArrayLike | None, number: int) -> str:
+    """Why so few clusters allow no interval; empty where there are enough."""
     found = number if clusters is None else len(group_indices(clusters, "clusters", number)[0])
     what = "images" if clusters is None else "contents"
     return "" if found >= MIN_IMAGES else f"{found} {what}, {MIN_IMAGES} needed for an interval"

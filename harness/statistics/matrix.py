@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
+from math import ceil
 from typing import Literal
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from harness.statistics.checks import Floats, StatisticsError, finite_vector, finite_vectors
 from harness.statistics.fitting import Form, fit_logistic
-from harness.statistics.intervals import resampled_statistic
+from harness.statistics.intervals import resampled_statistic, too_few_clusters
 from harness.statistics.resampling import bootstrap_draws
 from harness.statistics.significance import (
     Outcome,
@@ -73,7 +74,8 @@ def significance_matrix(
         statistic: What the bootstrap compares, one of :data:`harness.statistics.STATISTICS`.
         clusters: Reference content of each image, (N,), for the bootstrap.
         alpha: Level that the adjusted p must not exceed.
-        draws: Resamples of the bootstrap. An unadjusted p is at least 2 / (draws + 1): many pairs need many.
+        draws: Least number of resamples. As p is at least 2 / (draws + 1), it is raised to 4 / alpha for
+            each pair, without which many scorers could never be told apart after the adjustment.
         seed: Same seed, same matrix.
         form: Curve of the fits.
 
@@ -87,6 +89,7 @@ def significance_matrix(
     columns = {name: finite_vectors(**{name: values, "opinions": y})[0] for name, values in scores.items()}
     pairs = list(combinations(columns, 2))
     if method == "bootstrap":
+        draws = _enough_draws(draws, len(columns), alpha)
         outcomes = _bootstrap_pairs(columns, y, pairs, statistic, clusters, draws, seed, form)
     elif method == "williams":
         outcomes = _williams_pairs(columns, y, pairs, statistic)
@@ -111,7 +114,7 @@ def mean_significance_matrix(
         values: Name to one value per item, higher is better, (M,) each, in one order of the items.
         clusters: Content of each item, (M,).
         alpha: Level that the adjusted p must not exceed.
-        draws: How many resamples.
+        draws: Least number of resamples, raised as in :func:`significance_matrix`.
         seed: Same seed, same matrix.
 
     Returns:
@@ -120,6 +123,7 @@ def mean_significance_matrix(
     Raises:
         StatisticsError: NaN, infinite values or different lengths.
     """
+    draws = _enough_draws(draws, len(values), alpha)
     tests = {}
     for first, second in combinations(values, 2):
         compared = paired_mean(values[first], values[second], clusters=clusters, draws=draws, seed=seed)
@@ -154,6 +158,7 @@ def _bootstrap_pairs(
     outcomes = []
     for pair in pairs:
         lacking = [f"{name}: {values[name].reason}" for name in pair if not values[name].defined]
+        lacking = lacking or [reason for reason in [too_few_clusters(clusters, len(y))] if reason]
         if lacking:
             outcomes.append(no_outcome("; ".join(lacking)))
             continue
@@ -198,6 +203,11 @@ def _f_pairs(columns: Mapping[str, Floats], y: Floats, pairs: list[tuple[str, st
         gap = float(np.sqrt(np.mean(np.square(b))) - np.sqrt(np.mean(np.square(a))))
         outcomes.append(result._replace(statistic=gap))
     return outcomes
+
+
+def _enough_draws(draws: int, scorers: int, alpha: float) -> int:
+    pairs = scorers * (scorers - 1) // 2
+    return max(draws, ceil(4 * pairs / alpha))
 
 
 def _matrix(

@@ -23,7 +23,7 @@ from harness.statistics.checks import (
 )
 from harness.statistics.correlation import krcc, plcc, srcc
 from harness.statistics.fitting import Form, fit_logistic, plcc_fitted, rmse_fitted
-from harness.statistics.intervals import percentile_interval, resampled_statistic
+from harness.statistics.intervals import percentile_interval, resampled_statistic, too_few_clusters
 from harness.statistics.resampling import bootstrap_draws, resampled_mean
 
 
@@ -192,16 +192,16 @@ def paired_bootstrap(
         form: Curve of the fitted statistics.
 
     Returns:
-        The comparison; undefined where the statistic of either scorer is.
+        The comparison; undefined where the statistic of either scorer is, or for fewer than 3 clusters.
 
     Raises:
         StatisticsError: NaN, infinite values, different lengths or an unknown statistic.
     """
     a, b, y = finite_vectors(first=first, second=second, opinions=opinions)
     values = [estimate_statistic(statistic, scores, y, form) for scores in (a, b)]
-    for estimate in values:
-        if not estimate.defined:
-            return _no_comparison(estimate.reason)
+    lacking = [estimate.reason for estimate in values if not estimate.defined]
+    if reason := (lacking or [too_few_clusters(clusters, len(y))])[0]:
+        return _no_comparison(reason)
     resampled = [
         bootstrap_draws(
             resampled_statistic(statistic, scores, y, form), len(y), clusters=clusters, draws=draws, seed=seed
@@ -258,11 +258,17 @@ def holm(p_values: ArrayLike) -> Floats:
     return adjusted.reshape(p.shape)
 
 
-def compare_draws(statistic: str, values: list[Estimate], resampled: list[Floats], level: float) -> PairedBootstrap:
-    # An error is better where it is smaller: the one place where a statistic has the other direction.
-    sign = -1.0 if statistic == "rmse_fitted" else 1.0
-    difference = sign * (values[0].value - values[1].value)
-    gaps = sign * (resampled[0] - resampled[1])
+def compare_draws(difference: float, gaps: Floats, level: float = 0.95) -> PairedBootstrap:
+    """Interval and p of a difference from its bootstrap draws.
+
+    Args:
+        difference: On all images, positive where the first is ahead.
+        gaps: The same in every draw, (B,); NaN where the draw has no value.
+        level: Coverage of the interval.
+
+    Returns:
+        The comparison; undefined where more than a tenth of the draws has no value.
+    """
     interval = percentile_interval(gaps, level)
     if interval.reason:
         return _no_comparison(interval.reason)
@@ -297,14 +303,14 @@ def paired_mean(
         level: Coverage of the interval.
 
     Returns:
-        The comparison; undefined for fewer than 3 items.
+        The comparison; undefined for fewer than 3 items or clusters.
 
     Raises:
         StatisticsError: NaN, infinite values or different lengths.
     """
     a, b = finite_vectors(first=first, second=second)
-    if len(a) < MIN_IMAGES:
-        return _no_comparison(f"{len(a)} items, {MIN_IMAGES} needed")
+    if reason := too_few_clusters(clusters, len(a)):
+        return _no_comparison(reason)
     gaps = bootstrap_draws(resampled_mean(a - b), len(a), clusters=clusters, draws=draws, seed=seed)
     return compare_draws(float(np.mean(a - b)), gaps, level)
 
