@@ -1,0 +1,708 @@
+"""Training QualiCLIP: opinion-unaware, from pristine photographs (arXiv 2403.11176).
+
+A step reads in time order: draw a plan, cut crop pairs, degrade them, encode them, compare them with the prompts,
+take the losses, step. Everything random in step t is a function of the seed and t, every process of a distributed
+run draws for the whole batch and works on its own places, and the losses are taken on the gathered similarities.
+So a run that is stopped and continued equals one that was not, and many processes equal one.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, gather_object
+from timm.layers import convert_sync_batchnorm
+from torch import Tensor, nn
+
+from qualiclip_plugin.checkpoint import save_checkpoint
+from qualiclip_plugin.crop_loader import CropLoader, IndexedCrops, StreamedCrops
+from qualiclip_plugin.distortions import GROUPS, get_table
+from qualiclip_plugin.errors import ConfigError
+from qualiclip_plugin.full_reference import gmsd
+from qualiclip_plugin.images import to_float
+from qualiclip_plugin.losses import start_pull
+from qualiclip_plugin.model import QualiCLIP, prompt_similarities
+from qualiclip_plugin.objective import content_levels, objective, ranking_accuracy
+from qualiclip_plugin.photos import (
+    Photos,
+    PhotoStream,
+    SkipList,
+    check_all,
+    derive_seed,
+    generator,
+    hold_out,
+    open_photos,
+    read_usable,
+)
+from qualiclip_plugin.prompts import ATTRIBUTES
+from qualiclip_plugin.run_folder import CsvLog, RunFolder, RunState, read_csv, write_csv
+from qualiclip_plugin.sampling import DegradationPlan, degrade, sample_plan
+from qualiclip_plugin.stages import (
+    choose_stages,
+    movement,
+    recompute_in_backward,
+    set_training_mode,
+    train_only,
+)
+from qualiclip_plugin.train_config import TrainConfig
+from qualiclip_plugin.train_display import Display
+from qualiclip_plugin.validation import held_out_crops, read_scored_data, validate
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended.
+
+    Attributes:
+        step: Steps that are done.
+        model: The result, or None where the run was stopped before its last step.
+        stopped_by: Name of the signal that stopped it.
+        validation: The last validation figures.
+    """
+
+    step: int
+    model: Path | None
+    stopped_by: str | None
+    validation: dict[str, Any]
+
+
+class CropEncoder(nn.Module):
+    """What accelerate wraps: images in [0, 1], (N, 3, H, W) -> unit-norm features (N, D)."""
+
+    def __init__(self, model: QualiCLIP) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model.encode_image(images)
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """The learning rate of a step (counted from 0), a pure function.
+
+    ``constant`` and ``cosine`` rise linearly over ``warmup`` steps; ``onecycle`` rises from 1/25 of the rate over
+    ``warmup`` (default 30 % of the) steps and falls to 1/250,000 of it, both along half a cosine
+    (Smith and Topin, 2017, with PyTorch's constants).
+    """
+    if config.schedule == "onecycle":
+        rise = max(round(0.3 * config.steps) if config.warmup is None else config.warmup, 1)
+        if step < rise:
+            return _cosine(config.learning_rate / 25, config.learning_rate, step / rise)
+        share = (step - rise) / max(config.steps - 1 - rise, 1)
+        return _cosine(config.learning_rate, config.learning_rate / 250_000, min(share, 1.0))
+    warmup = config.warmup or 0
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    if config.schedule == "cosine":
+        return _cosine(config.learning_rate, 0.0, (step - warmup) / max(config.steps - warmup, 1))
+    return config.learning_rate
+
+
+def _cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
+
+
+def draw_plan(config: TrainConfig, step: int) -> DegradationPlan:
+    """The degradations of all photographs of a step, the same in every process."""
+    draws = generator(config.seed, "plan", step)
+    return sample_plan(
+        config.batch_size,
+        draws,
+        table=config.table,
+        distortions=None if config.distortions == "all" else _names(config.distortions),
+        compositions=config.compositions,
+        levels=config.levels,
+        by_group=config.by_group,
+        share_noise=config.share_noise,
+    )
+
+
+def check_plan(config: TrainConfig) -> None:
+    """Raise :class:`ConfigError` where kinds, levels or their number cannot be drawn, before any work."""
+    draw_plan(config, 0)
+    table = get_table(config.table)
+    for kind in table if config.distortions == "all" else _names(config.distortions):
+        for level in range(1, config.levels + 1):
+            table[kind].strength(level)
+    if config.content_weight:
+        content_levels(config, config.levels + config.pristine)
+    for key in config.attribute_kinds:
+        if key not in table and key not in GROUPS:
+            raise ConfigError(f"attribute_kinds: {key!r} is neither a distortion group nor a kind of {config.table}")
+
+
+def _names(value: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else value
+
+
+class Trainer:
+    """A run from its configuration to its result.
+
+    Args:
+        config: The configuration.
+        photos: Photographs, see ``photos.open_photos``.
+        output: Folder of the run.
+        resume: Continue the run that the folder holds.
+        tensorboard: Write TensorBoard logs through accelerate.
+
+    Raises:
+        QualiCLIPError: Weights, photographs, configuration or folder cannot be used; nothing was trained.
+    """
+
+    def __init__(
+        self, config: TrainConfig, photos: str, output: str, *, resume: bool = False, tensorboard: bool = False
+    ) -> None:
+        self.config, self.resume, self.tensorboard = config, resume, tensorboard
+        self.folder = RunFolder(output)
+        self.folder.check(resume=resume)
+        self.accelerator = build_accelerator(config, output, tensorboard)
+        self.places = places_of(config, self.accelerator)
+        if self.main:
+            self.folder.lock()
+        self.pool = ThreadPoolExecutor(config.workers, thread_name_prefix="photos")
+        self.skipped = SkipList()
+        self.display = Display(enabled=self.main)
+        check_plan(config)
+        self.scored = read_scored_data(config.scored_data) if config.scored_data else None
+        self.model = self._starting_model()
+        self._open_photographs(photos)
+        self._own_folder()
+        self._prepare()
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes and talks."""
+        return bool(self.accelerator.is_main_process)
+
+    def _starting_model(self) -> QualiCLIP:
+        from qualiclip_plugin.weights import load_model
+
+        start = str(self.folder.path / "start.safetensors") if self.resume else self.config.weights
+        model = load_model(start, inference=False)
+        self.stage_names = choose_stages(model.image_encoder, self.config.train_layers)
+        train_only(model.image_encoder, self.stage_names)
+        if self.config.gradient_checkpointing:
+            recompute_in_backward(model.image_encoder)
+        return model
+
+    def _open_photographs(self, where: str) -> None:
+        config = self.config
+        photos = open_photos(where, column=config.image_column, split=config.split, streaming=config.streaming)
+        self.photos: Photos | PhotoStream = photos
+        held: list[Tensor]
+        if isinstance(photos, PhotoStream):
+            held, self.held_out_rows = photos.held_out(config.validation_photos, config.smallest_photo, self.skipped)
+            self.photographs: dict[str, Any] = {"source": where, "streaming": True}
+        else:
+            usable = self._usable(photos)
+            self.indices, held_indices = hold_out(usable, config.validation_photos, config.seed)
+            held = [read_usable(lambda: photos.read(i), config.smallest_photo) for i in held_indices]  # noqa: B023
+            self.photographs = {
+                "source": where,
+                "rows": len(photos),
+                "trained_on": len(self.indices),
+                "held_out": [Path(photos.name(index)).name for index in held_indices],
+                "fingerprint": f"{derive_seed(*(photos.name(i) for i in self.indices)):016x}"
+                if len(photos) < 10_000
+                else None,
+            }
+        self.held_out = held_out_crops(held, config.validation_size) if held else None
+        self.write_skipped()
+
+    def _usable(self, photos: Photos) -> list[int]:
+        if not self.config.check_photos:
+            return list(range(len(photos)))
+        with self.display.counting("checking photographs", len(photos)) as notice:
+            return check_all(photos, self.config.smallest_photo, self.skipped, self.pool, notice)
+
+    def _own_folder(self) -> None:
+        """Compare with the run that the folder holds, or make it this run's."""
+        if self.resume:
+            self.folder.check_same_run(self.config.to_dict(), self.photographs)
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        copies = 4 if self.config.ema else 3
+        self.folder.check_space(4 * parameters * (copies * (self.config.keep + 1) + 2))
+        if self.main and not self.resume:
+            save_checkpoint(self.folder.path / "start.safetensors", self.model, {"weights": self.config.weights})
+            self.folder.write_json("run.json", self._run_record())
+
+    def _run_record(self) -> dict[str, Any]:
+        from qualiclip_plugin.provenance import git_revision, versions
+
+        return {
+            "config": self.config.to_dict(),
+            "photographs": self.photographs,
+            "trained_stages": self.stage_names,
+            "processes": self.accelerator.num_processes,
+            "device": device_name(self.accelerator.device),
+            "date": time.strftime("%Y-%m-%d"),
+            "git_revision": git_revision(),
+            "versions": versions(),
+        }
+
+    def _prepare(self) -> None:
+        """Move everything to its device and take up the checkpoint, where there is one."""
+        config, device = self.config, self.accelerator.device
+        seed_generators(derive_seed(config.seed, "process", self.accelerator.process_index) % 2**32)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
+        if config.channels_last:
+            self.model.image_encoder.to(memory_format=torch.channels_last)
+        self.start = {
+            name: value.detach().clone().to(device) for name, value in self.model.image_encoder.named_parameters()
+        }
+        loaded = self.folder.load() if self.resume else None
+        if loaded:
+            self.model.load_state_dict(loaded[1].weights)
+        self.model.to(device)
+        self.averaged = self._averaged(loaded[1].averaged if loaded else None)
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        encoder: nn.Module = CropEncoder(self.model)
+        if config.batch_norm == "train" and self.accelerator.num_processes > 1:
+            encoder = convert_sync_batchnorm(encoder)
+        if config.compile:
+            encoder.compile()
+        self.encoder, self.optimizer = self.accelerator.prepare(encoder, build_optimizer(config, trained))
+        self.step, self.position = 0, (0, 0)
+        if loaded:
+            self.step, self.position = loaded[0], loaded[1].position
+            self._restore(loaded[1].state)
+
+    def _averaged(self, kept: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
+        if not self.config.ema:
+            return None
+        source = kept or self.model.state_dict()
+        return {name: value.detach().clone().to(self.accelerator.device) for name, value in source.items()}
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        if self.accelerator.process_index < len(state["generators"]):
+            set_generator_states(state["generators"][self.accelerator.process_index])
+
+    def loader(self) -> CropLoader:
+        """Crops from the current step on."""
+        if isinstance(self.photos, PhotoStream):
+            position = (int(self.position[0]), int(self.position[1]))
+            return StreamedCrops(
+                self.photos,
+                self.held_out_rows,
+                self.config,
+                self.places,
+                self.step,
+                position,
+                self.pool,
+                self.skipped,
+            )
+        return IndexedCrops(self.photos, self.indices, self.config, self.places, self.step, self.pool, self.skipped)
+
+    def similarities(self, crops: Tensor, plan: DegradationPlan) -> tuple[Tensor, Tensor | None]:
+        """Degrade and encode this process's crops.
+
+        Args:
+            crops: (b, 2, 3, S, S) in [0, 1], on the device.
+            plan: The degradations of these photographs.
+
+        Returns:
+            Similarities of the whole batch, (B, 2, L, P, 2), gradient in this process's part; GMSD (B, 2, L) or
+            None where no loss asks for it.
+        """
+        images = degrade(crops, plan, include_pristine=self.config.pristine)
+        shape = images.shape[:3]
+        flat = images.flatten(0, 2)
+        features = self.encoder(flat).float()
+        similarities = prompt_similarities(features, self.model.text_features).unflatten(0, shape)
+        distances = None
+        if self.config.metric_weight:
+            pristine = crops[:, :, None].expand_as(images).flatten(0, 2)
+            distances = self.gather(gmsd(flat, pristine).unflatten(0, shape))
+        return self.gather(similarities), distances
+
+    def gather(self, part: Tensor) -> Tensor:
+        """Join the parts of all processes along the first axis; gradient flows into this process's part."""
+        if self.accelerator.num_processes == 1:
+            return part
+        parts = [torch.empty_like(part) for _ in range(self.accelerator.num_processes)]
+        torch.distributed.all_gather(parts, part.detach().contiguous())
+        parts[self.accelerator.process_index] = part
+        return torch.cat(parts)
+
+    def train_step(self, crops: Tensor) -> dict[str, float]:
+        """One optimizer step; returns the loss, its parts and the ranking accuracy of the whole batch."""
+        config = self.config
+        set_training_mode(self.model.image_encoder, config.batch_norm)
+        plan = draw_plan(config, self.step)
+        rate = learning_rate(config, self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        similarities, distances = self.similarities(
+            to_float(crops.to(self.accelerator.device)), plan.select(self.places)
+        )
+        relevant = relevant_pairs(plan, config).to(similarities.device) if config.attribute_weight else None
+        loss, parts = objective(similarities, config, distances=distances, relevant=relevant)
+        self._backward(loss)
+        self._update_average()
+        values = {"loss": loss, **parts, "accuracy": ranking_accuracy(similarities).mean()}
+        figures = {name: value.item() for name, value in values.items()}
+        if not math.isfinite(figures["loss"]):
+            raise ConfigError(f"the loss of step {self.step + 1} is {figures['loss']}: lower the learning rate")
+        return figures | {"learning_rate": rate}
+
+    def _backward(self, loss: Tensor) -> None:
+        """Gradient and optimizer step."""
+        config = self.config
+        # Each process's gradient is that of its own part of the batch, and the processes' gradients are averaged.
+        total = loss * self.accelerator.num_processes
+        trained = [(n, p) for n, p in self.model.image_encoder.named_parameters() if p.requires_grad]
+        if config.start_pull:
+            total = total + config.start_pull * start_pull(trained, self.start)
+        self.optimizer.zero_grad()
+        self.accelerator.backward(total)
+        if config.clip_norm is not None:
+            self.accelerator.clip_grad_norm_([parameter for _, parameter in trained], config.clip_norm)
+        self.optimizer.step()
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        if self.averaged is None:
+            return
+        for name, value in self.model.state_dict().items():
+            if value.is_floating_point():
+                self.averaged[name].lerp_(value, 1 - self.config.ema)
+            else:
+                self.averaged[name].copy_(value)
+
+    @contextmanager
+    def result_weights(self) -> Iterator[None]:
+        """The averaged weights in the network, where there are any, for the length of the block."""
+        if self.averaged is None:
+            yield
+            return
+        current = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.model.load_state_dict(self.averaged)
+        try:
+            yield
+        finally:
+            self.model.load_state_dict(current)
+
+    def save(self) -> None:
+        """Write a checkpoint of the current step."""
+        states = gather_object([generator_states()])
+        if self.main:
+            scaler = self.accelerator.scaler
+            state = {
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": scaler.state_dict() if scaler is not None else None,
+                "schedule": {"name": self.config.schedule, "step": self.step},
+                "generators": states,
+            }
+            run_state = RunState(self.model.state_dict(), self.averaged, state, self.position)
+            self.folder.save(self.step, run_state, self.config.keep)
+            self.write_skipped()
+        self.accelerator.wait_for_everyone()
+
+    def write_skipped(self) -> None:
+        """Write the list of photographs that were left out."""
+        if self.main and len(self.skipped):
+            rows = [{"photograph": name, "reason": reason} for name, reason in self.skipped.reasons.items()]
+            write_csv(self.folder.path / "skipped.csv", ["photograph", "reason"], rows)
+
+    def validate(self) -> dict[str, Any]:
+        """Validation figures of the current weights, measured by the main process; empty in the others."""
+        figures: dict[str, Any] = {}
+        if self.main and (self.held_out is not None or self.scored is not None):
+            with self.result_weights(), preserved_generators():
+                crops = self.held_out.to(self.accelerator.device) if self.held_out is not None else None
+                figures = validate(self.model, crops, self.scored, self.config)
+        self.accelerator.wait_for_everyone()
+        return figures
+
+    def movement(self) -> dict[str, dict[str, float]]:
+        """How far the result is from the starting weights, by stage."""
+        with self.result_weights():
+            return movement(self.model.image_encoder, self.start)
+
+    def run(self) -> TrainResult:
+        """Train to the last step or to the first stop signal."""
+        with StopSignal() as stop, self.display:
+            if self.tensorboard:
+                self.accelerator.init_trackers("tensorboard", config=tracker_config(self.config))
+            try:
+                return self._loop(stop)
+            except OSError as error:
+                whole = self.folder.steps()
+                last = f"the checkpoint of step {whole[-1]} is whole" if whole else "no checkpoint was written yet"
+                raise ConfigError(f"step {self.step}: {error}; {last}") from error
+            finally:
+                self.pool.shutdown(wait=True, cancel_futures=True)
+                self.accelerator.end_training()
+                if self.main:
+                    self.folder.unlock()
+
+    def _loop(self, stop: StopSignal) -> TrainResult:
+        from qualiclip_plugin.training_report import finish
+
+        logs = RunLogs(self) if self.main else None
+        self.display.start(self.step, self.config.steps, self.skipped)
+        last: dict[str, Any] = {}
+        crops_iterator = iter(self.loader())
+        while self.step < self.config.steps:
+            began = time.perf_counter()
+            crops, position = next(crops_iterator)
+            waited = time.perf_counter() - began
+            figures = self.train_step(crops)
+            self.step, self.position = self.step + 1, position
+            seconds = time.perf_counter() - began
+            figures |= {
+                "images_per_second": images_in_step(self.config) / seconds,
+                "seconds": seconds,
+                "data_wait": waited,
+            }
+            if logs:
+                logs.step(figures)
+            stopped = self._any(stop.received)
+            if stopped or self.step % self.config.save_every == 0 or self.step == self.config.steps:
+                self.save()
+            if stopped and self.step < self.config.steps:
+                return TrainResult(self.step, None, stop.name or "SIGTERM", last)
+            if self.config.validate_every and self.step % self.config.validate_every == 0:
+                last = self._validated(logs)
+        last = self._validated(logs)
+        if not self.main or logs is None:
+            return TrainResult(self.step, None, None, last)
+        logs.close()
+        return TrainResult(self.step, finish(self, last), None, last)
+
+    def _validated(self, logs: RunLogs | None) -> dict[str, Any]:
+        figures = self.validate()
+        if logs and figures:
+            logs.validation(figures)
+        return figures
+
+    def _any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process: all must stop after the same step."""
+        if self.accelerator.num_processes == 1:
+            return flag
+        return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device)).item())
+
+
+class RunLogs:
+    """The CSV logs, the progress display and the trackers of a run."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        config, folder = trainer.config, trainer.folder.path
+        optional = [name for name in ("content", "metric", "attribute") if getattr(config, f"{name}_weight")]
+        self.parts = ["consistency", "positive", "negative", *optional]
+        columns = [
+            "step",
+            "loss",
+            *self.parts,
+            "accuracy",
+            "learning_rate",
+            "images_per_second",
+            "seconds",
+            "data_wait",
+        ]
+        self._steps = CsvLog(folder / "log.csv", columns, trainer.step)
+        self._validation: CsvLog | None = None
+        self._validated_step = max((int(r["step"]) for r in read_csv(folder / "validation.csv")), default=-1)
+
+    def step(self, figures: dict[str, float]) -> None:
+        """Log one step."""
+        trainer = self.trainer
+        self._steps.add({"step": trainer.step, **figures})
+        trainer.display.step(trainer.step, figures, self.parts)
+        trainer.accelerator.log({f"train/{name}": value for name, value in figures.items()}, step=trainer.step)
+
+    def validation(self, figures: dict[str, Any]) -> None:
+        """Log one validation; one of a step that is logged already replaces it."""
+        trainer = self.trainer
+        flat = {name: value for name, value in figures.items() if name != "kinds"} | figures.get("kinds", {})
+        if self._validation is None:
+            path = trainer.folder.path / "validation.csv"
+            self._validation = CsvLog(path, ["step", *flat], trainer.step - 1)
+        if self._validated_step != trainer.step:
+            self._validation.add({"step": trainer.step, **flat})
+            self._validated_step = trainer.step
+        trainer.display.validation(trainer.step, figures)
+        trainer.accelerator.log({f"validation/{name}": value for name, value in flat.items()}, step=trainer.step)
+
+    def close(self) -> None:
+        """Close the files."""
+        self._steps.close()
+        if self._validation is not None:
+            self._validation.close()
+
+
+class StopSignal:
+    """Notes SIGTERM and SIGINT for the length of a block, so that a step is finished and saved.
+
+    Attributes:
+        name: The signal that came first, or None.
+    """
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        self._previous: dict[int, Any] = {}
+
+    @property
+    def received(self) -> bool:
+        """Whether a signal came."""
+        return self.name is not None
+
+    def __enter__(self) -> StopSignal:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            try:
+                self._previous[number] = signal.signal(number, self._note)
+            except ValueError:  # only the main thread of a program may handle signals
+                break
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if self.received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.name = signal.Signals(number).name
+
+
+def build_accelerator(config: TrainConfig, output: str, tensorboard: bool) -> Accelerator:
+    """The accelerator of a configuration.
+
+    Raises:
+        ConfigError: TensorBoard is asked for and not installed.
+    """
+    if tensorboard:
+        from accelerate.utils import is_tensorboard_available
+
+        if not is_tensorboard_available():
+            raise ConfigError(
+                "--tensorboard needs the package tensorboard: pip install qualiclip-plugin[tensorboard]"
+            )
+    # A network may own parameters that its forward pass does not use, such as a positional embedding switched off.
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    return Accelerator(
+        cpu=config.cpu,
+        mixed_precision=config.mixed_precision,
+        log_with="tensorboard" if tensorboard else None,
+        project_dir=output,
+        kwargs_handlers=[unused],
+    )
+
+
+def places_of(config: TrainConfig, accelerator: Accelerator) -> range:
+    """Places of the global batch that a process works on.
+
+    Raises:
+        ConfigError: The batch does not divide by the number of processes, or batch statistics cannot be shared.
+    """
+    processes = accelerator.num_processes
+    if config.batch_size % processes:
+        raise ConfigError(f"batch_size {config.batch_size} does not divide by {processes} processes")
+    if processes > 1 and config.batch_norm == "train" and accelerator.device.type == "cpu":
+        raise ConfigError("batch_norm: train needs GPUs where there are several processes (SyncBatchNorm)")
+    share = config.batch_size // processes
+    return range(accelerator.process_index * share, (accelerator.process_index + 1) * share)
+
+
+def build_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer of the trained parameters."""
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=config.learning_rate, momentum=0.9, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+
+
+def relevant_pairs(plan: DegradationPlan, config: TrainConfig) -> Tensor:
+    """Prompt pairs that name the distortions of each photograph of a plan, (B, P) bool."""
+    table = get_table(config.table)
+    relevant = torch.zeros(config.batch_size, len(ATTRIBUTES), dtype=torch.bool)
+    for place, kinds in enumerate(plan.kinds):
+        for kind in kinds:
+            for key in (kind, table[kind].group):
+                for name in config.attribute_kinds.get(key, ()):
+                    relevant[place, ATTRIBUTES.index(name)] = True
+    return relevant
+
+
+def images_in_step(config: TrainConfig) -> int:
+    """Crops that the network encodes in one step, over all processes."""
+    return config.batch_size * 2 * (config.levels + config.pristine)
+
+
+def seed_generators(seed: int) -> None:
+    """Seed Python, NumPy and PyTorch on all devices."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def generator_states() -> dict[str, Any]:
+    """States of the global generators of Python, NumPy and PyTorch, in types that load without pickle."""
+    kind, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": [str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), *map(float, rest)],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_generator_states(states: dict[str, Any]) -> None:
+    """Put states of :func:`generator_states` back."""
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, position, has_gauss, cached = states["numpy"]
+    numpy_state = (kind, keys.numpy().astype(np.uint32), int(position), int(has_gauss), cached)
+    np.random.set_state(numpy_state)
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+@contextmanager
+def preserved_generators() -> Iterator[None]:
+    """Leave the global generators as they were: how often a run validates must not change it."""
+    states = generator_states()
+    try:
+        yield
+    finally:
+        set_generator_states(states)
+
+
+def tracker_config(config: TrainConfig) -> dict[str, Any]:
+    """The configuration in the types that TensorBoard stores."""
+    return {
+        name: value if isinstance(value, int | float | str | bool) else str(value)
+        for name, value in config.to_dict().items()
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """What the device is called, such as the GPU's model."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({torch.get_num_threads()} threads)"
+
+
+def train(
+    config: TrainConfig, photos: str, output: str, *, resume: bool = False, tensorboard: bool = False
+) -> TrainResult:
+    """Train a model; see :class:`Trainer` for the arguments and errors."""
+    return Trainer(config, photos, output, resume=resume, tensorboard=tensorboard).run()
