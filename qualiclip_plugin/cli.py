@@ -1,0 +1,206 @@
+"""Command line of the plugin: ``qualiclip score | degrade | train | weights``. Heavy imports wait until use."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterable
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qualiclip_plugin import __version__
+from qualiclip_plugin.errors import ConfigError, QualiCLIPError
+from qualiclip_plugin.train_cli import train_command
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from qualiclip_plugin.scoring import ScoredImage
+
+FAILED, USAGE = 1, 2
+"""Exit codes: some images have no score; the command could not start."""
+
+app = typer.Typer(
+    help="Image quality without a reference and without human scores: QualiCLIP (arXiv 2403.11176).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+weights_app = typer.Typer(help="The weights that are known, where they are, and fetching them.", no_args_is_help=True)
+app.add_typer(weights_app, name="weights")
+app.command("train")(train_command)
+
+
+class Scale(str, Enum):
+    """Choices of the factor on the similarities."""
+
+    pyiqa = "pyiqa"
+    authors = "authors"
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"qualiclip-plugin {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options before the command; each does its work in its own callback."""
+
+
+@app.command()
+def score(
+    paths: Annotated[list[str], typer.Argument(metavar="PATH", help="Files, folders (recursive), patterns.")],
+    weights: Annotated[
+        str, typer.Option(envvar="QUALICLIP_WEIGHTS", help="A name from 'qualiclip weights list', or a file.")
+    ] = "lite",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
+    scale: Annotated[
+        Scale, typer.Option(help="Factor on the similarities: the one pyiqa uses or the authors'.")
+    ] = Scale.pyiqa,
+    batch_size: Annotated[
+        int, typer.Option(min=0, help="Most images of one size in a batch; 0: 1 on the CPU, 16 elsewhere.")
+    ] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Threads that decode ahead.")] = 2,
+    attributes: Annotated[bool, typer.Option("--attributes", help="Add a column for every prompt pair.")] = False,
+    background: Annotated[
+        str, typer.Option(help="Colour behind transparent pixels: white, '#rrggbb', 'rgb(r,g,b)'.")
+    ] = "white",
+    exif: Annotated[bool, typer.Option(help="Apply the EXIF rotation.")] = True,
+    output: Annotated[
+        Path | None, typer.Option(help="Also write the table to a .csv, .jsonl or .parquet file.")
+    ] = None,
+) -> None:
+    """Score images: higher is better, from 0 to 1.
+
+    Whole images are scored, neither resized nor cropped. The table goes to standard output, as tab-separated text
+    when that is no terminal. An image that cannot be scored is a row with the reason.
+
+    Exit code: 0 all images have a score, 1 some have none, 2 the command could not start.
+    """
+    from qualiclip_plugin.images import images_in
+    from qualiclip_plugin.score_table import check_output, to_frame, write_scores
+    from qualiclip_plugin.scoring import check_device, score_files
+
+    if output is not None:
+        check_output(output)
+    colour = _colour(background)
+    files = images_in(paths)
+    device = check_device(device)
+
+    from qualiclip_plugin.weights import load_model
+
+    model = load_model(weights, device=device, precision=precision, scale=scale.value)
+    rows = score_files(
+        files,
+        model,
+        attributes=attributes,
+        batch_size=batch_size,
+        workers=workers,
+        exif=exif,
+        background=colour,
+    )
+    frame = to_frame(_with_progress(rows, len(files)), model.attributes if attributes else ())
+    _print_table(frame)
+    if output is not None:
+        write_scores(frame, output)
+    failed = int(frame["error"].notna().sum())
+    if failed:
+        typer.echo(f"{failed} of {len(frame)} images have no score", err=True)
+        raise typer.Exit(FAILED)
+
+
+def _colour(text: str) -> tuple[int, int, int]:
+    from PIL import ImageColor
+
+    try:
+        red, green, blue, *alpha = ImageColor.getrgb(text)
+    except ValueError as error:
+        raise ConfigError(f"unknown colour {text!r}: give a name, '#rrggbb' or 'rgb(r,g,b)'") from error
+    if alpha:
+        raise ConfigError(f"colour {text!r} must be opaque: it lies behind everything")
+    return red, green, blue
+
+
+def _with_progress(rows: Iterable[ScoredImage], total: int) -> Iterable[ScoredImage]:
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(rows, "scoring", total, console=Console(stderr=True))
+
+
+def _print_table(frame: DataFrame) -> None:
+    from qualiclip_plugin.score_table import plain_table, rich_table
+
+    if not sys.stdout.isatty():
+        typer.echo(plain_table(frame))
+        return
+    from rich.console import Console
+
+    Console().print(rich_table(frame))
+
+
+@weights_app.command("list")
+def list_weights() -> None:
+    """Print every known name with its licence and where its file is."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from qualiclip_plugin.weights import load_cards
+
+    columns = ("name", "state", "human scores", "licence", "description")
+    rows = [
+        (
+            card.name,
+            "in the package" if card.packaged else "fetched" if card.path.exists() else "not fetched",
+            "yes" if card.opinion_aware else "no",
+            card.licence,
+            card.description,
+        )
+        for card in load_cards().values()
+    ]
+    if not sys.stdout.isatty():
+        typer.echo("\n".join("\t".join(row) for row in (columns, *rows)))
+        return
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+@weights_app.command("fetch")
+def fetch_weights(name: Annotated[str, typer.Argument(help="A name from 'qualiclip weights list'.")]) -> None:
+    """Download and verify a weight file (nothing to do where it is there already); print its path."""
+    from qualiclip_plugin.weights import fetch
+
+    typer.echo(fetch(name))
+
+
+@weights_app.command("path")
+def weights_path(name: Annotated[str, typer.Argument(help="A name from 'qualiclip weights list'.")]) -> None:
+    """Print where a weight file is, or would be once fetched, without fetching it."""
+    from qualiclip_plugin.weights import get_card
+
+    typer.echo(get_card(name).path)
+
+
+def main() -> None:
+    """Run the command line; a declared error is one line on standard error and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        # A name outside the terminal's encoding must not end a run.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        app(prog_name="qualiclip")
+    except QualiCLIPError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(USAGE)
