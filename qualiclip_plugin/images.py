@@ -145,8 +145,8 @@ def _open_regular_file(path: str | os.PathLike[str]) -> IO[bytes]:
     # A named pipe or a terminal would block for ever, a device never ends.
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
-        unreadable = not os.access(path, os.R_OK | os.X_OK)
-        raise ImageError(f"{printable(path)}: a folder {'that cannot be listed' if unreadable else 'is no image'}")
+        with os.scandir(path):
+            raise ImageError(f"{printable(path)}: a folder is no image")
     if not stat.S_ISREG(mode):
         raise ImageError(f"{printable(path)}: not a regular file")
     return open(path, "rb")
