@@ -15,6 +15,8 @@ from typing import IO, Any
 def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a temporary file beside ``path`` and move it into place when the block ends without an error.
 
+    The ``name`` of the yielded file is the temporary path, so that the content can be checked before it is moved.
+
     Args:
         path: The final file; its folder is created where it is missing.
         mode: ``"wb"`` or ``"w"`` (UTF-8).
@@ -26,7 +28,8 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
     try:
-        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
+        os.close(handle)
+        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -212,31 +212,35 @@ def _reason(error: Exception) -> str:
 def _download_from(address: str, card: Card) -> None:
     import requests
     from rich.console import Console
-    from rich.progress import wrap_file
+    from rich.progress import Progress
 
-    from qualiclip_plugin.checkpoint import read_weights
-
-    with requests.get(address, stream=True, timeout=TIMEOUT_SECONDS) as response:
+    console = Console(stderr=True)
+    with (
+        requests.get(address, stream=True, timeout=TIMEOUT_SECONDS) as response,
+        Progress(console=console, disable=not console.is_terminal) as progress,
+        atomic_write(card.path) as file,
+    ):
         response.raise_for_status()
         size = int(response.headers.get("Content-Length", 0))
-        console = Console(stderr=True)
-        with atomic_write(card.path) as file:
-            received = 0
-            source = wrap_file(
-                response.raw, size, description=card.file, console=console, disable=not console.is_terminal
-            )
-            with source as stream:
-                while chunk := stream.read(1 << 20):
-                    file.write(chunk)
-                    received += len(chunk)
-            if size and received != size:
-                raise WeightsError(f"the download ended after {received} of {size} bytes")
-            file.flush()
-            # Verified before it gets its name: an error page must not become a weight file.
-            digest = sha256_file(file.name)
-            if card.sha256 and digest != card.sha256:
-                raise WeightsError(f"sha256 {digest[:16]}... differs from the expected {card.sha256[:16]}...")
-            read_weights(file.name)
+        task = progress.add_task(card.file, total=size or None)
+        for chunk in response.iter_content(1 << 20):
+            file.write(chunk)
+            progress.advance(task, len(chunk))
+        file.flush()
+        _check_download(Path(file.name), card)
+
+
+def _check_download(path: Path, card: Card) -> None:
+    # Before the file gets its name: an error page must not become a weight file.
+    from qualiclip_plugin.checkpoint import read_weights
+
+    digest = sha256_file(path)
+    if card.sha256 and digest != card.sha256:
+        raise WeightsError(f"sha256 {digest[:16]}... differs from the expected {card.sha256[:16]}...")
+    try:
+        read_weights(path)
+    except WeightsError as error:
+        raise WeightsError("what the server sent is no weights file") from error
 
 
 def load_file(weights: str | os.PathLike[str] | None = None) -> tuple[WeightsFile, Card | None]:

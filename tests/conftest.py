@@ -1,0 +1,138 @@
+"""Shared material: photographs from the scikit-image wheel, seeded random checkpoints in the official formats."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from torch import nn
+
+from qualiclip_plugin.attention_pool import SingleQueryAttentionPool
+from qualiclip_plugin.backbones import backbone_config, build_image_encoder
+from qualiclip_plugin.checkpoint import CLIP_MEAN, CLIP_STD, build_text_side, read_weights, save_checkpoint
+from qualiclip_plugin.model import QualiCLIP
+from qualiclip_plugin.prompts import ATTRIBUTES, paired_features
+
+# Tests must not depend on the user's choice of weights.
+os.environ.pop("QUALICLIP_WEIGHTS", None)
+
+PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
+TINY_BACKBONE = {
+    "embed_dim": 16,
+    "quick_gelu": True,
+    "vision_cfg": {"layers": [1, 1, 1, 1], "width": 8, "head_width": 64, "image_size": 64, "patch_size": None},
+}
+
+
+@pytest.fixture(scope="session")
+def photographs() -> list[np.ndarray]:
+    """Photographs of the scikit-image wheel, uint8 RGB (H, W, 3)."""
+    data = importlib.import_module("skimage.data")
+    return [getattr(data, name)()[..., :3] for name in PHOTOGRAPHS]
+
+
+@pytest.fixture(scope="session")
+def images(photographs: list[np.ndarray]) -> torch.Tensor:
+    """Crops of the photographs, float RGB in [0, 1], (4, 3, 224, 224)."""
+    crops = [torch.from_numpy(photo[40:264, 100:324].copy()).permute(2, 0, 1) for photo in photographs]
+    return torch.stack(crops).float() / 255
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder with data that is not part of the project."""
+    folder = Path(__file__).parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip("needs the folder ../shared with scored photographs, which is not part of the project")
+    return folder
+
+
+@torch.no_grad()
+def calibrate(encoder: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Give an untrained encoder the BatchNorm statistics of real pictures, and prompt features that part them.
+
+    Random weights alone map all pictures to one direction, and equality of constant scores would prove nothing.
+
+    Returns:
+        Seven random pairs (7, 2, D) of unit norm among the directions in which the pictures differ.
+    """
+    images = (images - torch.tensor(CLIP_MEAN).view(-1, 1, 1)) / torch.tensor(CLIP_STD).view(-1, 1, 1)
+    norms = [module for module in encoder.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        nn.init.ones_(norm.weight)
+        norm.momentum = 1.0
+    encoder.train()
+    encoder(images)
+    encoder.eval()
+    for norm in norms:
+        norm.momentum = 0.1
+    if hasattr(encoder, "attnpool"):
+        # What all pictures share would drown what tells them apart.
+        encoder.attnpool.c_proj.bias.sub_(0.9 * encoder(images).mean(dim=0))
+        encoder.attnpool.positional_embedding.mul_(20)
+    features = encoder(images)
+    differences = features - features.mean(dim=0)
+    generator = torch.Generator().manual_seed(0)
+    return paired_features(torch.randn(14, len(images), generator=generator) @ differences)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(images: torch.Tensor) -> QualiCLIP:
+    """A tiny QualiCLIP (CLIP ResNet, 16 features, seven prompt pairs), seeded; shared, so not to be changed."""
+    torch.manual_seed(0)
+    encoder = build_image_encoder(TINY_BACKBONE)
+    features = calibrate(encoder, images)
+    return QualiCLIP(encoder, features, 10.0, CLIP_MEAN, CLIP_STD, ATTRIBUTES, backbone=TINY_BACKBONE)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_model: QualiCLIP, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model as a file in this project's format."""
+    path = tmp_path_factory.mktemp("tiny") / "tiny.safetensors"
+    save_checkpoint(path, tiny_model, {"name": "tiny", "training_data": "none, random weights"})
+    return path
+
+
+@pytest.fixture(scope="session")
+def official_home(images: torch.Tensor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A TORCH_HOME whose pyiqa cache holds seeded random full-size weights in the official formats."""
+    home = tmp_path_factory.mktemp("torch-home")
+    cache = home / "hub" / "pyiqa"
+    cache.mkdir(parents=True)
+    torch.manual_seed(1)
+    config = backbone_config("RN50")
+    clip = open_clip.model.CLIP(**config)
+    clip.visual.attnpool = SingleQueryAttentionPool(clip.visual.attnpool)
+    features = calibrate(clip.visual, images).flatten(0, 1)
+    official = {f"clip_model.{key}": value for key, value in clip.state_dict().items()}
+    torch.save({**official, "prompts_features": features}, cache / "QualiCLIP.pth")
+    return home
+
+
+@pytest.fixture(scope="session")
+def official_plus(official_home: Path) -> Path:
+    """A seeded random QualiCLIP+ file in pyiqa's format, in the cache of ``official_home``."""
+    from qualiclip_plugin.backbones import build_tokenizer
+    from qualiclip_plugin.prompt_learner import PromptLearner
+
+    cache = official_home / "hub" / "pyiqa"
+    config = backbone_config("RN50")
+    torch.manual_seed(2)
+    tower = build_text_side(read_weights(cache / "QualiCLIP.pth"), config)
+    learner = PromptLearner(tower, build_tokenizer(config))
+    learner.ctx.data.mul_(10)
+    state = {f"prompt_learner.{key}": value for key, value in learner.state_dict().items()}
+    torch.save({"params": state}, cache / "QualiCLIP+_koniq.pth")
+    return cache / "QualiCLIP+_koniq.pth"
+
+
+@pytest.fixture
+def use_official(official_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Point the weight cache to ``official_home``."""
+    monkeypatch.setenv("TORCH_HOME", str(official_home))
+    return official_home
