@@ -12,7 +12,7 @@ reading, or ``"mean"``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -170,20 +170,6 @@ def attribute_loss(similarities: Tensor, relevant: Tensor, margin: float = 6.75e
     named = (fall * relevant).sum(-1, keepdim=True) / count.clamp_min(1)
     others = ~relevant & (count > 0)
     return (torch.relu(margin - (named - fall)) * others).sum() / others.sum().clamp_min(1)
-
-
-def start_pull(parameters: Iterable[tuple[str, Tensor]], start: Mapping[str, Tensor]) -> Tensor:
-    """Half the squared distance from the starting weights (L2-SP, Li et al., ICML 2018).
-
-    Args:
-        parameters: Named trainable parameters.
-        start: Their values before training, under the same names.
-
-    Returns:
-        Scalar.
-    """
-    terms = [(parameter - start[name]).square().sum() for name, parameter in parameters]
-    return 0.5 * torch.stack(terms).sum()
 
 
 def _ranking_loss(falling: Tensor, margin: float, pairs: str, reduction: str) -> Tensor:

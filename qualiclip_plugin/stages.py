@@ -115,6 +115,20 @@ def recompute_in_backward(encoder: nn.Module) -> None:
         raise ConfigError("gradient_checkpointing: this image encoder does not offer it")
 
 
+@torch.no_grad()
+def pull_to_start(encoder: nn.Module, start: Mapping[str, Tensor], weight: float) -> None:
+    """Add the gradient of ``weight / 2 * |w - w_start|^2`` (L2-SP, Li et al., ICML 2018) to the gradients.
+
+    Args:
+        encoder: The network after its backward pass; parameters without a gradient are left alone.
+        start: Its parameters before training, by name.
+        weight: Strength of the pull.
+    """
+    for name, parameter in encoder.named_parameters():
+        if parameter.grad is not None:
+            parameter.grad.add_(parameter - start[name], alpha=weight)
+
+
 def movement(encoder: nn.Module, start: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
     """How far the weights of each stage are from where they started.
 

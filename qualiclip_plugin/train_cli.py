@@ -45,3 +45,7 @@ def train_command(
     if result.stopped_by:
         typer.echo(f"stopped by {result.stopped_by} after step {result.step}; continue with --resume", err=True)
         raise typer.Exit(SIGNAL_EXITS.get(result.stopped_by, 1))
+
+
+if __name__ == "__main__":
+    typer.run(train_command)

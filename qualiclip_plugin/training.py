@@ -14,7 +14,7 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -34,7 +34,6 @@ from qualiclip_plugin.distortions import GROUPS, get_table
 from qualiclip_plugin.errors import ConfigError
 from qualiclip_plugin.full_reference import gmsd
 from qualiclip_plugin.images import to_float
-from qualiclip_plugin.losses import start_pull
 from qualiclip_plugin.model import QualiCLIP, prompt_similarities
 from qualiclip_plugin.objective import content_levels, objective, ranking_accuracy
 from qualiclip_plugin.photos import (
@@ -54,6 +53,7 @@ from qualiclip_plugin.sampling import DegradationPlan, degrade, sample_plan
 from qualiclip_plugin.stages import (
     choose_stages,
     movement,
+    pull_to_start,
     recompute_in_backward,
     set_training_mode,
     train_only,
@@ -364,16 +364,15 @@ class Trainer:
 
     def _backward(self, loss: Tensor) -> None:
         """Gradient and optimizer step."""
-        config = self.config
-        # Each process's gradient is that of its own part of the batch, and the processes' gradients are averaged.
-        total = loss * self.accelerator.num_processes
-        trained = [(n, p) for n, p in self.model.image_encoder.named_parameters() if p.requires_grad]
-        if config.start_pull:
-            total = total + config.start_pull * start_pull(trained, self.start)
+        config, encoder = self.config, self.model.image_encoder
         self.optimizer.zero_grad()
-        self.accelerator.backward(total)
+        # Each process's gradient is that of its own part of the batch, and the processes' gradients are averaged.
+        self.accelerator.backward(loss * self.accelerator.num_processes)
+        self.accelerator.unscale_gradients()
+        if config.start_pull:
+            pull_to_start(encoder, self.start, config.start_pull)
         if config.clip_norm is not None:
-            self.accelerator.clip_grad_norm_([parameter for _, parameter in trained], config.clip_norm)
+            nn.utils.clip_grad_norm_(encoder.parameters(), config.clip_norm)
         self.optimizer.step()
 
     @torch.no_grad()
@@ -456,36 +455,38 @@ class Trainer:
     def _loop(self, stop: StopSignal) -> TrainResult:
         from qualiclip_plugin.training_report import finish
 
-        logs = RunLogs(self) if self.main else None
-        self.display.start(self.step, self.config.steps, self.skipped)
-        last: dict[str, Any] = {}
+        with closing(RunLogs(self)) if self.main else nullcontext() as logs:
+            stopped_by, last = self._steps(stop, logs)
+            if stopped_by is not None:
+                return TrainResult(self.step, None, stopped_by, last)
+            last = self._validated(logs)
+        return TrainResult(self.step, finish(self, last) if self.main else None, None, last)
+
+    def _steps(self, stop: StopSignal, logs: RunLogs | None) -> tuple[str | None, dict[str, Any]]:
+        """Train to the last step; returns the signal that stopped it before, and the last validation."""
+        config = self.config
+        self.display.start(self.step, config.steps, self.skipped)
+        # The figures of the starting weights, to compare with.
+        last = self._validated(logs) if self.step == 0 and config.validate_every else {}
         crops_iterator = iter(self.loader())
-        while self.step < self.config.steps:
+        while self.step < config.steps:
             began = time.perf_counter()
             crops, position = next(crops_iterator)
             waited = time.perf_counter() - began
             figures = self.train_step(crops)
             self.step, self.position = self.step + 1, position
             seconds = time.perf_counter() - began
-            figures |= {
-                "images_per_second": images_in_step(self.config) / seconds,
-                "seconds": seconds,
-                "data_wait": waited,
-            }
             if logs:
-                logs.step(figures)
+                speed = {"images_per_second": images_in_step(config) / seconds, "seconds": seconds}
+                logs.step(figures | speed | {"data_wait": waited})
             stopped = self._any(stop.received)
-            if stopped or self.step % self.config.save_every == 0 or self.step == self.config.steps:
+            if stopped or self.step % config.save_every == 0 or self.step == config.steps:
                 self.save()
-            if stopped and self.step < self.config.steps:
-                return TrainResult(self.step, None, stop.name or "SIGTERM", last)
-            if self.config.validate_every and self.step % self.config.validate_every == 0:
+            if stopped and self.step < config.steps:
+                return stop.name or "SIGTERM", last
+            if config.validate_every and self.step % config.validate_every == 0 and self.step < config.steps:
                 last = self._validated(logs)
-        last = self._validated(logs)
-        if not self.main or logs is None:
-            return TrainResult(self.step, None, None, last)
-        logs.close()
-        return TrainResult(self.step, finish(self, last), None, last)
+        return None, last
 
     def _validated(self, logs: RunLogs | None) -> dict[str, Any]:
         figures = self.validate()

@@ -15,7 +15,6 @@ from qualiclip_plugin.losses import (
     metric_order_loss,
     negative_ranking_loss,
     positive_ranking_loss,
-    start_pull,
 )
 
 
@@ -100,15 +99,6 @@ def test_attribute_by_hand() -> None:
     assert attribute_loss(s, torch.zeros_like(named), 0.08).item() == 0.0
     both = attribute_loss(torch.cat([s, s]), torch.cat([named, torch.zeros_like(named)]), 0.08)
     assert both.item() == pytest.approx(0.015, abs=1e-6)
-
-
-def test_start_pull_by_hand() -> None:
-    start = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([0.0])}
-    now = [("a", torch.tensor([1.5, 2.0], requires_grad=True)), ("b", torch.tensor([-1.0]))]
-    pull = start_pull(now, start)
-    assert pull.item() == pytest.approx(0.5 * (0.25 + 1.0))
-    pull.backward()
-    torch.testing.assert_close(now[0][1].grad, torch.tensor([0.5, 0.0]))
 
 
 @pytest.mark.parametrize("loss", [consistency_loss, positive_ranking_loss, negative_ranking_loss])

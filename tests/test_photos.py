@@ -1,0 +1,181 @@
+"""Photographs: where they come from, what is skipped, and in which order they are drawn."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from qualiclip_plugin.errors import DatasetError
+from qualiclip_plugin.photos import (
+    SKIMAGE,
+    SKIMAGE_FILES,
+    PhotoOrder,
+    SkipList,
+    check_all,
+    derive_seed,
+    hold_out,
+    open_photos,
+    read_or_replace,
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, photographs: list[np.ndarray]) -> Path:
+    """Four good photographs, one too small, one cut off."""
+    root = tmp_path / "photos"
+    (root / "more").mkdir(parents=True)
+    for number, photo in enumerate(photographs):
+        Image.fromarray(photo[:96, :128]).save(root / ("more" if number % 2 else ".") / f"good{number}.png")
+    Image.fromarray(photographs[0][:40, :200]).save(root / "small.png")
+    whole = (root / "good0.png").read_bytes()
+    (root / "cut.png").write_bytes(whole[: len(whole) // 2])
+    return root
+
+
+def test_the_photographs_in_scikit_image() -> None:
+    photos = open_photos(SKIMAGE)
+    skipped = SkipList()
+    with ThreadPoolExecutor(2) as pool:
+        usable = check_all(photos, 224, skipped, pool, lambda _: None)
+    assert len(usable) == len(SKIMAGE_FILES)
+    assert not len(skipped)
+    assert photos.read(0).shape == (3, 512, 512)
+    assert photos.read(0).dtype == torch.uint8
+
+
+def test_small_and_corrupt_photographs_are_named(folder: Path) -> None:
+    photos = open_photos(str(folder))
+    skipped = SkipList()
+    done: list[int] = []
+    with ThreadPoolExecutor(2) as pool:
+        usable = check_all(photos, 64, skipped, pool, done.append)
+    assert [Path(photos.name(i)).name for i in usable] == ["good0.png", "good2.png", "good1.png", "good3.png"]
+    assert done == list(range(1, 7))
+    reasons = {Path(name).name: reason for name, reason in skipped.reasons.items()}
+    assert set(reasons) == {"small.png", "cut.png"}
+    assert "200x40" in reasons["small.png"]
+    assert "cut.png" in reasons["cut.png"]
+
+
+def test_a_photograph_that_fails_later_is_replaced_and_named(folder: Path) -> None:
+    photos = open_photos(str(folder))
+    indices = list(range(len(photos)))
+    cut = next(i for i in indices if photos.name(i).endswith("cut.png"))
+    skipped = SkipList()
+    first = read_or_replace(photos, cut, indices, 64, skipped, (0, "crop", 1, 2))
+    again = read_or_replace(photos, cut, indices, 64, SkipList(), (0, "crop", 1, 2))
+    assert torch.equal(first, again)
+    assert any(name.endswith("cut.png") for name in skipped.reasons)
+    with pytest.raises(DatasetError, match="100 photographs"):
+        read_or_replace(photos, cut, [cut], 64, SkipList(), (0,))
+
+
+def test_hugging_face_datasets_by_folder(tmp_path: Path, photographs: list[np.ndarray]) -> None:
+    import datasets
+
+    images = [Image.fromarray(photo[:96, :96]) for photo in photographs]
+    features = datasets.Features(picture=datasets.Image(), label=datasets.Value("int64"))
+    rows = datasets.Dataset.from_dict({"picture": images, "label": [0, 1, 2, 3]}, features=features)
+    rows.save_to_disk(tmp_path / "stored")
+    stored = open_photos(str(tmp_path / "stored"))
+    assert len(stored) == 4
+    assert np.array_equal(stored.read(2).permute(1, 2, 0).numpy(), photographs[2][:96, :96])
+
+    (tmp_path / "parquet").mkdir()
+    rows.to_parquet(str(tmp_path / "parquet" / "train.parquet"))
+    parquet = open_photos(str(tmp_path / "parquet"), column="picture")
+    assert torch.equal(parquet.read(1), stored.read(1))
+    with pytest.raises(DatasetError, match="no column 'image'"):
+        open_photos(str(tmp_path / "parquet"), column="image")
+
+
+def test_a_dataset_without_images_is_refused(tmp_path: Path) -> None:
+    import datasets
+
+    datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "text")
+    with pytest.raises(DatasetError, match="0 image columns among text"):
+        open_photos(str(tmp_path / "text"))
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="nowhere"):
+        open_photos(str(tmp_path / "nowhere"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DatasetError, match="no image"):
+        open_photos(str(tmp_path / "empty"))
+
+
+def test_held_out_photographs_are_apart_and_decided_by_the_seed() -> None:
+    train, held = hold_out(list(range(10, 30)), 5, seed=3)
+    assert len(held) == 5
+    assert sorted(train + held) == list(range(10, 30))
+    assert hold_out(list(range(10, 30)), 5, seed=3) == (train, held)
+    assert hold_out(list(range(10, 30)), 5, seed=4)[1] != held
+    with pytest.raises(DatasetError, match="too few"):
+        hold_out([1, 2], 2, seed=0)
+
+
+def test_every_epoch_shows_every_photograph_once_in_a_new_order() -> None:
+    order = PhotoOrder([5, 6, 7, 8, 9], seed=0)
+    epochs = [[order[epoch * 5 + place] for place in range(5)] for epoch in range(4)]
+    assert all(sorted(epoch) == [5, 6, 7, 8, 9] for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+    # Asking out of order, as threads and continued runs do, changes nothing.
+    assert PhotoOrder([5, 6, 7, 8, 9], seed=0)[17] == epochs[3][2]
+
+
+def test_a_stream_continues_where_it_was_left(folder: Path) -> None:
+    def read(position: tuple[int, int], count: int) -> list[tuple[torch.Tensor, tuple[int, int]]]:
+        stream = open_photos(str(folder), streaming=True)
+        with ThreadPoolExecutor(2) as pool:
+            photos = stream.read(
+                seed=0, buffer=3, skip=1, position=position, smallest=64, skipped=skipped, pool=pool, ahead=2
+            )
+            return [next(photos) for _ in range(count)]
+
+    skipped = SkipList()
+    whole = read((0, 0), 9)
+    rest = read(whole[3][1], 5)
+    assert whole[-1][1][0] == 2  # the third epoch has begun
+    for (photo, position), (expected, expected_position) in zip(rest, whole[4:], strict=True):
+        assert position == expected_position
+        assert torch.equal(photo, expected)
+    assert any("small.png" in name for name in skipped.reasons)
+
+
+def test_the_held_out_photographs_of_a_stream_are_its_first_usable_ones(folder: Path) -> None:
+    stream = open_photos(str(folder), streaming=True)
+    skipped = SkipList()
+    photos, rows = stream.held_out(2, 64, skipped)
+    assert len(photos) == 2
+    assert rows == 2 + len(skipped)
+    with pytest.raises(DatasetError, match="only 4 usable"):
+        open_photos(str(folder), streaming=True).held_out(9, 64, SkipList())
+
+
+def test_a_stream_without_a_usable_photograph_ends(folder: Path) -> None:
+    stream = open_photos(str(folder), streaming=True)
+    with ThreadPoolExecutor(1) as pool, pytest.raises(DatasetError, match="none can be used"):
+        next(
+            stream.read(
+                seed=0,
+                buffer=2,
+                skip=0,
+                position=(0, 0),
+                smallest=500,
+                skipped=SkipList(),
+                pool=pool,
+                ahead=2,
+            )
+        )
+
+
+def test_seeds_are_the_same_everywhere() -> None:
+    # A changed derivation would silently change every run.
+    assert derive_seed(0, "plan", 7) == 6902232579407239669
+    assert derive_seed(0, "plan", 7) != derive_seed(0, "plan", 8)
