@@ -10,6 +10,7 @@ grows linearly with the image area. The result equals the full attention up to r
 from __future__ import annotations
 
 import torch.nn.functional as F
+from open_clip.modified_resnet import AttentionPool2d
 from torch import Tensor, cat, einsum, nn
 
 
@@ -25,7 +26,7 @@ class SingleQueryAttentionPool(nn.Module):
             possible. ``True`` adds it, interpolated the way pyiqa does.
     """
 
-    def __init__(self, pool: nn.Module, use_positional_embedding: bool = False) -> None:
+    def __init__(self, pool: AttentionPool2d, use_positional_embedding: bool = False) -> None:
         super().__init__()
         self.positional_embedding = pool.positional_embedding
         self.k_proj, self.q_proj = pool.k_proj, pool.q_proj

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from open_clip.model import _build_text_tower, _build_vision_tower
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
-from open_clip.transformer import VisionTransformer
+from open_clip.transformer import TextTransformer, VisionTransformer
 from timm.layers import Format
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -78,7 +78,7 @@ def build_image_encoder(config: dict[str, Any], positional_embedding: bool = Fal
     return tower
 
 
-def build_text_tower(config: dict[str, Any]) -> nn.Module:
+def build_text_tower(config: dict[str, Any]) -> TextTransformer:
     """Build an untrained, frozen text tower: token ids (M, T) -> features (M, embed_dim).
 
     Raises:
@@ -119,7 +119,7 @@ class AnySizeViT(nn.Module):
         return functional_call(self.transformer, {"positional_embedding": embedding}, images)
 
     # The wrapper must not show in state dictionaries: checkpoints keep open_clip's names.
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         return self.transformer.state_dict(*args, **kwargs)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -147,7 +147,7 @@ def interpolate_grid(embedding: Tensor, old: tuple[int, int], new: tuple[int, in
     return torch.cat([embedding[:extra], resized])
 
 
-def _free_timm_input_size(trunk: nn.Module) -> None:
+def _free_timm_input_size(trunk: Any) -> None:
     # timm's ViTs are built for one input size; these switches make their forward pass interpolate the positional
     # embedding to the grid of each input, as `timm.create_model(..., dynamic_img_size=True)` would.
     if hasattr(trunk, "dynamic_img_size") and hasattr(trunk, "patch_embed"):

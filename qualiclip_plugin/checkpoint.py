@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from open_clip.transformer import TextTransformer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
@@ -147,7 +148,7 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) 
     module.load_state_dict({**{key: wanted[key] for key in counters}, **tensors})
 
 
-def build_text_side(file: WeightsFile, config: dict[str, Any]) -> nn.Module:
+def build_text_side(file: WeightsFile, config: dict[str, Any]) -> TextTransformer:
     """The frozen text tower of an ``official`` or ``clip`` file."""
     tower = build_text_tower(config)
     apart = ("visual.", "logit_scale", "prompts_features", "input_resolution", "context_length", "vocab_size")
@@ -213,7 +214,7 @@ def _text_features(file: WeightsFile, config: dict[str, Any], prompt_learner: We
         return encode_prompts(build_text_side(file, config), build_tokenizer(config))
 
 
-def load_prompt_learner(file: WeightsFile, text_tower: nn.Module, config: dict[str, Any]) -> PromptLearner:
+def load_prompt_learner(file: WeightsFile, text_tower: TextTransformer, config: dict[str, Any]) -> PromptLearner:
     """Build the prompt learner of a ``prompt-learner`` file on a text tower.
 
     Raises:

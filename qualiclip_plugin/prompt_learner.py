@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
 from qualiclip_plugin.errors import ConfigError
@@ -33,7 +34,7 @@ class PromptLearner(nn.Module):
 
     def __init__(
         self,
-        text_tower: nn.Module,
+        text_tower: TextTransformer,
         tokenizer: Callable[[list[str]], Tensor],
         prompts: Sequence[str] = tuple(flat_prompts(PROMPT_PAIRS)),
         n_ctx: int = 16,
@@ -70,7 +71,7 @@ class PromptLearner(nn.Module):
         ]
         return torch.stack(rows)
 
-    def forward(self, text_tower: nn.Module) -> Tensor:
+    def forward(self, text_tower: TextTransformer) -> Tensor:
         """Encode the prompts: features (M, D), not of unit norm, differentiable in the context."""
         hidden = self.embeddings() + text_tower.positional_embedding
         hidden = text_tower.transformer(hidden, attn_mask=text_tower.attn_mask)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from torch import Tensor, nn
+    from open_clip.transformer import TextTransformer
+    from torch import Tensor
 
 PROMPT_PAIRS: tuple[tuple[str, str], ...] = (
     ("Good photo.", "Bad photo."),
@@ -49,7 +50,7 @@ def paired_features(features: Tensor) -> Tensor:
 
 
 def encode_prompts(
-    text_tower: nn.Module,
+    text_tower: TextTransformer,
     tokenizer: Callable[[list[str]], Tensor],
     pairs: tuple[tuple[str, str], ...] = PROMPT_PAIRS,
 ) -> Tensor:

@@ -80,7 +80,7 @@ class PyiqaQualiCLIP(nn.Module):
         self._plus_features: tuple[object, Tensor] | None = None
         # The frozen parts stay out of the state dictionary, as in pyiqa's class: a checkpoint of QualiCLIP+ holds
         # the prompt learner alone, one of QualiCLIP nothing, and pyiqa's trainer finds only what it may train.
-        self._frozen: dict[str, nn.Module] = {}
+        self._frozen: dict[str, Any] = {}
         if train_image_encoder:
             self.model = model
         else:

@@ -84,7 +84,8 @@ def load_cards() -> Mapping[str, Card]:
     for name, row in table.items():
         if unknown := row.keys() - names:
             raise WeightsError(f"cards.toml: [{name}] has unknown keys {', '.join(sorted(unknown))}")
-        cards[name] = Card(name=name, **{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
+        cards[name] = Card(name=name, **values)
     return cards
 
 
