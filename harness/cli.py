@@ -38,11 +38,13 @@ def run(
     include: Include = None,
     retry_failed: Annotated[bool, typer.Option(help="Score images again that failed before.")] = False,
     allow_partial: Annotated[bool, typer.Option(help="Accept datasets with missing images, marked.")] = False,
+    fit: Annotated[str, typer.Option(help="Curve before PLCC and RMSE: logistic4 or logistic5.")] = "logistic4",
+    draws: Annotated[int, typer.Option(min=0, help="Bootstrap resamples of the intervals; 0: none.")] = 2000,
     quiet: Annotated[bool, typer.Option(help="No progress on standard error.")] = False,
     json_log: Annotated[bool, typer.Option(help="Progress as JSON lines on standard error.")] = False,
 ) -> None:
     """Score every dataset with every scorer, as far as not done before, and print the leaderboard."""
-    from harness.runner import RunRequest, run_all
+    from harness.runner import RunRequest, run_all, settings
 
     request = RunRequest(
         scorers=tuple(scorer or ()),
@@ -55,6 +57,7 @@ def run(
         include=tuple(include or ()),
         retry_failed=retry_failed,
         allow_partial=allow_partial,
+        settings=settings(fit, draws),
     )
     from harness.progress import reporter
 

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     import datasets
     import pandas as pd
 
-LABELS = ("file_name", "opinion", "std", "reference", "distortion", "level", "split")
+LABELS = ("file_name", "opinion", "std", "votes", "reference", "distortion", "level", "split")
 """Columns of every opened dataset; those it lacks are empty."""
+
+_NUMBERS = ("opinion", "std", "votes")
 
 
 @dataclass(frozen=True)
@@ -134,16 +136,16 @@ def label_table(rows: Sequence[Mapping[str, Any]], spec: DatasetSpec) -> pd.Data
     """Labels of checked rows under the names of ``LABELS``; what the dataset lacks is empty.
 
     Returns:
-        ``opinion`` and ``std`` float64 (NaN where there are none), ``level`` nullable integer, the others text.
+        ``opinion``, ``std`` and ``votes`` float64 (NaN where there are none), ``level`` nullable integer, text.
     """
     import pandas as pd
 
     columns = {**vars(spec.columns), "file_name": spec.columns.image}
     table = pd.DataFrame({label: [row.get(columns[label]) for row in rows] for label in LABELS})
-    for label in ("opinion", "std"):
+    for label in _NUMBERS:
         table[label] = pd.to_numeric(table[label]).astype("float64")
     table["level"] = pd.to_numeric(table["level"]).astype("Int64")
-    text = [label for label in LABELS if label not in ("opinion", "std", "level")]
+    text = [label for label in LABELS if label not in (*_NUMBERS, "level")]
     return table.assign(**{label: table[label].fillna("").astype(str) for label in text})
 
 

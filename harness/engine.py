@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.datasets import ImageSet
-from harness.figures import cell_figures, join_scores
+from harness.figures import Directions, Settings, cell_figures, join_scores
 from harness.loading import Decoded, batches, decoded
-from harness.scorers import Scorer, reading_code
+from harness.scorers import Scorer, code_hash, reading_code
 from harness.store import SCHEMA_VERSION, ScoreKey, Store
 
 if TYPE_CHECKING:
     import pandas as pd
 
-WRITE_EVERY_SECONDS = 20.0
+WRITE_EVERY_SECONDS = float(os.environ.get("HARNESS_WRITE_EVERY", "20"))
+"""Scores that a kill may cost, in seconds of work; set by ``$HARNESS_WRITE_EVERY``."""
 RECORDED_PACKAGES = ("qualiclip-plugin", "pyiqa", "torch", "numpy", "Pillow", "scipy", "datasets", "scikit-image")
 
 
@@ -76,6 +80,7 @@ def evaluate(
     store: Store,
     options: Options = Options(),
     reporter: Reporter | None = None,
+    settings: Settings = Settings(),
 ) -> dict[str, Any]:
     """Score the images that have no stored score, then write and return the cell.
 
@@ -92,9 +97,26 @@ def evaluate(
         reporter.finish()
     store.merge(key)
     store.write_labels(images.spec.key, images.table)
-    cell = summarise(scorer, images, key, store.scores(key))
-    store.write_json(store.cell_path(scorer.name, images.spec.name), cell)
-    return cell
+    scores = store.scores(key)
+    path = store.cell_path(scorer.name, images.spec.name)
+    inputs = inputs_hash(images, key, scores, settings)
+    known = store.read_cell(path) if path.exists() else {}
+    if known.get("inputs") == inputs:
+        return known
+    store.write_json(path, summarise(scorer, images, key, scores, settings, inputs))
+    return store.read_cell(path)
+
+
+def inputs_hash(images: ImageSet, key: ScoreKey, scores: pd.DataFrame, settings: Settings) -> str:
+    """Fingerprint of everything that figures are computed from: the same inputs give the same cell."""
+    import pandas as pd
+
+    folder = Path(__file__).parent
+    code = code_hash([*sorted((folder / "statistics").glob("*.py")), folder / "figures.py", Path(__file__)])
+    used = scores[scores["image_hash"].isin(images.table["image_hash"])]
+    rows = pd.util.hash_pandas_object(used[["image_hash", "score", "error"]], index=False).to_numpy().tobytes()
+    parts = [key.fingerprint, images.labels_hash, str(images.complete), repr(settings), code]
+    return hashlib.sha256("|".join(parts).encode() + rows).hexdigest()
 
 
 def missing_images(labels: pd.DataFrame, scores: pd.DataFrame, retry_failed: bool) -> list[int]:
@@ -203,7 +225,9 @@ def out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or "out of memory" in str(error).lower()
 
 
-def summarise(scorer: Scorer, images: ImageSet, key: ScoreKey, scores: pd.DataFrame) -> dict[str, Any]:
+def summarise(
+    scorer: Scorer, images: ImageSet, key: ScoreKey, scores: pd.DataFrame, settings: Settings, inputs: str
+) -> dict[str, Any]:
     """The JSON of one cell, from stored scores alone."""
     spec = images.spec
     rows = join_scores(images.table, scores)
@@ -236,7 +260,11 @@ def summarise(scorer: Scorer, images: ImageSet, key: ScoreKey, scores: pd.DataFr
         "seconds": round(float(used["seconds"].sum()), 3),
         "versions": {package: metadata.version(package) for package in RECORDED_PACKAGES},
         "failures": [{"file_name": row.file_name, "error": row.error} for row in failed.itertuples()],
-        **cell_figures(rows, lower_better=scorer.lower_better, opinion_lower_better=opinion_lower_better),
+        "settings": asdict(settings),
+        "inputs": inputs,
+        **cell_figures(
+            rows, Directions(scorer.lower_better, opinion_lower_better), settings, ratio=spec.split == "ratio"
+        ),
     }
 
 

@@ -2,25 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from harness import statistics as st
-from harness.statistics import Estimate
+from harness.statistics import Estimate, Interval
+from harness.statistics.fitting import Form
 
 if TYPE_CHECKING:
     import pandas as pd
+
+Floats = NDArray[np.float64]
 
 OPINION_FIGURES = ("srcc", "krcc", "plcc_raw", "plcc_fit", "rmse")
 LADDER_FIGURES = ("d_test", "l_test")
 FIGURES = (*OPINION_FIGURES, *LADDER_FIGURES)
 LOWER_IS_BETTER = frozenset({"rmse"})
-MIN_STEPS = 3
+IN_STATISTICS = {"srcc": "srcc", "krcc": "krcc", "plcc_raw": "plcc", "plcc_fit": "plcc_fitted", "rmse": "rmse_fitted"}
+"""Names of the figures in :mod:`harness.statistics`."""
 
+MIN_STEPS = 3
 NO_OPINION = "no human scores"
 NO_LADDER = "no distortion levels"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How figures are computed; part of every cell.
+
+    Attributes:
+        form: Curve of the fit: ``logistic4`` or ``logistic5``.
+        draws: Bootstrap resamples; 0: no intervals.
+        level: Coverage of the intervals.
+        seed: Of the bootstrap and of the ratio splits.
+        ratio_splits: Number of test splits, disjoint by content, where a dataset asks for them.
+        test_share: Share of the contents in each of them.
+    """
+
+    form: Form = "logistic4"
+    draws: int = 2000
+    level: float = 0.95
+    seed: int = 0
+    ratio_splits: int = 10
+    test_share: float = 0.2
+
+
+@dataclass(frozen=True)
+class Directions:
+    """Which of the two run downwards."""
+
+    scorer_lower_better: bool
+    opinion_lower_better: bool
 
 
 def join_scores(labels: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
@@ -30,94 +67,193 @@ def join_scores(labels: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     return rows
 
 
-def cell_figures(rows: pd.DataFrame, *, lower_better: bool, opinion_lower_better: bool) -> dict[str, Any]:
+def cell_figures(
+    rows: pd.DataFrame, directions: Directions, settings: Settings = Settings(), *, ratio: bool = False
+) -> dict[str, Any]:
     """All figures of a scorer on a dataset.
 
     Args:
         rows: From :func:`join_scores`.
-        lower_better: Direction of the scorer.
-        opinion_lower_better: Direction of the opinions.
+        directions: Of scorer and opinions.
+        settings: Of fit and intervals.
+        ratio: Add median and spread over random test splits, disjoint by content.
 
     Returns:
-        ``subsets``, ``distortions`` and ``levels``: name to :func:`group_figures`. Images that failed are
-        counted and take no part.
+        ``subsets`` (with intervals), ``distortions`` and ``levels``: name to :func:`group_figures`; where
+        asked for ``ratio_splits``. Images that failed are counted and take no part.
     """
+    plain = dataclasses.replace(settings, draws=0)
 
-    def figures(part: pd.DataFrame) -> dict[str, Any]:
-        return group_figures(part, lower_better=lower_better, opinion_lower_better=opinion_lower_better)
+    def part(chosen: pd.DataFrame) -> dict[str, Any]:
+        return group_figures(chosen, directions, plain)
 
-    return {
-        "subsets": {"all": figures(rows)} | _each(rows, "split", figures),
-        "distortions": _each(rows, "distortion", lambda part: figures(_with_pristine(rows, part))),
-        "levels": _each(rows[rows["level"] > 0], "level", figures),
+    subsets = {"all": rows} | {str(name): chosen for name, chosen in _groups(rows, "split")}
+    figures: dict[str, Any] = {
+        "subsets": {name: group_figures(chosen, directions, settings) for name, chosen in subsets.items()},
+        "distortions": {str(name): part(_with_pristine(rows, some)) for name, some in _groups(rows, "distortion")},
+        "levels": {str(name): part(some) for name, some in _groups(rows[_positive(rows["level"])], "level")},
     }
+    if ratio:
+        figures["ratio_splits"] = ratio_figures(rows, directions, settings)
+    return figures
 
 
-def group_figures(rows: pd.DataFrame, *, lower_better: bool, opinion_lower_better: bool) -> dict[str, Any]:
+def group_figures(rows: pd.DataFrame, directions: Directions, settings: Settings) -> dict[str, Any]:
     """The figures over some rows: ``n`` scored images, ``n_failed`` others, ``figures`` and the ``fit``."""
-    good = rows[rows["error"] == ""]
-    scores = st.oriented(good["score"].to_numpy(), lower_better=lower_better)
-    opinions = st.oriented(good["opinion"].to_numpy(), lower_better=opinion_lower_better)
-    estimates: dict[str, Estimate]
-    if np.isfinite(opinions).all() and len(opinions):
-        fit = st.fit_logistic4(scores, opinions)
-        estimates = {
-            "srcc": st.srcc(scores, opinions),
-            "krcc": st.krcc(scores, opinions),
-            "plcc_raw": st.plcc(scores, opinions),
-            "plcc_fit": st.plcc_fitted(scores, opinions, fit),
-            "rmse": st.rmse_fitted(scores, opinions, fit),
-        }
-        fitted = {"form": fit.form, "parameters": list(fit.parameters), "converged": fit.converged}
-    else:
-        estimates = dict.fromkeys(OPINION_FIGURES, st.undefined(NO_OPINION))
-        fitted = {}
-    estimates |= {"d_test": _d_test(good, scores), "l_test": _l_test(good, scores)}
+    good, scores, opinions = _oriented(rows, directions)
+    figures = {**_opinion_figures(good, scores, opinions, settings), **_ladder_figures(good, scores, settings)}
+    fit = st.fit_logistic(settings.form, scores, opinions) if opinions is not None else None
     return {
         "n": len(good),
         "n_failed": len(rows) - len(good),
-        "figures": {name: as_json(estimate) for name, estimate in estimates.items()},
-        "fit": fitted,
+        "figures": figures,
+        "fit": {} if fit is None else _finite(dataclasses.asdict(fit)),
+        "krasula": _krasula(good, scores, opinions),
     }
 
 
-def as_json(estimate: Estimate) -> dict[str, Any]:
-    """``{"value": number}``, or ``{"value": null, "reason": ...}``."""
-    if estimate.defined:
-        return {"value": float(estimate.value)}
-    return {"value": None, "reason": estimate.reason}
+def ratio_figures(rows: pd.DataFrame, directions: Directions, settings: Settings) -> dict[str, Any]:
+    """Median and standard deviation of SRCC and raw PLCC over random test splits, disjoint by content."""
+    good, scores, opinions = _oriented(rows, directions)
+    contents = _contents(good)
+    if opinions is None:
+        return {"reason": NO_OPINION}
+    try:
+        splits = st.content_splits(
+            np.arange(len(good)) if contents is None else contents,
+            splits=settings.ratio_splits,
+            test_share=settings.test_share,
+            seed=settings.seed,
+        )
+    except st.StatisticsError as error:
+        return {"reason": str(error)}
+    summaries = {
+        name: st.split_summary(scores, opinions, splits, function)
+        for name, function in (("srcc", st.srcc), ("plcc_raw", st.plcc))
+    }
+    return {
+        name: _finite({"median": s.median, "std": s.std, "splits": len(splits), "reason": s.reason})
+        for name, s in summaries.items()
+    }
 
 
-def _d_test(good: pd.DataFrame, scores: np.ndarray) -> Estimate:
+def _oriented(rows: pd.DataFrame, directions: Directions) -> tuple[pd.DataFrame, Floats, Floats | None]:
+    good = rows[rows["error"] == ""]
+    scores = st.oriented(good["score"].to_numpy(), lower_better=directions.scorer_lower_better)
+    opinions = st.oriented(good["opinion"].to_numpy(), lower_better=directions.opinion_lower_better)
+    return good, scores, opinions if len(opinions) and np.isfinite(opinions).all() else None
+
+
+def _opinion_figures(
+    good: pd.DataFrame, scores: Floats, opinions: Floats | None, settings: Settings
+) -> dict[str, dict[str, Any]]:
+    if opinions is None:
+        return {name: as_json(st.undefined(NO_OPINION)) for name in OPINION_FIGURES}
+    contents = _contents(good)
+    result = {}
+    for name, known_as in IN_STATISTICS.items():
+        estimate = st.estimate_statistic(known_as, scores, opinions, settings.form)
+        interval = None
+        if settings.draws and estimate.defined:
+            interval = st.bootstrap_interval(
+                scores,
+                opinions,
+                known_as,
+                clusters=contents,
+                draws=settings.draws,
+                seed=settings.seed,
+                level=settings.level,
+                form=settings.form,
+            )
+        result[name] = as_json(estimate, interval)
+    return result
+
+
+def _ladder_figures(good: pd.DataFrame, scores: Floats, settings: Settings) -> dict[str, dict[str, Any]]:
+    options: dict[str, Any] = {"draws": settings.draws, "seed": settings.seed, "level": settings.level}
+    return {"d_test": _d_test(good, scores, options), "l_test": _l_test(good, scores, options)}
+
+
+def _d_test(good: pd.DataFrame, scores: Floats, options: dict[str, Any]) -> dict[str, Any]:
     if good["level"].isna().any() or not len(good):
-        return st.undefined(NO_LADDER)
-    return st.d_test(scores, (good["level"] == 0).to_numpy(dtype=bool))
+        return as_json(st.undefined(NO_LADDER))
+    pristine = (good["level"] == 0).to_numpy(dtype=bool)
+    estimate = st.d_test(scores, pristine)
+    interval = None
+    if options["draws"] and estimate.defined:
+        interval = st.d_test_interval(scores, pristine, clusters=_contents(good), **options)
+    return as_json(estimate, interval)
 
 
-def _l_test(good: pd.DataFrame, scores: np.ndarray) -> Estimate:
-    distorted = ((good["level"] > 0).fillna(False) & (good["distortion"] != "")).to_numpy(dtype=bool)
-    ladder = good[["reference", "distortion"]].apply(tuple, axis=1)
-    steps = good[distorted].groupby(["reference", "distortion"])["level"].nunique()
-    whole = distorted & ladder.isin(steps.index[steps >= MIN_STEPS]).to_numpy(dtype=bool)
+def _l_test(good: pd.DataFrame, scores: Floats, options: dict[str, Any]) -> dict[str, Any]:
+    whole = whole_ladders(good)
     if not whole.any():
-        return st.undefined(NO_LADDER)
+        return as_json(st.undefined(NO_LADDER))
     part = good[whole]
-    return st.l_test(
+    ladders = (
         scores[whole],
         part["level"].to_numpy(dtype=float),
         part["reference"].to_numpy(dtype=str),
         part["distortion"].to_numpy(dtype=str),
     )
+    estimate = st.l_test(*ladders)
+    interval = st.l_test_interval(*ladders, **options) if options["draws"] and estimate.defined else None
+    return as_json(estimate, interval)
 
 
-def _each(rows: pd.DataFrame, column: str, figures: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-    named = rows[(rows[column].notna()) & (rows[column] != "")]
-    return {str(name): figures(part) for name, part in named.groupby(column, sort=True)}
+def whole_ladders(good: pd.DataFrame) -> NDArray[np.bool_]:
+    """Which rows belong to a ladder (one content, one distortion) of at least three levels."""
+    distorted = _positive(good["level"]) & (good["distortion"] != "") & (good["reference"] != "")
+    steps = good[distorted].groupby(["reference", "distortion"])["level"].transform("nunique")
+    return np.asarray((steps.reindex(good.index).fillna(0) >= MIN_STEPS).to_numpy(dtype=bool))
+
+
+def _krasula(good: pd.DataFrame, scores: Floats, opinions: Floats | None) -> dict[str, Any]:
+    if opinions is None:
+        return {"reason": NO_OPINION}
+    errors = (good["std"] / np.sqrt(good["votes"])).to_numpy(dtype=np.float64)
+    if not (np.isfinite(errors) & (errors > 0)).all():
+        return {"reason": "needs std > 0 and the number of votes of every image"}
+    found = st.krasula(scores, opinions, errors)
+    aucs = ("different_similar", "better_worse", "correct")
+    counts = {"different": found.different, "pairs": found.pairs, "sampled": found.sampled}
+    return {**{name: as_json(getattr(found, name)) for name in aucs}, **counts}
+
+
+def as_json(estimate: Estimate, interval: Interval | None = None) -> dict[str, Any]:
+    """``value`` with ``low`` and ``high`` where there is an interval; or null with the ``reason``."""
+    if not estimate.defined:
+        return {"value": None, "reason": estimate.reason}
+    result: dict[str, Any] = {"value": float(estimate.value)}
+    if interval is not None and interval.reason:
+        result["no_interval"] = interval.reason
+    elif interval is not None:
+        result |= {"low": interval.low, "high": interval.high}
+    return result
+
+
+def _contents(good: pd.DataFrame) -> Any:
+    # Without reference contents every image stands for itself.
+    return good["reference"].to_numpy(dtype=str) if (good["reference"] != "").all() and len(good) else None
+
+
+def _groups(rows: pd.DataFrame, column: str) -> list[tuple[Any, pd.DataFrame]]:
+    named = rows[rows[column].notna() & (rows[column] != "")]
+    return list(named.groupby(column, sort=True))
+
+
+def _positive(levels: pd.Series) -> Any:
+    return (levels > 0).fillna(False).astype(bool)
 
 
 def _with_pristine(rows: pd.DataFrame, part: pd.DataFrame) -> pd.DataFrame:
     # The D-test of one distortion needs the photographs it was made from.
     import pandas as pd
 
-    own = rows[(rows["level"] == 0).fillna(False) & (rows["distortion"] == "")]
+    own = rows[(rows["level"] == 0).fillna(False).astype(bool) & (rows["distortion"] == "")]
     return pd.concat([own[own["reference"].isin(part["reference"])], part])
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    """NaN has no place in JSON."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}

@@ -20,11 +20,11 @@ def table(cells: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     import pandas as pd
 
     rows = [row for cell in cells for row in _rows(cell)]
-    frame = pd.DataFrame(rows, columns=[*COLUMNS, "reason"])
-    order = frame.assign(rank=-frame["srcc"].fillna(frame["l_test"]).fillna(-2).astype(float))
+    types = {"n": "Int64", "n_failed": "Int64", **dict.fromkeys((*FIGURES, "seconds"), "float64")}
+    frame = pd.DataFrame(rows, columns=[*COLUMNS, "reason"]).astype(types)
+    order = frame.assign(rank=-frame["srcc"].fillna(frame["l_test"]).fillna(-2))
     order = order.sort_values(["dataset", "subset", "rank", "scorer"], kind="stable")
-    frame = frame.loc[order.index].reset_index(drop=True)
-    return frame.astype({"n": "Int64", "n_failed": "Int64", **dict.fromkeys((*FIGURES, "seconds"), "float64")})
+    return frame.loc[order.index].reset_index(drop=True)
 
 
 def to_csv(frame: pd.DataFrame) -> str:

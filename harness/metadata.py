@@ -60,7 +60,7 @@ def local_spec(folder: Path, name: str = "") -> DatasetSpec:
         raise DatasetError(f"{path}: both mos and dmos; their directions differ, keep one")
     if not labels and not {"distortion", "level"} <= first.keys():
         raise DatasetError(f"{path}: no column mos or dmos, and no distortion and level to test an order on")
-    optional = ("std", "reference", "distortion", "level", "split")
+    optional = ("std", "votes", "reference", "distortion", "level", "split")
     kind: Literal["mos", "dmos"] = "dmos" if labels == ["dmos"] else "mos"
     return DatasetSpec(
         name=name or folder.resolve().name,
@@ -187,6 +187,8 @@ def _check_numbers(row: dict[str, Any], spec: DatasetSpec, where: str) -> None:
         check_opinion(number(row[columns.opinion], where, columns.opinion), spec, where)
     if columns.std and number(row[columns.std], where, columns.std) < 0:
         raise DatasetError(f"{where}: {columns.std} is negative")
+    if columns.votes and number(row[columns.votes], where, columns.votes) <= 0:
+        raise DatasetError(f"{where}: {columns.votes} is not positive")
     if columns.level:
         level = number(row[columns.level], where, columns.level)
         if level < 0 or level != int(level):

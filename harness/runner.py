@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.datasets import ImageSet, open_dataset
 from harness.engine import Options, Reporter, evaluate, unavailable_cell
+from harness.figures import Settings
 from harness.leaderboard import table, to_markdown, write_tables
 from harness.scorers import DEFAULT_SCORERS, ScorerError, create_scorer, pick_device
 from harness.specs import catalogue
 from harness.store import Store
+from qualiclip_plugin.errors import ConfigError
 
 DEFAULT_DATASETS = ("ladders",)
 
@@ -31,6 +33,7 @@ class RunRequest:
     include: tuple[Path, ...] = ()
     retry_failed: bool = False
     allow_partial: bool = False
+    settings: Settings = field(default_factory=Settings)
 
 
 def run_all(request: RunRequest, reporter: Reporter) -> str:
@@ -50,6 +53,17 @@ def run_all(request: RunRequest, reporter: Reporter) -> str:
     return to_markdown(table(cells), cells)
 
 
+def settings(fit: str, draws: int) -> Settings:
+    """Settings of the figures from the command line.
+
+    Raises:
+        ConfigError: An unknown curve.
+    """
+    if fit not in ("logistic4", "logistic5"):
+        raise ConfigError(f"--fit is {fit!r}; logistic4 or logistic5 is needed")
+    return Settings(form="logistic5" if fit == "logistic5" else "logistic4", draws=draws)
+
+
 def _run_scorer(
     name: str, opened: list[ImageSet], store: Store, request: RunRequest, reporter: Reporter
 ) -> list[Mapping[str, object]]:
@@ -63,7 +77,7 @@ def _run_scorer(
         workers=_workers(request),
         retry_failed=request.retry_failed,
     )
-    return [evaluate(scorer, images, store, options, reporter) for images in opened]
+    return [evaluate(scorer, images, store, options, reporter, request.settings) for images in opened]
 
 
 def _unavailable(name: str, images: ImageSet, store: Store, reason: str) -> dict[str, object]:

@@ -27,6 +27,7 @@ class Columns:
         image: Image, or file name of the image.
         opinion: Human opinion score.
         std: Standard deviation of the opinions of one image.
+        votes: Number of opinions of one image.
         reference: Content: which photograph a distorted image comes from.
         distortion: Kind of distortion.
         level: Severity, 0 pristine, higher worse.
@@ -36,6 +37,7 @@ class Columns:
     image: str = "file_name"
     opinion: str = ""
     std: str = ""
+    votes: str = ""
     reference: str = ""
     distortion: str = ""
     level: str = ""

@@ -1,0 +1,144 @@
+"""A static report of the stored results: one folder of HTML, no server, no request to anywhere.
+
+Charts are SVG drawn here, so that every page reads without JavaScript, which only sorts, shows pictures under
+the pointer and picks gMAD pairs. All text from files and metadata is escaped by the templates.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.report import pages
+from harness.report.data import Cell, contest, load_cells
+from harness.report.pictures import Gallery, open_sources
+from harness.store import Store, StoreError
+from qualiclip_plugin.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+TEMPLATES = Path(__file__).parent.parent / "templates"
+ASSETS = ("style.css", "app.js")
+MANIFEST = "report.json"
+
+
+def write_report(
+    results: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    datasets: Iterable[str] = (),
+    include: Iterable[Path] = (),
+    draws: int = 2000,
+    seed: int = 0,
+) -> Path:
+    """Write the report and return its first page.
+
+    Args:
+        results: Folder of stored results.
+        output: Folder of the report; an earlier report there is replaced, anything else is left alone.
+        datasets: Where pictures come from: names, folders or ``NAME=FOLDER``.
+        include: Folders with further dataset YAML files.
+        draws: Resamples of the significance tests; 0 leaves them out.
+        seed: Of the resamples.
+
+    Raises:
+        ConfigError: ``output`` holds something else, or there are no results.
+        StoreError: Results cannot be read, or the report not be written.
+        QualiCLIPError: A dataset given for pictures cannot be opened.
+    """
+    from harness.specs import catalogue
+
+    target = Path(output)
+    _check_target(target)
+    cells = load_cells(Store(results))
+    if not cells:
+        raise ConfigError(f"{results}: no results; `iqa-harness run --output {results}` makes some")
+    names = sorted({cell.dataset for cell in cells})
+    sources, lacking = open_sources(datasets, catalogue(include), names)
+    try:
+        target.absolute().parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.absolute().parent))
+        try:
+            _write_site(partial, cells, Gallery(partial, sources), lacking, draws, seed)
+            _replace(target, partial)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise StoreError(f"{target}: cannot be written: {error.strerror or error}") from error
+    return target / "index.html"
+
+
+def _write_site(
+    folder: Path, cells: list[Cell], gallery: Gallery, lacking: dict[str, str], draws: int, seed: int
+) -> None:
+    site = environment()
+    names = sorted({cell.dataset for cell in cells})
+    links = [(name, pages.dataset_page(name)) for name in names]
+
+    def write(page: str, template: str, **content: Any) -> None:
+        text = site.get_template(template).render(links=links, page=page, lacking=lacking, **content)
+        (folder / page).write_text(text, encoding="utf-8", errors="backslashreplace")
+
+    write("index.html", "index.html.j2", **pages.overview(cells))
+    write("versions.html", "versions.html.j2", entries=pages.versions(cells))
+    for name in names:
+        own = [cell for cell in cells if cell.dataset == name]
+        compared = contest(own, draws=draws, seed=seed)
+        write(pages.dataset_page(name), "dataset.html.j2", **pages.dataset(name, own, compared, gallery))
+    for cell in cells:
+        write(cell.page, "cell.html.j2", **pages.cell(cell, gallery))
+    for asset in ASSETS:
+        shutil.copyfile(TEMPLATES / asset, folder / asset)
+    manifest = {"made_by": "iqa-harness report", "pages": sorted(path.name for path in folder.glob("*.html"))}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def environment() -> Environment:
+    """Templates that escape everything and fail on an unknown name."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    site = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    site.filters["number"] = number
+    site.globals["dataset_page"] = pages.dataset_page
+    return site
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """A number for people: a true minus sign, nothing for what is undefined."""
+    if value is None or not math.isfinite(float(value)):
+        return ""
+    text = f"{float(value):.{digits}f}"
+    return text.replace("-", "\N{MINUS SIGN}") if float(text) else text.lstrip("-")
+
+
+def _check_target(target: Path) -> None:
+    if target.exists() and not target.is_dir():
+        raise ConfigError(f"{target}: is a file, a folder is needed")
+    if target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).is_file():
+        raise ConfigError(f"{target}: holds something that is not a report; choose another --output")
+
+
+def _replace(target: Path, partial: Path) -> None:
+    current = os.umask(0)
+    os.umask(current)
+    partial.chmod(0o777 & ~current)
+    if target.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.absolute().parent))
+        os.rename(target, old / "report")
+        os.rename(partial, target)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.rename(partial, target)

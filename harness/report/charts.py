@@ -1,0 +1,224 @@
+"""Geometry of the report's charts: data to SVG coordinates. The templates draw what these records hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from harness.report.data import Cell, ladder_rows
+from harness.statistics.checks import Floats
+
+MAX_POINTS = 4000
+"""Points that a scatter plot draws; a browser becomes slow with more. The choice is seeded and stated."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A linear map from data to one SVG coordinate.
+
+    Attributes:
+        low: Data value at ``start``.
+        high: Data value at ``end``.
+        start: Coordinate.
+        end: Coordinate.
+        ticks: Values with their labels.
+    """
+
+    low: float
+    high: float
+    start: float
+    end: float
+    ticks: tuple[tuple[float, str], ...] = ()
+
+    def at(self, value: float) -> float:
+        """Coordinate of a value, rounded to a tenth of a unit."""
+        return round(self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start), 1)
+
+
+def axis(values: Sequence[float] | Floats, start: float, end: float, *, margin: float = 0.04, count: int = 5) -> Axis:
+    """An axis that holds all values with some air around them."""
+    low, high = (float(np.min(values)), float(np.max(values))) if len(values) else (0.0, 1.0)
+    air = (high - low) * margin or max(abs(low) * 0.05, 0.5)
+    low, high = low - air, high + air
+    return Axis(low, high, start, end, ticks(low, high, count))
+
+
+def ticks(low: float, high: float, count: int = 5) -> tuple[tuple[float, str], ...]:
+    """About ``count`` round values between ``low`` and ``high`` and their labels."""
+    raw = (high - low) / max(count, 1)
+    power = 10.0 ** np.floor(np.log10(raw))
+    step = float(min((1, 2, 2.5, 5, 10), key=lambda factor: abs(factor * power - raw)) * power)
+    digits = max(0, -int(np.floor(np.log10(step) + 1e-9))) + (1 if round(step / power, 1) == 2.5 else 0)
+    first, last = int(np.ceil(low / step - 1e-9)), int(np.floor(high / step + 1e-9))
+    # Adding zero turns -0.0 into 0.0.
+    return tuple((i * step, f"{round(i * step, digits) + 0.0:.{digits}f}") for i in range(first, last + 1))
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Score against opinion.
+
+    Attributes:
+        x: Axis of the scores as the scorer gives them.
+        y: Axis of the opinions as the dataset gives them.
+        points: Row number, x and y of each point, by rising score.
+        curve: SVG path of the fit; empty where there is none.
+        drawn: How many of the images are drawn.
+        total: How many there are.
+    """
+
+    x: Axis
+    y: Axis
+    points: list[tuple[int, float, float]]
+    curve: str
+    drawn: int
+    total: int
+
+
+def scatter(cell: Cell, width: float = 640, height: float = 400) -> Scatter | None:
+    """Scatter plot of a cell with opinions; none where there are none."""
+    if not cell.measured or not cell.has_opinions:
+        return None
+    scores, opinions = cell.rows["score"].to_numpy(dtype=float), cell.rows["opinion"].to_numpy(dtype=float)
+    x, y = axis(scores, 52, width - 12), axis(opinions, height - 44, 12)
+    shown = np.arange(len(scores))
+    if len(shown) > MAX_POINTS:
+        shown = np.random.default_rng(0).choice(shown, MAX_POINTS, replace=False)
+    shown = shown[np.argsort(scores[shown], kind="stable")]
+    points = [(int(i), x.at(scores[i]), y.at(opinions[i])) for i in shown]
+    return Scatter(x, y, points, _curve(cell, x, y), len(shown), len(scores))
+
+
+def _curve(cell: Cell, x: Axis, y: Axis) -> str:
+    fit = cell.fit
+    if fit is None or fit.reason:
+        return ""
+    raw = np.linspace(x.low, x.high, 120)
+    # The fit was made on values turned to higher-is-better; the axes show them as they are.
+    score_sign = -1.0 if cell.content["scorer"]["lower_better"] else 1.0
+    opinion_sign = -1.0 if cell.content["dataset"]["opinion"]["lower_better"] else 1.0
+    fitted = opinion_sign * fit.apply(score_sign * raw)
+    return path([(x.at(a), y.at(b)) for a, b in zip(raw, fitted, strict=True)])
+
+
+def path(points: Sequence[tuple[float, float]]) -> str:
+    """SVG path through points."""
+    return "M" + "L".join(f"{a:g} {b:g}" for a, b in points) if points else ""
+
+
+@dataclass(frozen=True)
+class Whisker:
+    """An estimate with its interval on an axis shared by a column."""
+
+    value: float
+    low: float
+    high: float
+    zero: float | None
+
+
+def whiskers(figures: Sequence[Mapping[str, Any]], width: float = 120) -> list[Whisker | None]:
+    """One whisker per figure, all on one axis; none where a figure is undefined."""
+    known = [f[k] for f in figures for k in ("value", "low", "high") if f.get(k) is not None]
+    if not known:
+        return [None for _ in figures]
+    shared = axis(known, 4, width - 4, margin=0.02)
+    zero = shared.at(0) if shared.low <= 0 <= shared.high else None
+    return [_whisker(figure, shared, zero) for figure in figures]
+
+
+def _whisker(figure: Mapping[str, Any], shared: Axis, zero: float | None) -> Whisker | None:
+    if figure.get("value") is None:
+        return None
+    value = float(figure["value"])
+    ends = [float(figure[k]) if figure.get(k) is not None else value for k in ("low", "high")]
+    return Whisker(shared.at(value), shared.at(ends[0]), shared.at(ends[1]), zero)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar of a chart from a common zero."""
+
+    label: str
+    value: float | None
+    reason: str
+    n: int
+    x: float
+    width: float
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Horizontal bars, best first; undefined ones last."""
+
+    axis: Axis
+    bars: list[Bar]
+    figure: str
+
+
+def distortion_bars(cell: Cell, start: float = 170, end: float = 560) -> Bars | None:
+    """The cell's main figure within each distortion type; none where the dataset names no types."""
+    groups = cell.content.get("distortions") or {}
+    if not groups:
+        return None
+    found = {name: (group["figures"].get(cell.main_figure, {}), group["n"]) for name, group in groups.items()}
+    values = [figure["value"] for figure, _ in found.values() if figure.get("value") is not None]
+    low, high = min([0.0, *values]), max([1.0, *values])
+    scale = Axis(low, high, start, end, ticks(low, high, 4))
+    bars = []
+    for name, (figure, n) in found.items():
+        value = figure.get("value")
+        left, right = sorted((scale.at(0), scale.at(value or 0.0)))
+        bars.append(Bar(name, value, figure.get("reason", ""), n, left, round(right - left, 1)))
+    bars.sort(key=lambda bar: (bar.value is None, -(bar.value or 0.0), bar.label))
+    return Bars(scale, bars, cell.main_figure)
+
+
+@dataclass(frozen=True)
+class LadderPlot:
+    """Score against level for one distortion type."""
+
+    distortion: str
+    x: Axis
+    y: Axis
+    lines: list[tuple[str, str]]
+    mean: str
+
+
+def ladder_plots(cell: Cell, width: float = 210, height: float = 130) -> list[LadderPlot]:
+    """A small plot per distortion type, all with the scorer's own range; one line per content and their mean."""
+    if not cell.measured:
+        return []
+    ladders = ladder_rows(cell.rows)
+    scores = cell.rows["score"].to_numpy(dtype=float)
+    levels = cell.rows["level"].to_numpy(dtype=float, na_value=np.nan)
+    used = [i for indices in ladders.values() for i in indices]
+    if not used:
+        return []
+    y = axis(scores[used], height - 18, 6, count=3)
+    plots = []
+    for kind in sorted({kind for kind, _ in ladders}):
+        own = {content: indices for (name, content), indices in ladders.items() if name == kind}
+        x = _level_axis(levels[np.concatenate(list(own.values()))], 40, width - 6)
+        lines = [
+            (content, path([(x.at(levels[i]), y.at(scores[i])) for i in indices]))
+            for content, indices in own.items()
+        ]
+        plots.append(LadderPlot(kind, x, y, lines, _mean_line(own, levels, scores, x, y)))
+    return plots
+
+
+def _level_axis(levels: Floats, start: float, end: float) -> Axis:
+    steps = np.unique(levels)
+    low, high = float(steps[0]), float(steps[-1])
+    shown = steps if len(steps) <= 7 else steps[[0, -1]]
+    return Axis(low, high if high > low else low + 1, start, end, tuple((float(s), f"{s:g}") for s in shown))
+
+
+def _mean_line(own: Mapping[str, Any], levels: Floats, scores: Floats, x: Axis, y: Axis) -> str:
+    everything = np.concatenate(list(own.values()))
+    steps = np.unique(levels[everything])
+    means = [float(scores[everything[levels[everything] == step]].mean()) for step in steps]
+    return path([(x.at(float(step)), y.at(mean)) for step, mean in zip(steps, means, strict=True)])

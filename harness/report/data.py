@@ -1,0 +1,290 @@
+"""What the report shows, from stored results alone: cells with their images, scores and labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness import statistics as st
+from harness.figures import join_scores, whole_ladders
+from harness.store import ScoreKey, Store, StoreError, slug
+from harness.statistics.checks import Floats
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+GMAD_LEVELS = 3
+SHOWN = 12  # misjudged images or inversions on a page
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One scorer on one dataset.
+
+    Attributes:
+        scorer: Its name.
+        dataset: The dataset's name.
+        content: The stored JSON.
+        rows: Labels and scores of the images that have a score, in the dataset's order.
+    """
+
+    scorer: str
+    dataset: str
+    content: Mapping[str, Any]
+    rows: pd.DataFrame
+
+    @property
+    def measured(self) -> bool:
+        """Whether any image has a score; not so where the scorer could not start."""
+        return len(self.rows) > 0
+
+    @property
+    def page(self) -> str:
+        """File name of its page."""
+        return f"cell-{slug(self.scorer)}--{slug(self.dataset)}.html"
+
+    @property
+    def complete(self) -> bool:
+        """Whether every image of the declared dataset has a score."""
+        return bool(self.content["status"] == "complete")
+
+    @property
+    def seen(self) -> bool:
+        """Whether the scorer was trained on opinions of this dataset."""
+        names = {self.dataset, *self.content["dataset"].get("seen_by", ())}
+        return bool(names & set(self.content["scorer"].get("trained_on", ())))
+
+    @property
+    def main_figure(self) -> str:
+        """The figure that the cell is ranked by: SRCC, or the L-test where nobody gave opinions."""
+        return "srcc" if self.has_opinions else "l_test"
+
+    @property
+    def has_opinions(self) -> bool:
+        """Whether people rated the images."""
+        return bool(self.content["dataset"].get("opinion"))
+
+    def figure(self, name: str, subset: str = "all") -> Mapping[str, Any]:
+        """Value, interval and reason of a figure; empty where the scorer could not start."""
+        group = self.content["subsets"].get(subset)
+        return group["figures"].get(name, {}) if group else {}
+
+    @property
+    def scores(self) -> Floats:
+        """Scores turned so that higher is better, (N,)."""
+        down = bool(self.content["scorer"]["lower_better"])
+        return st.oriented(self.rows["score"].to_numpy(dtype=float), lower_better=down)
+
+    @property
+    def opinions(self) -> Floats:
+        """Opinions turned so that higher is better, (N,); NaN where there are none."""
+        down = bool((self.content["dataset"]["opinion"] or {}).get("lower_better"))
+        return st.oriented(self.rows["opinion"].to_numpy(dtype=float), lower_better=down)
+
+    @property
+    def fit(self) -> st.LogisticFit | None:
+        """The stored fit to the opinions."""
+        stored = (self.content["subsets"].get("all") or {}).get("fit")
+        return st.LogisticFit(**{**stored, "parameters": tuple(stored["parameters"])}) if stored else None
+
+
+def load_cells(store: Store) -> list[Cell]:
+    """All stored cells with their images.
+
+    Raises:
+        StoreError: A cell, its scores or its labels cannot be read, or do not belong together.
+    """
+    return [load_cell(store, content) for content in store.cells()]
+
+
+def load_cell(store: Store, content: Mapping[str, Any]) -> Cell:
+    """One cell with its images; see :func:`load_cells`."""
+    import pandas as pd
+
+    scorer, dataset = content["scorer"]["name"], content["dataset"]["name"]
+    if not content["subsets"]:
+        return Cell(scorer, dataset, content, pd.DataFrame())
+    key = f"{dataset}@{content['dataset']['version']}"
+    path = store.labels_path(key)
+    try:
+        labels = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path}: the labels of {dataset} cannot be read: {error}") from error
+    joined = join_scores(labels, store.scores(stored_key(store, scorer, key, content["scorer"]["fingerprint"])))
+    scored = joined[joined["error"] == ""].reset_index(drop=True)
+    counted = content["subsets"]["all"]["n"]
+    if len(scored) != counted:
+        raise StoreError(
+            f"{scorer} on {dataset}: {len(scored)} stored scores for the labels, the cell counted {counted}; "
+            "run the cell again"
+        )
+    return Cell(scorer, dataset, content, scored)
+
+
+def stored_key(store: Store, scorer: str, dataset: str, fingerprint: str) -> ScoreKey:
+    """The key that scores were stored under, from the identity kept beside them.
+
+    Raises:
+        StoreError: The identity is missing or does not give the fingerprint.
+    """
+    path = store.root / "scores" / slug(scorer) / slug(dataset) / fingerprint[:16] / "identity.json"
+    try:
+        identity = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path}: cannot be read: {error}") from error
+    identity.pop("dataset", None)
+    key = ScoreKey(scorer, dataset, identity)
+    if key.fingerprint != fingerprint:
+        raise StoreError(f"{path}: does not belong to the scores of {scorer} on {dataset}")
+    return key
+
+
+@dataclass(frozen=True)
+class Rival:
+    """Pairs of images on which a defender and an attacker disagree."""
+
+    defender: str
+    attacker: str
+    pairs: list[st.GmadPair]
+
+
+@dataclass(frozen=True)
+class Contest:
+    """The scorers of one dataset against each other, on the images that all of them scored.
+
+    Attributes:
+        dataset: Its name.
+        cells: Measured cells.
+        rows: Labels of the common images, (N,).
+        matrix: Significance; none for fewer than two scorers.
+        rivals: gMAD pairs for every defender and attacker, as indices into ``rows``.
+        left_out: Images that some scorer lacks.
+        statistic: What the matrix compares.
+    """
+
+    dataset: str
+    cells: list[Cell]
+    rows: pd.DataFrame
+    matrix: st.SignificanceMatrix | None
+    rivals: list[Rival] = field(default_factory=list)
+    left_out: int = 0
+    statistic: str = "srcc"
+
+
+def contest(cells: Iterable[Cell], *, draws: int = 2000, seed: int = 0) -> Contest | None:
+    """Compare the scorers of one dataset on their common images; none where no scorer has scores.
+
+    Args:
+        cells: Cells of one dataset.
+        draws: Resamples of the paired bootstrap; 0 leaves the matrix out.
+        seed: Same seed, same matrix.
+    """
+    measured = [cell for cell in cells if cell.measured]
+    if not measured:
+        return None
+    tables = [cell.rows.set_index("file_name") for cell in measured]
+    common = sorted(set.intersection(*(set(table.index) for table in tables)))
+    rows = tables[0].loc[common].reset_index()
+    scores = {
+        cell.scorer: dict(zip(cell.rows["file_name"], cell.scores, strict=True))
+        for cell in measured
+    }
+    columns = {name: np.array([values[file] for file in common]) for name, values in scores.items()}
+    statistic = measured[0].main_figure
+    matrix = _matrix(measured[0], rows, columns, statistic, draws, seed) if draws and len(columns) > 1 else None
+    rivals = [
+        Rival(defender, attacker, st.gmad_pairs(columns[defender], columns[attacker], levels=GMAD_LEVELS))
+        for defender in columns
+        for attacker in columns
+        if defender != attacker
+    ]
+    most = max(len(table) for table in tables)
+    return Contest(measured[0].dataset, measured, rows, matrix, rivals, most - len(common), statistic)
+
+
+def _matrix(
+    cell: Cell, rows: pd.DataFrame, columns: Mapping[str, Floats], statistic: str, draws: int, seed: int
+) -> st.SignificanceMatrix | None:
+    if statistic == "srcc":
+        down = bool(cell.content["dataset"]["opinion"]["lower_better"])
+        opinions = st.oriented(rows["opinion"].to_numpy(dtype=float), lower_better=down)
+        contents = rows["reference"].to_numpy(dtype=str)
+        clusters = contents if (contents != "").all() else None
+        return st.significance_matrix(columns, opinions, clusters=clusters, draws=draws, seed=seed)
+    ladders = {name: ladders_of(rows, values) for name, values in columns.items()}
+    found = next(iter(ladders.values()))
+    if found is None:
+        return None
+    values = {name: ladder.credited for name, ladder in ladders.items() if ladder is not None}
+    return st.mean_significance_matrix(values, clusters=found.contents, draws=draws, seed=seed)
+
+
+def ladders_of(rows: pd.DataFrame, scores: Floats) -> st.Ladders | None:
+    """Rank correlation of every whole ladder, as the L-test takes them; none where there is no ladder."""
+    whole = whole_ladders(rows)
+    if not whole.any():
+        return None
+    part = rows[whole]
+    return st.ladder_correlations(
+        scores[whole],
+        part["level"].to_numpy(dtype=float),
+        part["reference"].to_numpy(dtype=str),
+        part["distortion"].to_numpy(dtype=str),
+    )
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """Two steps of one ladder in the wrong order.
+
+    Attributes:
+        milder: Row of the milder image, which got the lower score.
+        worse: Row of the more distorted image, which got the higher score.
+        gap: Difference of their scores as a share of the scorer's range on the dataset, in (0, 1].
+    """
+
+    milder: int
+    worse: int
+    gap: float
+
+
+def inversions(rows: pd.DataFrame, scores: Floats, count: int = SHOWN) -> list[Inversion]:
+    """The ladder steps that a scorer gets most wrong: at most one per ladder, widest first.
+
+    Args:
+        rows: Labels, (N,).
+        scores: Scores, higher is better, (N,).
+        count: At most so many.
+    """
+    spread = float(np.ptp(scores)) if len(scores) else 0.0
+    if not spread:
+        return []
+    found = []
+    for indices in ladder_rows(rows).values():
+        ladder = scores[indices]
+        # Entry [i, j]: how far the later step j lies above the earlier step i.
+        rise = np.triu(ladder[None, :] - ladder[:, None], k=1)
+        i, j = np.unravel_index(int(np.argmax(rise)), rise.shape)
+        if rise[i, j] > 0:
+            found.append(Inversion(int(indices[i]), int(indices[j]), float(rise[i, j]) / spread))
+    return sorted(found, key=lambda inversion: -inversion.gap)[:count]
+
+
+def ladder_rows(rows: pd.DataFrame) -> dict[tuple[str, str], NDArray[np.intp]]:
+    """Distortion and content to the row numbers of the ladder, mild to severe, its pristine image first."""
+    levels = rows["level"].to_numpy(dtype=float, na_value=np.nan)
+    contents, kinds = rows["reference"].to_numpy(dtype=str), rows["distortion"].to_numpy(dtype=str)
+    pristine = {contents[i]: i for i in np.flatnonzero((levels == 0) & (kinds == ""))}
+    ladders: dict[tuple[str, str], list[int]] = {}
+    for i in np.flatnonzero(whole_ladders(rows)):
+        start = [pristine[contents[i]]] if contents[i] in pristine else []
+        ladders.setdefault((kinds[i], contents[i]), start).append(int(i))
+    return {
+        name: np.array(sorted(indices, key=lambda i: levels[i]), dtype=np.intp)
+        for name, indices in sorted(ladders.items())
+    }

@@ -1,0 +1,90 @@
+"""Pictures of a report: as the scorers read them, encoded anew, so that no metadata of the file leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from harness.datasets import ImageSet, image_bytes, open_dataset
+from harness.specs import DatasetSpec
+from qualiclip_plugin.errors import QualiCLIPError
+from qualiclip_plugin.images import read_image
+
+SIZES = {"small": (224, 82), "large": (1024, 95)}
+"""Longest side in pixels and JPEG quality, for hovering and for looking closely."""
+
+
+class Gallery:
+    """Writes each picture that a page asks for once.
+
+    Args:
+        folder: The report's folder.
+        sources: Opened datasets by name; pictures of others are not there.
+    """
+
+    def __init__(self, folder: Path, sources: Mapping[str, ImageSet]) -> None:
+        self.folder = folder
+        self._rows = {
+            (name, image_hash): (images, index)
+            for name, images in sources.items()
+            for index, image_hash in enumerate(images.table["image_hash"])
+        }
+
+    def address(self, dataset: str, image_hash: str, size: str) -> str:
+        """Relative address of a picture, written if need be; empty where it cannot be had."""
+        if (dataset, image_hash) not in self._rows:
+            return ""
+        address = f"pictures/{size}/{image_hash[:20]}.jpg"
+        target = self.folder / address
+        if not target.exists() and not self._write(target, *self._rows[dataset, image_hash], size):
+            return ""
+        return address
+
+    def _write(self, target: Path, images: ImageSet, index: int, size: str) -> bool:
+        from PIL import Image
+
+        try:
+            pixels = read_image(image_bytes(images.rows[index]["image"]), exif=images.spec.exif)
+        except (QualiCLIPError, OSError):
+            return False
+        side, quality = SIZES[size]
+        picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # 4:4:4, since colour subsampling would blur the very distortions that are to be seen.
+        picture.save(target, "JPEG", quality=quality, subsampling=0)
+        return True
+
+
+def open_sources(
+    datasets: Iterable[str], specs: Mapping[str, DatasetSpec], wanted: Iterable[str]
+) -> tuple[dict[str, ImageSet], dict[str, str]]:
+    """Open the datasets that pictures can be taken from.
+
+    Only what the caller names and what is generated here is opened: a report never starts a download by itself.
+
+    Args:
+        datasets: As for ``iqa-harness run``: names, folders or ``NAME=FOLDER``.
+        specs: Known specifications.
+        wanted: Names of the datasets in the report.
+
+    Returns:
+        Opened datasets by name, and why the other wanted ones have no pictures.
+
+    Raises:
+        QualiCLIPError: A dataset that was named cannot be opened.
+    """
+    opened = [open_dataset(name, specs, allow_partial=True) for name in dict.fromkeys(datasets)]
+    sources = {images.spec.name: images for images in opened}
+    lacking = {}
+    for name in wanted:
+        if name in sources:
+            continue
+        if name in specs and specs[name].generated:
+            try:
+                sources[name] = open_dataset(name, specs, allow_partial=True)
+            except QualiCLIPError as error:
+                lacking[name] = str(error)
+        else:
+            lacking[name] = f"pictures are shown when the report is made with --dataset {name}=FOLDER"
+    return sources, lacking
