@@ -9,22 +9,32 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from qualiclip_plugin.photos import PhotoOrder, Photos, PhotoStream, SkipList, generator, read_or_replace
-from qualiclip_plugin.sampling import sample_crop_pairs
+from qualiclip_plugin.draws import draw_crops
+from qualiclip_plugin.generators import derive_seed, generator
+from qualiclip_plugin.photos import (
+    PhotoOrder,
+    Photos,
+    PhotoStream,
+    SkipList,
+    check_all,
+    hold_out,
+    open_photos,
+    read_or_replace,
+)
 from qualiclip_plugin.train_config import TrainConfig
+from qualiclip_plugin.train_display import Display
+from qualiclip_plugin.validation import held_out_crops
 
+MOST_NAMES = 10_000
+"""Photographs whose names are compared when a run is continued."""
 STEPS_AHEAD = 3
 """Steps whose crops are being prepared while the network works."""
-
-
-def crop_pair(photo: Tensor, config: TrainConfig, draws: torch.Generator) -> Tensor:
-    """Two overlapping crops of a photograph, uint8, (3, H, W) -> (2, 3, crop_size, crop_size)."""
-    return sample_crop_pairs(photo, config.crop_size, draws, scale=config.crop_scale, min_overlap=config.crop_overlap)
 
 
 class CropLoader(Protocol):
@@ -79,7 +89,7 @@ class IndexedCrops:
         config = self.config
         key = (config.seed, "crop", step, place)
         photo = read_or_replace(self.photos, index, self.indices, config.smallest_photo, self.skipped, key)
-        return crop_pair(photo, config, generator(*key))
+        return draw_crops(photo, config, generator(*key))
 
 
 class StreamedCrops:
@@ -124,7 +134,72 @@ class StreamedCrops:
         for step in range(self.first_step, self.config.steps):
             batch = [next(photos) for _ in range(self.config.batch_size)]
             crops = [
-                crop_pair(batch[place][0], self.config, generator(self.config.seed, "crop", step, place))
+                draw_crops(batch[place][0], self.config, generator(self.config.seed, "crop", step, place))
                 for place in self.places
             ]
             yield torch.stack(crops), batch[-1][1]
+
+
+class TrainingPhotos:
+    """The photographs of a run: which are trained on, which are held out, and their crops.
+
+    Args:
+        config: The configuration.
+        where: See ``photos.open_photos``.
+        pool: Threads that read and decode.
+        skipped: Receives photographs that cannot be used.
+        display: Shows the progress of the check.
+
+    Attributes:
+        held_out: Pristine crops for validation, (N, 3, S, S) in [0, 1], or None.
+        record: What ``run.json`` and the card say about them.
+
+    Raises:
+        DatasetError: There are none, or too few.
+    """
+
+    def __init__(
+        self, config: TrainConfig, where: str, pool: ThreadPoolExecutor, skipped: SkipList, display: Display
+    ) -> None:
+        self.config, self.pool, self.skipped, self.display = config, pool, skipped, display
+        photos = open_photos(where, column=config.image_column, split=config.split, streaming=config.streaming)
+        self.photos: Photos | PhotoStream = photos
+        if isinstance(photos, PhotoStream):
+            held, self._held_out_rows = photos.held_out(config.validation_photos, config.smallest_photo, skipped)
+            self.record: dict[str, Any] = {"source": where, "streaming": True}
+        else:
+            held = self._split(photos)
+            self.record = {"source": where, "rows": len(photos), **self._indices_record(photos)}
+        self.held_out = held_out_crops(held, config.validation_size) if held else None
+
+    def _split(self, photos: Photos) -> list[Tensor]:
+        """Part the usable photographs; returns the held-out ones."""
+        config = self.config
+        usable = list(range(len(photos)))
+        if config.check_photos:
+            with self.display.counting("checking photographs", len(photos)) as notice:
+                usable = check_all(photos, config.smallest_photo, self.skipped, self.pool, notice)
+        self._indices, self._held_indices = hold_out(usable, config.validation_photos, config.seed)
+        return [
+            read_or_replace(photos, index, self._held_indices, config.smallest_photo, self.skipped, (index,))
+            for index in self._held_indices
+        ]
+
+    def _indices_record(self, photos: Photos) -> dict[str, Any]:
+        # Names of a large dataset are costly to list; their number still tells most changes.
+        listed = len(photos) <= MOST_NAMES
+        return {
+            "trained_on": len(self._indices),
+            "held_out": [Path(photos.name(index)).name for index in self._held_indices],
+            "fingerprint": f"{derive_seed(*map(photos.name, self._indices)):016x}" if listed else None,
+        }
+
+    def crops(self, places: range, step: int, position: Any) -> CropLoader:
+        """Crops of some places of the batch, from a step and its data position on."""
+        config = self.config
+        if isinstance(self.photos, PhotoStream):
+            epoch, rows = int(position[0]), int(position[1])
+            return StreamedCrops(
+                self.photos, self._held_out_rows, config, places, step, (epoch, rows), self.pool, self.skipped
+            )
+        return IndexedCrops(self.photos, self._indices, config, places, step, self.pool, self.skipped)

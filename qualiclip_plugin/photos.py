@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from qualiclip_plugin.errors import DatasetError, ImageError
+from qualiclip_plugin.generators import derive_seed, generator
 from qualiclip_plugin.images import images_in, read_image
 
 SKIMAGE = "skimage"
@@ -37,17 +38,6 @@ SKIMAGE_FILES = (
     "rocket.jpg",
 )
 """Pictures inside the scikit-image wheel that are photographs of at least 300 pixels (licences in its README)."""
-
-
-def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed from numbers and words, the same on every machine and in every process."""
-    text = "/".join(str(part) for part in parts).encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
-
-
-def generator(*parts: int | str) -> torch.Generator:
-    """A CPU generator seeded by :func:`derive_seed`."""
-    return torch.Generator().manual_seed(derive_seed(*parts))
 
 
 @dataclass

@@ -9,47 +9,40 @@ So a run that is stopped and continued equals one that was not, and many process
 from __future__ import annotations
 
 import math
-import random
-import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, gather_object
+from accelerate.utils import gather_object
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from qualiclip_plugin.checkpoint import save_checkpoint
-from qualiclip_plugin.crop_loader import CropLoader, IndexedCrops, StreamedCrops
-from qualiclip_plugin.distortions import GROUPS, get_table
+from qualiclip_plugin.crop_loader import TrainingPhotos
+from qualiclip_plugin.draws import check_plan, draw_plan, relevant_pairs
 from qualiclip_plugin.errors import ConfigError
 from qualiclip_plugin.full_reference import gmsd
+from qualiclip_plugin.generators import (
+    derive_seed,
+    generator_states,
+    preserved_generators,
+    seed_generators,
+    set_generator_states,
+)
 from qualiclip_plugin.images import to_float
 from qualiclip_plugin.model import QualiCLIP, prompt_similarities
-from qualiclip_plugin.objective import content_levels, objective, ranking_accuracy
-from qualiclip_plugin.photos import (
-    Photos,
-    PhotoStream,
-    SkipList,
-    check_all,
-    derive_seed,
-    generator,
-    hold_out,
-    open_photos,
-    read_usable,
-)
-from qualiclip_plugin.prompts import ATTRIBUTES
-from qualiclip_plugin.run_folder import CsvLog, RunFolder, RunState, read_csv, write_csv
-from qualiclip_plugin.sampling import DegradationPlan, degrade, sample_plan
+from qualiclip_plugin.objective import objective, ranking_accuracy
+from qualiclip_plugin.photos import SkipList
+from qualiclip_plugin.processes import build_accelerator, device_name, places_of
+from qualiclip_plugin.run_folder import RunFolder, RunState, write_csv
+from qualiclip_plugin.run_logs import RunLogs, tracker_config
+from qualiclip_plugin.sampling import DegradationPlan, degrade
 from qualiclip_plugin.stages import (
     choose_stages,
     movement,
@@ -58,9 +51,10 @@ from qualiclip_plugin.stages import (
     set_training_mode,
     train_only,
 )
+from qualiclip_plugin.stop_signal import StopSignal
 from qualiclip_plugin.train_config import TrainConfig
 from qualiclip_plugin.train_display import Display
-from qualiclip_plugin.validation import held_out_crops, read_scored_data, validate
+from qualiclip_plugin.validation import read_scored_data, validate
 
 
 @dataclass(frozen=True)
@@ -116,39 +110,6 @@ def _cosine(start: float, end: float, share: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
 
 
-def draw_plan(config: TrainConfig, step: int) -> DegradationPlan:
-    """The degradations of all photographs of a step, the same in every process."""
-    draws = generator(config.seed, "plan", step)
-    return sample_plan(
-        config.batch_size,
-        draws,
-        table=config.table,
-        distortions=None if config.distortions == "all" else _names(config.distortions),
-        compositions=config.compositions,
-        levels=config.levels,
-        by_group=config.by_group,
-        share_noise=config.share_noise,
-    )
-
-
-def check_plan(config: TrainConfig) -> None:
-    """Raise :class:`ConfigError` where kinds, levels or their number cannot be drawn, before any work."""
-    draw_plan(config, 0)
-    table = get_table(config.table)
-    for kind in table if config.distortions == "all" else _names(config.distortions):
-        for level in range(1, config.levels + 1):
-            table[kind].strength(level)
-    if config.content_weight:
-        content_levels(config, config.levels + config.pristine)
-    for key in config.attribute_kinds:
-        if key not in table and key not in GROUPS:
-            raise ConfigError(f"attribute_kinds: {key!r} is neither a distortion group nor a kind of {config.table}")
-
-
-def _names(value: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else value
-
-
 class Trainer:
     """A run from its configuration to its result.
 
@@ -179,7 +140,8 @@ class Trainer:
         check_plan(config)
         self.scored = read_scored_data(config.scored_data) if config.scored_data else None
         self.model = self._starting_model()
-        self._open_photographs(photos)
+        self.photos = TrainingPhotos(config, photos, self.pool, self.skipped, self.display)
+        self.write_skipped()
         self._own_folder()
         self._prepare()
 
@@ -199,40 +161,10 @@ class Trainer:
             recompute_in_backward(model.image_encoder)
         return model
 
-    def _open_photographs(self, where: str) -> None:
-        config = self.config
-        photos = open_photos(where, column=config.image_column, split=config.split, streaming=config.streaming)
-        self.photos: Photos | PhotoStream = photos
-        held: list[Tensor]
-        if isinstance(photos, PhotoStream):
-            held, self.held_out_rows = photos.held_out(config.validation_photos, config.smallest_photo, self.skipped)
-            self.photographs: dict[str, Any] = {"source": where, "streaming": True}
-        else:
-            usable = self._usable(photos)
-            self.indices, held_indices = hold_out(usable, config.validation_photos, config.seed)
-            held = [read_usable(lambda: photos.read(i), config.smallest_photo) for i in held_indices]  # noqa: B023
-            self.photographs = {
-                "source": where,
-                "rows": len(photos),
-                "trained_on": len(self.indices),
-                "held_out": [Path(photos.name(index)).name for index in held_indices],
-                "fingerprint": f"{derive_seed(*(photos.name(i) for i in self.indices)):016x}"
-                if len(photos) < 10_000
-                else None,
-            }
-        self.held_out = held_out_crops(held, config.validation_size) if held else None
-        self.write_skipped()
-
-    def _usable(self, photos: Photos) -> list[int]:
-        if not self.config.check_photos:
-            return list(range(len(photos)))
-        with self.display.counting("checking photographs", len(photos)) as notice:
-            return check_all(photos, self.config.smallest_photo, self.skipped, self.pool, notice)
-
     def _own_folder(self) -> None:
         """Compare with the run that the folder holds, or make it this run's."""
         if self.resume:
-            self.folder.check_same_run(self.config.to_dict(), self.photographs)
+            self.folder.check_same_run(self.config.to_dict(), self.photos.record)
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         copies = 4 if self.config.ema else 3
         self.folder.check_space(4 * parameters * (copies * (self.config.keep + 1) + 2))
@@ -245,7 +177,7 @@ class Trainer:
 
         return {
             "config": self.config.to_dict(),
-            "photographs": self.photographs,
+            "photographs": self.photos.record,
             "trained_stages": self.stage_names,
             "processes": self.accelerator.num_processes,
             "device": device_name(self.accelerator.device),
@@ -293,22 +225,6 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         if self.accelerator.process_index < len(state["generators"]):
             set_generator_states(state["generators"][self.accelerator.process_index])
-
-    def loader(self) -> CropLoader:
-        """Crops from the current step on."""
-        if isinstance(self.photos, PhotoStream):
-            position = (int(self.position[0]), int(self.position[1]))
-            return StreamedCrops(
-                self.photos,
-                self.held_out_rows,
-                self.config,
-                self.places,
-                self.step,
-                position,
-                self.pool,
-                self.skipped,
-            )
-        return IndexedCrops(self.photos, self.indices, self.config, self.places, self.step, self.pool, self.skipped)
 
     def similarities(self, crops: Tensor, plan: DegradationPlan) -> tuple[Tensor, Tensor | None]:
         """Degrade and encode this process's crops.
@@ -423,9 +339,9 @@ class Trainer:
     def validate(self) -> dict[str, Any]:
         """Validation figures of the current weights, measured by the main process; empty in the others."""
         figures: dict[str, Any] = {}
-        if self.main and (self.held_out is not None or self.scored is not None):
+        if self.main and (self.photos.held_out is not None or self.scored is not None):
             with self.result_weights(), preserved_generators():
-                crops = self.held_out.to(self.accelerator.device) if self.held_out is not None else None
+                crops = self.photos.held_out.to(self.accelerator.device) if self.photos.held_out is not None else None
                 figures = validate(self.model, crops, self.scored, self.config)
         self.accelerator.wait_for_everyone()
         return figures
@@ -468,7 +384,7 @@ class Trainer:
         self.display.start(self.step, config.steps, self.skipped)
         # The figures of the starting weights, to compare with.
         last = self._validated(logs) if self.step == 0 and config.validate_every else {}
-        crops_iterator = iter(self.loader())
+        crops_iterator = iter(self.photos.crops(self.places, self.step, self.position))
         while self.step < config.steps:
             began = time.perf_counter()
             crops, position = next(crops_iterator)
@@ -501,128 +417,6 @@ class Trainer:
         return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device)).item())
 
 
-class RunLogs:
-    """The CSV logs, the progress display and the trackers of a run."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-        config, folder = trainer.config, trainer.folder.path
-        optional = [name for name in ("content", "metric", "attribute") if getattr(config, f"{name}_weight")]
-        self.parts = ["consistency", "positive", "negative", *optional]
-        columns = [
-            "step",
-            "loss",
-            *self.parts,
-            "accuracy",
-            "learning_rate",
-            "images_per_second",
-            "seconds",
-            "data_wait",
-        ]
-        self._steps = CsvLog(folder / "log.csv", columns, trainer.step)
-        self._validation: CsvLog | None = None
-        self._validated_step = max((int(r["step"]) for r in read_csv(folder / "validation.csv")), default=-1)
-
-    def step(self, figures: dict[str, float]) -> None:
-        """Log one step."""
-        trainer = self.trainer
-        self._steps.add({"step": trainer.step, **figures})
-        trainer.display.step(trainer.step, figures, self.parts)
-        trainer.accelerator.log({f"train/{name}": value for name, value in figures.items()}, step=trainer.step)
-
-    def validation(self, figures: dict[str, Any]) -> None:
-        """Log one validation; one of a step that is logged already replaces it."""
-        trainer = self.trainer
-        flat = {name: value for name, value in figures.items() if name != "kinds"} | figures.get("kinds", {})
-        if self._validation is None:
-            path = trainer.folder.path / "validation.csv"
-            self._validation = CsvLog(path, ["step", *flat], trainer.step - 1)
-        if self._validated_step != trainer.step:
-            self._validation.add({"step": trainer.step, **flat})
-            self._validated_step = trainer.step
-        trainer.display.validation(trainer.step, figures)
-        trainer.accelerator.log({f"validation/{name}": value for name, value in flat.items()}, step=trainer.step)
-
-    def close(self) -> None:
-        """Close the files."""
-        self._steps.close()
-        if self._validation is not None:
-            self._validation.close()
-
-
-class StopSignal:
-    """Notes SIGTERM and SIGINT for the length of a block, so that a step is finished and saved.
-
-    Attributes:
-        name: The signal that came first, or None.
-    """
-
-    def __init__(self) -> None:
-        self.name: str | None = None
-        self._previous: dict[int, Any] = {}
-
-    @property
-    def received(self) -> bool:
-        """Whether a signal came."""
-        return self.name is not None
-
-    def __enter__(self) -> StopSignal:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            try:
-                self._previous[number] = signal.signal(number, self._note)
-            except ValueError:  # only the main thread of a program may handle signals
-                break
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _: FrameType | None) -> None:
-        if self.received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.name = signal.Signals(number).name
-
-
-def build_accelerator(config: TrainConfig, output: str, tensorboard: bool) -> Accelerator:
-    """The accelerator of a configuration.
-
-    Raises:
-        ConfigError: TensorBoard is asked for and not installed.
-    """
-    if tensorboard:
-        from accelerate.utils import is_tensorboard_available
-
-        if not is_tensorboard_available():
-            raise ConfigError(
-                "--tensorboard needs the package tensorboard: pip install qualiclip-plugin[tensorboard]"
-            )
-    # A network may own parameters that its forward pass does not use, such as a positional embedding switched off.
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    return Accelerator(
-        cpu=config.cpu,
-        mixed_precision=config.mixed_precision,
-        log_with="tensorboard" if tensorboard else None,
-        project_dir=output,
-        kwargs_handlers=[unused],
-    )
-
-
-def places_of(config: TrainConfig, accelerator: Accelerator) -> range:
-    """Places of the global batch that a process works on.
-
-    Raises:
-        ConfigError: The batch does not divide by the number of processes, or batch statistics cannot be shared.
-    """
-    processes = accelerator.num_processes
-    if config.batch_size % processes:
-        raise ConfigError(f"batch_size {config.batch_size} does not divide by {processes} processes")
-    if processes > 1 and config.batch_norm == "train" and accelerator.device.type == "cpu":
-        raise ConfigError("batch_norm: train needs GPUs where there are several processes (SyncBatchNorm)")
-    share = config.batch_size // processes
-    return range(accelerator.process_index * share, (accelerator.process_index + 1) * share)
-
-
 def build_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     """The optimizer of the trained parameters."""
     if config.optimizer == "sgd":
@@ -630,76 +424,9 @@ def build_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torc
     return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
-def relevant_pairs(plan: DegradationPlan, config: TrainConfig) -> Tensor:
-    """Prompt pairs that name the distortions of each photograph of a plan, (B, P) bool."""
-    table = get_table(config.table)
-    relevant = torch.zeros(config.batch_size, len(ATTRIBUTES), dtype=torch.bool)
-    for place, kinds in enumerate(plan.kinds):
-        for kind in kinds:
-            for key in (kind, table[kind].group):
-                for name in config.attribute_kinds.get(key, ()):
-                    relevant[place, ATTRIBUTES.index(name)] = True
-    return relevant
-
-
 def images_in_step(config: TrainConfig) -> int:
     """Crops that the network encodes in one step, over all processes."""
     return config.batch_size * 2 * (config.levels + config.pristine)
-
-
-def seed_generators(seed: int) -> None:
-    """Seed Python, NumPy and PyTorch on all devices."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
-def generator_states() -> dict[str, Any]:
-    """States of the global generators of Python, NumPy and PyTorch, in types that load without pickle."""
-    kind, keys, *rest = np.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": [str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), *map(float, rest)],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def set_generator_states(states: dict[str, Any]) -> None:
-    """Put states of :func:`generator_states` back."""
-    version, internal, gauss = states["python"]
-    random.setstate((version, tuple(internal), gauss))
-    kind, keys, position, has_gauss, cached = states["numpy"]
-    numpy_state = (kind, keys.numpy().astype(np.uint32), int(position), int(has_gauss), cached)
-    np.random.set_state(numpy_state)
-    torch.set_rng_state(states["torch"])
-    if states["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])
-
-
-@contextmanager
-def preserved_generators() -> Iterator[None]:
-    """Leave the global generators as they were: how often a run validates must not change it."""
-    states = generator_states()
-    try:
-        yield
-    finally:
-        set_generator_states(states)
-
-
-def tracker_config(config: TrainConfig) -> dict[str, Any]:
-    """The configuration in the types that TensorBoard stores."""
-    return {
-        name: value if isinstance(value, int | float | str | bool) else str(value)
-        for name, value in config.to_dict().items()
-    }
-
-
-def device_name(device: torch.device) -> str:
-    """What the device is called, such as the GPU's model."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} ({torch.get_num_threads()} threads)"
 
 
 def train(

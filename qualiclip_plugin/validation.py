@@ -15,10 +15,10 @@ from torch import Tensor
 
 from qualiclip_plugin.distortions import get_table
 from qualiclip_plugin.errors import DatasetError
+from qualiclip_plugin.generators import generator
 from qualiclip_plugin.images import read_image, to_float
 from qualiclip_plugin.losses import level_pairs
 from qualiclip_plugin.model import QualiCLIP
-from qualiclip_plugin.photos import generator
 from qualiclip_plugin.sampling import degrade, sample_plan
 from qualiclip_plugin.train_config import TrainConfig
 

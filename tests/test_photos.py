@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 
 from qualiclip_plugin.errors import DatasetError
+from qualiclip_plugin.generators import derive_seed
 from qualiclip_plugin.photos import (
     SKIMAGE,
     SKIMAGE_FILES,
     PhotoOrder,
     SkipList,
     check_all,
-    derive_seed,
     hold_out,
     open_photos,
     read_or_replace,

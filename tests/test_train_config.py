@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from qualiclip_plugin.draws import check_plan
 from qualiclip_plugin.errors import ConfigError
 from qualiclip_plugin.train_config import (
     CONFIGS,
@@ -16,7 +17,6 @@ from qualiclip_plugin.train_config import (
     differences,
     load_config,
 )
-from qualiclip_plugin.training import check_plan
 
 
 def test_every_shipped_configuration_is_valid() -> None:
@@ -34,7 +34,7 @@ def test_paper_is_the_papers_schedule() -> None:
 
 
 def test_every_unverified_value_of_the_paper_says_so() -> None:
-    # method.md marks these as recalled and not checked against the paper's text.
+    # Recalled, and not checked against the paper's text.
     unverified = [
         "steps",
         "batch_size",
