@@ -5,9 +5,22 @@ from __future__ import annotations
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor, nn
 
 from qualiclip_plugin.errors import ConfigError
+from qualiclip_plugin.model import QualiCLIP
 from qualiclip_plugin.train_config import TrainConfig
+
+
+class CropEncoder(nn.Module):
+    """What accelerate wraps: images in [0, 1], (N, 3, H, W) -> unit-norm features (N, D)."""
+
+    def __init__(self, model: QualiCLIP) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model.encode_image(images)
 
 
 def build_accelerator(config: TrainConfig, output: str, tensorboard: bool) -> Accelerator:

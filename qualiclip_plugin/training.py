@@ -39,7 +39,7 @@ from qualiclip_plugin.images import to_float
 from qualiclip_plugin.model import QualiCLIP, prompt_similarities
 from qualiclip_plugin.objective import objective, ranking_accuracy
 from qualiclip_plugin.photos import SkipList
-from qualiclip_plugin.processes import build_accelerator, device_name, places_of
+from qualiclip_plugin.processes import CropEncoder, build_accelerator, device_name, places_of
 from qualiclip_plugin.run_folder import RunFolder, RunState, write_csv
 from qualiclip_plugin.run_logs import RunLogs, tracker_config
 from qualiclip_plugin.sampling import DegradationPlan, degrade
@@ -72,17 +72,6 @@ class TrainResult:
     model: Path | None
     stopped_by: str | None
     validation: dict[str, Any]
-
-
-class CropEncoder(nn.Module):
-    """What accelerate wraps: images in [0, 1], (N, 3, H, W) -> unit-norm features (N, D)."""
-
-    def __init__(self, model: QualiCLIP) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model.encode_image(images)
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
