@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import warnings
 from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
@@ -91,6 +92,8 @@ def score(
     from qualiclip_plugin.score_table import check_output, to_frame, write_scores
     from qualiclip_plugin.scoring import check_device, score_files
 
+    # What Pillow warns of is an error or a note in the table.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     if output is not None:
         check_output(output)
     colour = _colour(background)
