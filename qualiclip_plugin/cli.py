@@ -152,6 +152,36 @@ def _print_table(frame: DataFrame) -> None:
     Console().print(rich_table(frame))
 
 
+@app.command()
+def degrade(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The picture.")],
+    distortion: Annotated[str | None, typer.Option(help="Kind of degradation, jpeg for example.")] = None,
+    level: Annotated[int, typer.Option(min=0, help="0 as it is, 1 mild, ... 5 severe.")] = 3,
+    seed: Annotated[int, typer.Option(help="Of the random draw (noise, positions, direction).")] = 0,
+    table: Annotated[str, typer.Option(help="Table of kinds: default, paper, camera or arniqa.")] = "default",
+    output: Annotated[Path | None, typer.Option(help="Where to write the degraded picture (lossless).")] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Write a sheet of all kinds (or of --distortion) at all levels instead.")
+    ] = None,
+) -> None:
+    """Degrade a picture as the training does; print the path of what was written."""
+    from qualiclip_plugin.contact_sheet import contact_sheet, degrade_file
+    from qualiclip_plugin.images import read_image
+
+    if sheet is not None and output is not None:
+        raise ConfigError("--sheet and --output are two different pictures: give one of them")
+    try:
+        if sheet is not None:
+            kinds = None if distortion is None else [distortion]
+            typer.echo(contact_sheet(read_image(image), sheet, kinds, seed=seed, table=table))
+            return
+        if distortion is None:
+            raise ConfigError("give --distortion NAME for one picture or --sheet FILE for all kinds and levels")
+        typer.echo(degrade_file(image, distortion, level, seed=seed, output=output, table=table))
+    except OSError as error:
+        raise ConfigError(f"{sheet or output or image.name}: cannot be written: {error.strerror or error}") from error
+
+
 @weights_app.command("list")
 def list_weights() -> None:
     """Print every known name with its licence and where its file is."""

@@ -249,6 +249,47 @@ def test_the_scale_reaches_the_model(album: Path, use_official: Path) -> None:
     assert scores[0] == scores[1] != scores[2]
 
 
+def test_degrade_writes_one_picture_or_a_sheet(album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    runner, image = CliRunner(), str(album / "b good.png")
+    result = runner.invoke(cli.app, ["degrade", image, "--distortion", "jpeg", "--level", "4"])
+    assert result.stdout.strip() == "b good_jpeg_4.png", result.output
+    result = runner.invoke(cli.app, ["degrade", image, "--distortion", "jpeg", "--level", "0", "--output", "0.png"])
+    assert torch.equal(read_image("0.png"), read_image(image))
+    assert not torch.equal(read_image("b good_jpeg_4.png"), read_image(image))
+    result = runner.invoke(cli.app, ["degrade", image, "--sheet", "sheet.png", "--distortion", "jpeg"])
+    assert result.stdout.strip() == "sheet.png", result.output
+    assert read_image("sheet.png").shape[2] > 5 * 160
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["b good.png"], "give --distortion"),
+        (["b good.png", "--distortion", "jpg"], "jpeg"),
+        (["b good.png", "--distortion", "jpeg", "--level", "9"], "levels 0 to 5"),
+        (["b good.png", "--distortion", "jpeg", "--output", "x.jpg"], "x.jpg"),
+        (["b good.png", "--distortion", "jpeg", "--output", "b good.png"], "overwrite"),
+        (["b good.png", "--distortion", "jpeg", "--output", "zero.png/x.png"], "cannot be written"),
+        (["b good.png", "--sheet", "a.png", "--output", "b.png"], "give one of them"),
+        (["zero.png", "--sheet", "a.png"], "empty"),
+        (["missing.png", "--distortion", "jpeg"], "no such file"),
+    ],
+)
+def test_degrade_refuses(
+    album: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(album)
+    before = sorted(album.iterdir())
+    assert run_main(monkeypatch, "degrade", *arguments) == 2
+    assert message in capfd.readouterr().err
+    assert sorted(album.iterdir()) == before
+
+
 def test_weights_list_names_every_card() -> None:
     result = CliRunner().invoke(cli.app, ["weights", "list"])
     assert result.exit_code == 0
@@ -281,7 +322,7 @@ def test_version_and_help() -> None:
     assert qualiclip("--version").stdout.strip() == f"qualiclip-plugin {__version__}"
     run = qualiclip("--help")
     assert run.returncode == 0
-    for command in ("score", "train", "weights"):
+    for command in ("score", "degrade", "train", "weights"):
         assert command in run.stdout
 
 
