@@ -187,7 +187,7 @@ def test_vit_keeps_open_clips_parameter_names():
     assert torch.equal(twin.transformer.proj, tower.transformer.proj)
 
 
-@pytest.mark.parametrize(("precision", "bound"), [("bf16", 2e-2), ("fp16", 5e-3)])
+@pytest.mark.parametrize(("precision", "bound"), [("bf16", 5e-2), ("fp16", 5e-3)])
 def test_lower_precision_stays_near_fp32(tiny_checkpoint, images, precision, bound):
     exact, fast = load_model(tiny_checkpoint), load_model(tiny_checkpoint, precision=precision)
     assert fast(images).dtype == torch.float32
