@@ -203,8 +203,7 @@ def ladder_plots(cell: Cell, width: float = 210, height: float = 130) -> list[La
         own = {content: indices for (name, content), indices in ladders.items() if name == kind}
         x = _level_axis(levels[np.concatenate(list(own.values()))], 40, width - 6)
         lines = [
-            (content, path([(x.at(levels[i]), y.at(scores[i])) for i in indices]))
-            for content, indices in own.items()
+            (content, path([(x.at(levels[i]), y.at(scores[i])) for i in indices])) for content, indices in own.items()
         ]
         plots.append(LadderPlot(kind, x, y, lines, _mean_line(own, levels, scores, x, y)))
     return plots

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from harness import statistics as st
 from harness.figures import join_scores, whole_ladders
-from harness.store import ScoreKey, Store, StoreError, slug
 from harness.statistics.checks import Floats
+from harness.store import ScoreKey, Store, StoreError, slug
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -190,10 +190,7 @@ def contest(cells: Iterable[Cell], *, draws: int = 2000, seed: int = 0) -> Conte
     tables = [cell.rows.set_index("file_name") for cell in measured]
     common = sorted(set.intersection(*(set(table.index) for table in tables)))
     rows = tables[0].loc[common].reset_index()
-    scores = {
-        cell.scorer: dict(zip(cell.rows["file_name"], cell.scores, strict=True))
-        for cell in measured
-    }
+    scores = {cell.scorer: dict(zip(cell.rows["file_name"], cell.scores, strict=True)) for cell in measured}
     columns = {name: np.array([values[file] for file in common]) for name, values in scores.items()}
     statistic = measured[0].main_figure
     matrix = _matrix(measured[0], rows, columns, statistic, draws, seed) if draws and len(columns) > 1 else None
@@ -279,7 +276,7 @@ def ladder_rows(rows: pd.DataFrame) -> dict[tuple[str, str], NDArray[np.intp]]:
     """Distortion and content to the row numbers of the ladder, mild to severe, its pristine image first."""
     levels = rows["level"].to_numpy(dtype=float, na_value=np.nan)
     contents, kinds = rows["reference"].to_numpy(dtype=str), rows["distortion"].to_numpy(dtype=str)
-    pristine = {contents[i]: i for i in np.flatnonzero((levels == 0) & (kinds == ""))}
+    pristine = {contents[i]: int(i) for i in np.flatnonzero((levels == 0) & (kinds == ""))}
     ladders: dict[tuple[str, str], list[int]] = {}
     for i in np.flatnonzero(whole_ladders(rows)):
         start = [pristine[contents[i]]] if contents[i] in pristine else []

@@ -1,0 +1,171 @@
+"use strict";
+
+// Nothing here uses innerHTML: file names and metadata enter the page as text only.
+
+const tip = document.getElementById("tip");
+
+function element(name, content, ...children) {
+  const made = document.createElement(name);
+  for (const [key, value] of Object.entries(content)) made[key] = value;
+  made.append(...children);
+  return made;
+}
+
+// --- theme ---------------------------------------------------------------------------------------------
+
+function remembered() {
+  // Storage may be refused for pages opened from a file.
+  try { return localStorage.getItem("theme"); } catch { return null; }
+}
+
+function remember(theme) {
+  try { localStorage.setItem("theme", theme); } catch { /* the choice then lasts for this page */ }
+}
+
+function applyTheme(theme) {
+  const dark = theme ? theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  if (theme) document.documentElement.dataset.theme = theme;
+  const button = document.getElementById("theme");
+  button.textContent = dark ? "Light" : "Dark";
+  button.setAttribute("aria-label", `Switch to ${dark ? "light" : "dark"} colours`);
+  button.onclick = () => { const next = dark ? "light" : "dark"; remember(next); applyTheme(next); };
+  button.hidden = false;
+}
+
+// --- sortable tables -----------------------------------------------------------------------------------
+
+function compare(a, b, direction) {
+  // Empty cells stay last in both directions: no value is neither good nor bad.
+  if (a === "" || b === "") return (a === "") - (b === "");
+  const numeric = !Number.isNaN(Number(a)) && !Number.isNaN(Number(b));
+  const order = numeric ? Number(a) - Number(b) : a.localeCompare(b);
+  return direction === "ascending" ? order : -order;
+}
+
+function sortBy(table, header) {
+  const current = header.getAttribute("aria-sort");
+  const other = { ascending: "descending", descending: "ascending" };
+  const direction = current ? other[current] : header.dataset.first;
+  for (const cell of header.parentElement.children) cell.removeAttribute("aria-sort");
+  header.setAttribute("aria-sort", direction);
+  const body = table.tBodies[0];
+  const value = (row) => row.cells[header.cellIndex].dataset.value ?? "";
+  body.append(...[...body.rows].sort((a, b) => compare(value(a), value(b), direction)));
+}
+
+for (const table of document.querySelectorAll("table.sortable")) {
+  for (const header of table.tHead.rows[0].cells) {
+    const button = header.querySelector("button");
+    if (button) button.onclick = () => sortBy(table, header);
+  }
+}
+
+// --- tips ----------------------------------------------------------------------------------------------
+
+function showTip(target, ...content) {
+  tip.replaceChildren(...content);
+  tip.hidden = false;
+  const box = target.getBoundingClientRect();
+  const { width, height } = tip.getBoundingClientRect();
+  const left = box.right + 12 + width < innerWidth ? box.right + 12 : box.left - 12 - width;
+  tip.style.left = `${Math.max(8, Math.min(left, innerWidth - width - 8))}px`;
+  tip.style.top = `${Math.max(8, Math.min(box.top - 10, innerHeight - height - 8))}px`;
+}
+
+function hideTip() { tip.hidden = true; }
+
+for (const cell of document.querySelectorAll("[data-tip]")) {
+  cell.tabIndex = 0;
+  const show = () => showTip(cell, cell.dataset.tip);
+  cell.addEventListener("mouseenter", show);
+  cell.addEventListener("focus", show);
+  cell.addEventListener("mouseleave", hideTip);
+  cell.addEventListener("blur", hideTip);
+}
+
+document.addEventListener("keydown", (event) => { if (event.key === "Escape") hideTip(); });
+
+// --- scatter plot --------------------------------------------------------------------------------------
+
+for (const plot of document.querySelectorAll("svg.scatter")) {
+  const points = [...plot.querySelectorAll(".points circle")];
+  let current = -1;
+
+  const select = (index) => {
+    points[current]?.classList.remove("current");
+    current = index;
+    const point = points[index];
+    if (!point) { hideTip(); return; }
+    point.classList.add("current");
+    const { file, score, opinion, picture } = point.dataset;
+    const parts = [element("div", { className: "file", textContent: file }),
+      element("div", { textContent: `score ${score}, opinion ${opinion}` })];
+    if (picture) {
+      const image = element("img", { alt: "" });
+      image.onload = () => { if (points[current] === point) showTip(point, image, ...parts); };
+      image.src = picture;
+    }
+    showTip(point, ...parts);
+  };
+
+  plot.addEventListener("pointerover", (event) => {
+    const index = points.indexOf(event.target);
+    if (index >= 0) select(index);
+  });
+  plot.addEventListener("pointerleave", () => select(-1));
+  plot.addEventListener("blur", () => select(-1));
+  plot.addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1 }[event.key];
+    if (!step || !points.length) return;
+    event.preventDefault();
+    select(Math.max(0, Math.min(points.length - 1, current + step)));
+  });
+}
+
+// --- gMAD pairs ----------------------------------------------------------------------------------------
+
+function side(title, entry) {
+  const figure = element("figure", {});
+  if (entry.picture) {
+    const image = element("img", { src: entry.picture, alt: entry.file, loading: "lazy" });
+    figure.append(element("a", { href: entry.picture }, image));
+  } else {
+    figure.append(element("span", { className: "no-picture", textContent: "no picture" }));
+  }
+  figure.append(element("figcaption", {}, element("strong", { textContent: title }), ` ${entry.file}`));
+  return figure;
+}
+
+function showDuel(rivals, defender, attacker) {
+  const rival = rivals.find((r) => r.defender === defender && r.attacker === attacker);
+  const names = ["lowest", "middle", "highest"];
+  const cards = rival.pairs.map((pair) => element("div", { className: "pair" },
+    element("h3", { textContent: `${names[pair.level]} third of ${defender}` }),
+    element("div", { className: "side" },
+      side(`${attacker} prefers`, pair.preferred), side(`${attacker} rejects`, pair.rejected)),
+    element("p", { textContent: `Apart by ${(100 * pair.gap).toFixed(0)} % of the ranks of ${attacker} and `
+      + `${(100 * pair.own).toFixed(0)} % of those of ${defender}.` })));
+  if (!cards.length) cards.push(element("p", { textContent: `${attacker} sees no difference within any third.` }));
+  document.getElementById("pairs").replaceChildren(...cards);
+}
+
+const duel = document.getElementById("duel");
+if (duel) {
+  const rivals = JSON.parse(document.getElementById("gmad-data").textContent);
+  const [defender, attacker] = ["defender", "attacker"].map((id) => document.getElementById(id));
+  const names = [...new Set(rivals.map((r) => r.defender))];
+  const choose = () => {
+    const others = names.filter((name) => name !== defender.value);
+    const kept = others.includes(attacker.value) ? attacker.value : others[0];
+    attacker.replaceChildren(...others.map((name) => element("option", { value: name, textContent: name })));
+    attacker.value = kept;
+    showDuel(rivals, defender.value, kept);
+  };
+  defender.append(...names.map((name) => element("option", { value: name, textContent: name })));
+  defender.onchange = choose;
+  attacker.onchange = () => showDuel(rivals, defender.value, attacker.value);
+  duel.hidden = false;
+  choose();
+}
+
+applyTheme(remembered());

@@ -1,0 +1,418 @@
+"""The HTML report: what it says, that it escapes what it is given, and how it behaves in a real browser."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from harness.datasets import open_dataset
+from harness.engine import evaluate, unavailable_cell
+from harness.figures import Settings
+from harness.report import charts, data, number, write_report
+from harness.store import Store, StoreError
+from qualiclip_plugin.errors import ConfigError
+from tests.harness_data import brightness, fake_scorer, picture, write_metadata
+
+HOSTILE = """<img src=x onerror="alert(1)">&'<b>"""
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+def roughness(images: torch.Tensor) -> torch.Tensor:
+    """Mean step between neighbours; lower is better."""
+    return (images[..., 1:] - images[..., :-1]).abs().mean(dim=(1, 2, 3))
+
+
+def red(images: torch.Tensor) -> torch.Tensor:
+    """Mean of the first channel plus a reaction to one corner."""
+    return images[:, 0].mean(dim=(1, 2)) + images[:, 0, :8, :8].mean(dim=(1, 2))
+
+
+def make_folder(folder: Path, *, rated: bool) -> Path:
+    """Two distortion types, four contents, three levels and the pristine photographs; one hostile name."""
+    rows = []
+    folder.mkdir()
+    for content in range(4):
+        for kind in ("", "dark", "no<i>ise"):
+            for level in (0,) if not kind else (1, 2, 3):
+                base = picture(content + 5).astype(float)
+                noise = np.random.default_rng(content).normal(size=base.shape)
+                pixels = base - 12 * level if kind == "dark" else base + 10 * level * noise
+                name = (
+                    f"{content}_{kind.replace('<i>', '')}_{level}.png"
+                    if (content, level) != (1, 0)
+                    else f"{HOSTILE}.png"
+                )
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / name)
+                row = {"file_name": name, "reference": f"photo{content}", "distortion": kind, "level": level}
+                rows.append(row | ({"mos": 5 - level - 0.1 * content - 0.3 * (kind == "dark")} if rated else {}))
+    write_metadata(folder, rows)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three scorers on a rated set and on a set of ladders, and one scorer that cannot start."""
+    root = tmp_path_factory.mktemp("report")
+    store = Store(root / "results")
+    scorers = [
+        fake_scorer(brightness, "bright", parameters=1234567),
+        fake_scorer(roughness, "rough", lower_better=True),
+        fake_scorer(red, f"red{HOSTILE}"),
+    ]
+    for folder in (make_folder(root / "rated", rated=True), make_folder(root / "ladder", rated=False)):
+        for scorer in scorers:
+            evaluate(scorer, open_dataset(str(folder)), store, settings=Settings(draws=60))
+    reason = "weights <missing> & gone"
+    store.write_json(store.cell_path("absent", "rated"), unavailable_cell("absent", "rated", reason))
+    return root
+
+
+@pytest.fixture(scope="module")
+def site(results: Path) -> Path:
+    """The report of :func:`results`, with pictures."""
+    folders = [str(results / name) for name in ("rated", "ladder")]
+    return write_report(results / "results", results / "site", datasets=folders, draws=100).parent
+
+
+def pages(site: Path) -> dict[str, str]:
+    return {path.name: path.read_text(encoding="utf-8") for path in site.glob("*.html")}
+
+
+def cell_of(results: Path, scorer: str, dataset: str) -> data.Cell:
+    cells = data.load_cells(Store(results / "results"))
+    return next(cell for cell in cells if cell.scorer == scorer and cell.dataset == dataset)
+
+
+# --- content ------------------------------------------------------------------------------------------
+
+
+def test_every_cell_and_dataset_has_a_page_and_every_link_leads_to_a_file(site: Path) -> None:
+    found = pages(site)
+    assert len(found) == 2 + 2 + 7
+    assert json.loads((site / "report.json").read_text())["pages"] == sorted(found)
+    for name, text in found.items():
+        for address in re.findall(r'(?:href|src|data-picture)="([^"]+)"', text):
+            plain = html.unescape(address)
+            if not plain.startswith(("#", "data:")):
+                assert (site / plain).is_file(), f"{name} -> {plain}"
+
+
+def test_nothing_leads_outside_the_folder(site: Path) -> None:
+    for path in (*site.glob("*.html"), *site.glob("*.css"), *site.glob("*.js")):
+        assert not re.search(r"https?:|//[a-z]|url\(|@import", path.read_text(encoding="utf-8")), path.name
+
+
+def test_names_and_reasons_are_escaped_everywhere(site: Path) -> None:
+    for name, text in pages(site).items():
+        assert HOSTILE not in text, name
+        assert "<img src=x" not in text, name
+        assert "<i>ise" not in text, name
+        assert "<missing>" not in text, name
+    assert html.escape(HOSTILE).replace("&#x27;", "&#39;").replace("&quot;", "&#34;") in pages(site)["index.html"]
+
+
+def test_the_leaderboard_shows_the_stored_figures(results: Path, site: Path) -> None:
+    text = pages(site)["index.html"]
+    for scorer, dataset in (("bright", "rated"), ("rough", "rated"), ("bright", "ladder")):
+        cell = cell_of(results, scorer, dataset)
+        figure = cell.figure("srcc" if dataset == "rated" else "l_test")
+        assert number(figure["value"]) in text
+        assert f"{number(figure['low'])} to {number(figure['high'])}" in text
+    assert "absent on rated: weights &lt;missing&gt; &amp; gone" in text
+
+
+def test_versions_page_names_what_identifies_each_cell(results: Path, site: Path) -> None:
+    text = pages(site)["versions.html"]
+    content = cell_of(results, "bright", "rated").content
+    for part in (content["scorer"]["fingerprint"], content["versions"]["torch"], content["date"], "1,234,567"):
+        assert part in text
+
+
+def test_the_report_is_the_same_for_the_same_results(results: Path, site: Path, tmp_path: Path) -> None:
+    folders = [str(results / name) for name in ("rated", "ladder")]
+    again = write_report(results / "results", tmp_path / "again", datasets=folders, draws=100).parent
+    files = sorted(path.relative_to(site) for path in site.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(again) for path in again.rglob("*") if path.is_file())
+    assert all((site / file).read_bytes() == (again / file).read_bytes() for file in files)
+
+
+def test_pictures_carry_no_metadata_and_are_missing_where_the_dataset_is(
+    results: Path, site: Path, tmp_path: Path
+) -> None:
+    made = list((site / "pictures").rglob("*.jpg"))
+    assert made
+    for path in made:
+        with Image.open(path) as image:
+            assert not image.getexif()
+    bare = write_report(results / "results", tmp_path / "bare", draws=0).parent
+    assert not (bare / "pictures").exists()
+    assert "--dataset rated=FOLDER" in pages(bare)["dataset-rated.html"]
+
+
+# --- refusals -----------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_something_else_is_left_alone(results: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ConfigError, match="not a report"):
+        write_report(results / "results", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    with pytest.raises(ConfigError, match="is a file"):
+        write_report(results / "results", tmp_path / "thesis.txt")
+
+
+def test_an_earlier_report_is_replaced_whole(results: Path, tmp_path: Path) -> None:
+    target = tmp_path / "site"
+    write_report(results / "results", target, draws=0)
+    (target / "cell-old.html").write_text("stale")
+    write_report(results / "results", target, draws=0)
+    assert not (target / "cell-old.html").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["site"]
+
+
+def test_no_results_is_an_error_that_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="iqa-harness run"):
+        write_report(tmp_path / "nothing", tmp_path / "site")
+    assert not (tmp_path / "site").exists()
+
+
+def test_scores_that_do_not_belong_to_the_cell_are_refused(results: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "results"
+    shutil.copytree(results / "results", copy)
+    for path in copy.glob("scores/bright/rated*/*/identity.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"scorer": {"version": 2}}))
+    with pytest.raises(StoreError, match="does not belong"):
+        write_report(copy, tmp_path / "site")
+    shutil.rmtree(copy)
+    shutil.copytree(results / "results", copy)
+    for path in copy.glob("scores/bright/rated*/*/part-*.parquet"):
+        path.unlink()
+    with pytest.raises(StoreError, match="0 stored scores"):
+        write_report(copy, tmp_path / "site")
+
+
+# --- charts -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "labels"),
+    [
+        (0, 1, ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]),
+        (-1, 1, ["-1.0", "-0.5", "0.0", "0.5", "1.0"]),
+        (3, 97, ["20", "40", "60", "80"]),
+        (0.0101, 0.0199, ["0.012", "0.014", "0.016", "0.018"]),
+    ],
+)
+def test_ticks_are_round_and_inside(low: float, high: float, labels: list[str]) -> None:
+    made = charts.ticks(low, high)
+    assert [label for _, label in made] == labels
+    assert all(low - 1e-9 <= value <= high + 1e-9 for value, _ in made)
+
+
+def test_axis_of_one_value_has_a_width() -> None:
+    axis = charts.axis([5.0, 5.0], 0, 100)
+    assert axis.low < 5 < axis.high
+    assert axis.at(5) == 50
+
+
+def test_scatter_draws_every_image_and_the_fitted_curve(results: Path) -> None:
+    cell = cell_of(results, "rough", "rated")
+    plot = charts.scatter(cell)
+    assert plot is not None
+    assert plot.drawn == plot.total == len(plot.points) == len(cell.rows)
+    xs = [x for _, x, _ in plot.points]
+    assert xs == sorted(xs)
+    # Roughness is lower-better and its axis is not turned: the curve falls, so SVG's y grows.
+    start, end = (float(point.split()[1]) for point in (plot.curve[1:].split("L")[0], plot.curve.split("L")[-1]))
+    assert end > start
+
+
+def test_inversions_find_the_wrong_step(results: Path) -> None:
+    cell = cell_of(results, "bright", "rated")
+    rows = cell.rows
+    scores = -rows["level"].to_numpy(dtype=float)
+    assert data.inversions(rows, scores) == []
+    ladder = data.ladder_rows(rows)["dark", "photo2"]
+    assert list(rows["level"].iloc[ladder]) == [0, 1, 2, 3]
+    assert rows["distortion"].iloc[ladder[0]] == ""
+    scores[ladder[3]] = 3.0
+    (found,) = data.inversions(rows, scores)
+    assert (found.milder, found.worse, found.gap) == (ladder[2], ladder[3], pytest.approx(5 / 6))
+
+
+def test_seen_datasets_are_marked_and_enter_no_mean(results: Path) -> None:
+    cell = cell_of(results, "bright", "rated")
+    trained = dict(cell.content) | {"scorer": dict(cell.content["scorer"]) | {"trained_on": ["koniq", "rated"]}}
+    assert not cell.seen
+    assert data.Cell(cell.scorer, cell.dataset, trained, cell.rows).seen
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.12345, "0.123"), (-0.5, "−0.500"), (-0.0001, "0.000"), (None, ""), (float("nan"), "")]
+)
+def test_number(value: Any, text: str) -> None:
+    assert number(value) == text
+
+
+# --- in a browser -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium."""
+    if CHROMIUM is None:
+        pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")
+    api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    with api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def visit(browser: Any, site: Path) -> Iterator[Callable[..., Any]]:
+    """Open a page; at the end no console message above "info", no error and no request outside the folder."""
+    problems: list[str] = []
+    contexts = []
+
+    def open_page(name: str, **options: Any) -> Any:
+        context = browser.new_context(**({"viewport": {"width": 1200, "height": 900}} | options))
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: message.type in ("error", "warning") and problems.append(message.text))
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("dialog", lambda dialog: (problems.append(f"dialog {dialog.message}"), dialog.dismiss()))
+        page.on(
+            "request",
+            lambda request: request.url.startswith((site.as_uri(), "data:")) or problems.append(request.url),
+        )
+        page.on("requestfailed", lambda request: problems.append(f"failed: {request.url}"))
+        page.goto((site / name).as_uri())
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert problems == []
+
+
+def column(page: Any, table: str, index: int) -> list[str]:
+    return page.eval_on_selector_all(
+        f"{table} tbody tr", f"rows => rows.map(r => r.cells[{index}].dataset.value ?? '')"
+    )
+
+
+def test_sorting_by_click_and_by_keyboard_keeps_empty_cells_last(visit: Callable[..., Any]) -> None:
+    page = visit("dataset-rated.html")
+    header = page.locator("section:has(#scorers) th", has_text="SRCC").nth(1)
+    table = "section:has(#scorers) table"
+    index = header.evaluate("h => h.cellIndex")
+    header.locator("button").click()
+    values = column(page, table, index)
+    assert header.get_attribute("aria-sort") == "descending"
+    assert values[-1] == ""
+    assert values[:-1] == sorted(values[:-1], key=float, reverse=True)
+    header.locator("button").focus()
+    page.keyboard.press("Enter")
+    assert header.get_attribute("aria-sort") == "ascending"
+    again = column(page, table, index)
+    assert again[-1] == ""
+    assert again[:-1] == values[:-1][::-1]
+
+
+def test_hover_and_arrow_keys_show_the_picture(visit: Callable[..., Any]) -> None:
+    page = visit("cell-bright--rated.html")
+    tip = page.locator("#tip")
+    assert not tip.is_visible()
+    page.locator("svg.scatter circle").nth(3).hover(force=True)
+    tip.locator("img").wait_for()
+    assert tip.locator("img").evaluate("i => i.complete && i.naturalWidth > 0")
+    page.locator("svg.scatter").focus()
+    page.keyboard.press("ArrowRight")
+    assert page.locator("circle.current").get_attribute("data-file") in tip.inner_text()
+    page.keyboard.press("Escape")
+    assert not tip.is_visible()
+
+
+def test_a_hostile_file_name_is_shown_as_text(visit: Callable[..., Any]) -> None:
+    page = visit("cell-bright--rated.html")
+    files = page.eval_on_selector_all("svg.scatter circle", "all => all.map(c => c.dataset.file)")
+    page.locator("svg.scatter").focus()
+    for _ in range(files.index(f"{HOSTILE}.png") + 1):
+        page.keyboard.press("ArrowRight")
+    assert HOSTILE in page.locator("#tip").inner_text()
+    assert page.locator("#tip b").count() == 0
+
+
+def test_gmad_pairs_follow_the_choice_of_scorers(visit: Callable[..., Any]) -> None:
+    page = visit("dataset-rated.html")
+    page.select_option("#defender", "rough")
+    page.select_option("#attacker", "bright")
+    pairs = page.locator("#pairs .pair")
+    assert pairs.count() == 3
+    assert "bright prefers" in pairs.first.inner_text()
+    assert page.locator("#pairs img").count() == 6
+    assert "rough" not in page.eval_on_selector_all("#attacker option", "all => all.map(o => o.value)")
+    page.select_option("#attacker", f"red{HOSTILE}")
+    assert HOSTILE in pairs.first.inner_text()
+
+
+def test_significance_explains_itself_on_focus(visit: Callable[..., Any]) -> None:
+    page = visit("dataset-rated.html")
+    page.locator("table.matrix td[data-tip]").first.focus()
+    assert "adjusted p" in page.locator("#tip").inner_text()
+
+
+def test_links_lead_through_the_pages(visit: Callable[..., Any]) -> None:
+    page = visit("index.html")
+    page.locator("nav a", has_text="ladder").click()
+    page.locator("section:has(#scorers) a", has_text="bright").click()
+    assert page.locator("h1").inner_text() == "bright on ladder"
+    assert page.locator("svg.ladder").count() == 2
+    page.locator("nav a", has_text="Versions").click()
+    assert page.locator(".version").count() == 7
+
+
+def test_theme_follows_the_system_and_the_button(visit: Callable[..., Any]) -> None:
+    background = "getComputedStyle(document.body).backgroundColor"
+    light, dark = (visit("index.html", color_scheme=scheme) for scheme in ("light", "dark"))
+    assert light.evaluate(background) != dark.evaluate(background)
+    before = dark.evaluate(background)
+    dark.locator("#theme").click()
+    assert dark.evaluate(background) == light.evaluate(background)
+    dark.reload()
+    assert dark.evaluate(background) != before
+
+
+@pytest.mark.parametrize("width", [340, 1200])
+def test_no_page_is_wider_than_the_screen(visit: Callable[..., Any], site: Path, width: int) -> None:
+    page = visit("index.html", viewport={"width": width, "height": 800})
+    for name in sorted(path.name for path in site.glob("*.html")):
+        page.goto((site / name).as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+
+
+def test_pages_read_without_javascript(visit: Callable[..., Any]) -> None:
+    page = visit("cell-bright--rated.html", java_script_enabled=False)
+    assert page.locator("svg.scatter circle").count() == 28
+    assert not page.locator("#theme").is_visible()
