@@ -131,6 +131,8 @@ class Trainer:
         self.model = self._starting_model()
         self.photos = TrainingPhotos(config, photos, self.pool, self.skipped, self.display)
         self.write_skipped()
+        # No process may find the files that the first one is about to write.
+        self.accelerator.wait_for_everyone()
         self._own_folder()
         self._prepare()
 
@@ -254,18 +256,22 @@ class Trainer:
         rate = learning_rate(config, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        similarities, distances = self.similarities(
-            to_float(crops.to(self.accelerator.device)), plan.select(self.places)
-        )
+        similarities, distances = self.similarities(to_float(self._to_device(crops)), plan.select(self.places))
         relevant = relevant_pairs(plan, config).to(similarities.device) if config.attribute_weight else None
         loss, parts = objective(similarities, config, distances=distances, relevant=relevant)
         self._backward(loss)
         self._update_average()
         values = {"loss": loss, **parts, "accuracy": ranking_accuracy(similarities).mean()}
-        figures = {name: value.item() for name, value in values.items()}
+        # One transfer: each would wait for the device.
+        figures = dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
         if not math.isfinite(figures["loss"]):
             raise ConfigError(f"the loss of step {self.step + 1} is {figures['loss']}: lower the learning rate")
         return figures | {"learning_rate": rate}
+
+    def _to_device(self, crops: Tensor) -> Tensor:
+        if self.accelerator.device.type == "cuda":
+            return crops.pin_memory().to(self.accelerator.device, non_blocking=True)
+        return crops.to(self.accelerator.device)
 
     def _backward(self, loss: Tensor) -> None:
         """Gradient and optimizer step."""
