@@ -1,4 +1,4 @@
-"""Command line of the harness: ``iqa-harness run | table | list``. Heavy imports wait until use."""
+"""Command line of the harness: ``iqa-harness run | table | report | list``. Heavy imports wait until use."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from harness.check_cli import check
 from qualiclip_plugin.errors import QualiCLIPError
 
 app = typer.Typer(
@@ -72,6 +73,28 @@ def table(output: Output = Path("results")) -> None:
 
     store = Store(output)
     typer.echo(to_markdown(write_tables(store), store.cells()))
+
+
+@app.command()
+def report(
+    output: Annotated[Path, typer.Option(help="Folder of the report; an earlier report there is replaced.")] = Path(
+        "site"
+    ),
+    results: Annotated[Path, typer.Option(help="Results folder.")] = Path("results"),
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option(help="Where pictures come from: name, FOLDER or NAME=FOLDER; repeatable."),
+    ] = None,
+    include: Include = None,
+    draws: Annotated[int, typer.Option(min=0, help="Bootstrap resamples of the significance; 0: none.")] = 2000,
+) -> None:
+    """Write a self-contained HTML report of the stored results."""
+    from harness.report import write_report
+
+    typer.echo(write_report(results, output, datasets=dataset or (), include=include or (), draws=draws))
+
+
+app.command()(check)
 
 
 @app.command("list")

@@ -6,6 +6,8 @@ import html
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -209,6 +211,20 @@ def test_scores_that_do_not_belong_to_the_cell_are_refused(results: Path, tmp_pa
         path.unlink()
     with pytest.raises(StoreError, match="0 stored scores"):
         write_report(copy, tmp_path / "site")
+
+
+def test_the_command_prints_the_first_page_and_reports_errors(results: Path, tmp_path: Path) -> None:
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "harness", "report", "--draws", "0", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    made = call("--results", str(results / "results"), "--output", str(tmp_path / "site"))
+    assert made.returncode == 0, made.stderr
+    assert Path(made.stdout.strip()) == tmp_path / "site" / "index.html"
+    refused = call("--results", str(tmp_path / "nothing"), "--output", str(tmp_path / "other"))
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: ")
+    assert "no results" in refused.stderr
 
 
 # --- charts -------------------------------------------------------------------------------------------
