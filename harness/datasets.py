@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.metadata import MIN_IMAGES, check_metadata, find_metadata, local_spec
+from harness.metadata import MIN_IMAGES, check_metadata, check_rows, find_metadata, local_spec
 from harness.specs import DatasetSpec, catalogue, find_spec
 from qualiclip_plugin.errors import DatasetError
 
@@ -65,7 +65,7 @@ def open_dataset(
     """Open a dataset by name, or a local folder.
 
     Args:
-        name: Name of a specification, a folder, or ``NAME=FOLDER`` to name a folder in tables.
+        name: Name of a specification; a folder, a CSV or a Parquet file; ``NAME=PATH`` to name it in tables.
         specs: Known specifications; none: those that ship.
         allow_partial: Accept another number of images than declared; the result is marked.
 
@@ -74,7 +74,7 @@ def open_dataset(
     """
     specs = catalogue() if specs is None else specs
     label, _, folder = name.rpartition("=")
-    if folder not in specs and Path(folder).is_dir():
+    if folder not in specs and Path(folder).exists():
         spec = local_spec(Path(folder), label)
     else:
         spec = find_spec(name, specs)
@@ -83,14 +83,7 @@ def open_dataset(
 
 def open_spec(spec: DatasetSpec, *, allow_partial: bool = False) -> ImageSet:
     """Open the dataset that a specification describes; see :func:`open_dataset`."""
-    if spec.generated:
-        from harness.ladders import generate
-
-        labels, rows = load_folder(generate(spec), spec)
-    elif spec.folder:
-        labels, rows = load_folder(Path(spec.folder), spec)
-    else:
-        raise DatasetError(f"{spec.name}: this source is not supported")
+    labels, rows = _load(spec)
     if spec.subset:
         kept = [index for index, split in enumerate(labels["split"]) if split == spec.subset]
         labels, rows = labels.iloc[kept].reset_index(drop=True), rows.select(kept)
@@ -104,6 +97,94 @@ def open_spec(spec: DatasetSpec, *, allow_partial: bool = False) -> ImageSet:
     with ThreadPoolExecutor(4) as pool:
         labels["image_hash"] = list(pool.map(lambda index: _hash(rows[index]["image"]), range(len(rows))))
     return ImageSet(spec, labels, rows, complete)
+
+
+def _load(spec: DatasetSpec) -> tuple[pd.DataFrame, datasets.Dataset]:
+    if spec.generated:
+        from harness.ladders import generate
+
+        return load_folder(generate(spec), spec)
+    if spec.archive:
+        from harness.archives import open_archive
+
+        return open_archive(spec)
+    if spec.hub:
+        return load_hub(spec)
+    path = Path(spec.folder)
+    if path.suffix == ".parquet":
+        return load_parquet(path, spec)
+    return load_table(path, spec) if path.is_file() else load_folder(path, spec)
+
+
+def load_hub(spec: DatasetSpec) -> tuple[pd.DataFrame, datasets.Dataset]:
+    """Load a Hub repository at its revision; with ``HF_HUB_OFFLINE=1`` from the cache alone.
+
+    Raises:
+        DatasetError: It cannot be had, or lacks a column.
+    """
+    import datasets
+
+    hub = spec.hub
+    if hub is None:
+        raise DatasetError(f"{spec.name}: not on the Hub")
+    try:
+        rows = datasets.load_dataset(
+            hub.repository, hub.config or None, split=hub.split, revision=hub.revision or None
+        )
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise DatasetError(f"{spec.name}: Hub {hub.repository} cannot be loaded: {reason}") from error
+    return _from_rows(rows, spec, f"Hub {hub.repository}")
+
+
+def load_parquet(path: Path, spec: DatasetSpec) -> tuple[pd.DataFrame, datasets.Dataset]:
+    """Load a Parquet file with an image column, as ``datasets`` writes it."""
+    import datasets
+
+    try:
+        with _without_progress():
+            rows = datasets.load_dataset("parquet", data_files={"rows": str(path)}, split="rows")
+    except Exception as error:
+        raise DatasetError(f"{path}: `datasets` cannot load it: {error}") from error
+    return _from_rows(rows, spec, str(path))
+
+
+def load_table(path: Path, spec: DatasetSpec) -> tuple[pd.DataFrame, datasets.Dataset]:
+    """Load a CSV or JSON-lines file of any name; file names are relative to it."""
+    checked = check_metadata(path, spec)
+    labels = label_table(checked, spec)
+    return labels, undecoded([str(path.parent.resolve() / name) for name in labels["file_name"]])
+
+
+def undecoded(paths: Sequence[str]) -> datasets.Dataset:
+    """Image files as a dataset of undecoded images."""
+    import datasets
+
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    return datasets.Dataset.from_dict({"image": [{"bytes": None, "path": path} for path in paths]}, features)
+
+
+def _from_rows(rows: datasets.Dataset, spec: DatasetSpec, where: str) -> tuple[pd.DataFrame, datasets.Dataset]:
+    import datasets
+
+    columns = spec.columns
+    absent = [name for name in vars(columns).values() if name and name not in rows.column_names]
+    if absent:
+        raise DatasetError(f"{where}: no column {', '.join(absent)}; found {', '.join(rows.column_names)}")
+    images = rows.select_columns([columns.image])
+    if columns.image != "image":
+        images = images.rename_column(columns.image, "image")
+    images = images.cast_column("image", datasets.Image(decode=False))
+    # Rows of the Hub often have no file names of their own; the position then is the name.
+    names = [Path(path).name if path else "" for path in _paths(images)]
+    unique = len(set(names)) == len(names) and all(names)
+    kept = [name for label, name in vars(columns).items() if name and label != "image"]
+    table = rows.select_columns(kept).to_pandas().to_dict("records") if kept else [{} for _ in names]
+    lines = (
+        (number, {**row, columns.image: names[number] if unique else f"{number:06d}"})
+        for number, row in enumerate(table)
+    )
+    return label_table(check_rows(where, lines, spec), spec), images
 
 
 def load_folder(folder: Path, spec: DatasetSpec) -> tuple[pd.DataFrame, datasets.Dataset]:

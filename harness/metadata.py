@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from qualiclip_plugin.errors import DatasetError
 
 NAMES = ("metadata.csv", "metadata.jsonl")
 MIN_IMAGES = 3
+Row = dict[str, Any]
 UNBOUNDED = (-math.inf, math.inf)
 
 
@@ -38,37 +39,36 @@ def find_metadata(folder: Path) -> Path:
 
 
 def local_spec(folder: Path, name: str = "") -> DatasetSpec:
-    """A specification for a local folder, from the columns of its metadata.
+    """A specification for local images, from the columns of their metadata.
 
     ``mos`` is higher-better and ``dmos`` lower-better, as ITU-T P.800.2 has them.
 
     Args:
-        folder: With images and ``metadata.csv`` or ``metadata.jsonl``.
-        name: Name in tables; empty: the folder's.
+        folder: With images and ``metadata.csv`` or ``metadata.jsonl``; or a CSV, JSON-lines or Parquet file.
+        name: Name in tables; empty: the folder's or the file's.
 
     Raises:
         DatasetError: No metadata, an empty one, no opinion and no level column, or both mos and dmos.
     """
-    path = find_metadata(folder)
-    _, first = next(read_rows(path), (0, {}))
-    if not first:
-        raise DatasetError(f"{path}: no rows")
-    if "file_name" not in first:
-        raise DatasetError(f"{path}: no column file_name; found {', '.join(map(str, first))}")
+    path = folder if folder.is_file() else find_metadata(folder)
+    first = _columns(path)
+    image = "image" if path.suffix == ".parquet" else "file_name"
+    if image not in first:
+        raise DatasetError(f"{path}: no column {image}; found {', '.join(first)}")
     labels = [label for label in ("mos", "dmos") if label in first]
     if len(labels) > 1:
         raise DatasetError(f"{path}: both mos and dmos; their directions differ, keep one")
-    if not labels and not {"distortion", "level"} <= first.keys():
+    if not labels and not {"distortion", "level"} <= set(first):
         raise DatasetError(f"{path}: no column mos or dmos, and no distortion and level to test an order on")
     optional = ("std", "votes", "reference", "distortion", "level", "split")
     kind: Literal["mos", "dmos"] = "dmos" if labels == ["dmos"] else "mos"
     return DatasetSpec(
-        name=name or folder.resolve().name,
+        name=name or (folder.resolve().name if folder.is_dir() else folder.stem),
         version="local",
-        description=f"local folder with {path.name}",
+        description=f"local images with {path.name}",
         licence="as its owner says",
         citation="",
-        columns=Columns(opinion="".join(labels), **{key: key for key in optional if key in first}),
+        columns=Columns(image, "".join(labels), **{key: key for key in optional if key in first}),
         opinion=Opinion(kind, kind == "dmos", UNBOUNDED) if labels else None,
         folder=str(folder),
         ran=True,
@@ -76,28 +76,51 @@ def local_spec(folder: Path, name: str = "") -> DatasetSpec:
 
 
 def check_metadata(path: Path, spec: DatasetSpec) -> list[dict[str, Any]]:
-    """Read and check every row of a metadata file.
+    """Read and check every row of a metadata file that lies beside its images.
 
     Args:
-        path: ``metadata.csv`` or ``metadata.jsonl``, beside the images.
+        path: A CSV or JSON-lines file.
         spec: Names of the columns and range of the opinions.
 
     Returns:
         Rows as read, every number checked.
 
     Raises:
-        DatasetError: A column or an image is missing, a number is none or out of range, a file is named
-            twice, a name leads out of the folder, or there are fewer than 3 rows; names the row.
+        DatasetError: See :func:`check_rows`; or an image is missing, or a name leads out of the folder.
+    """
+
+    def with_files() -> Iterator[tuple[int, Row]]:
+        for line, row in read_rows(path):
+            if spec.columns.image in row:
+                _check_file(path.parent, str(row[spec.columns.image]), f"{path}, line {line}")
+            yield line, row
+
+    return check_rows(path, with_files(), spec)
+
+
+def check_rows(path: str | Path, lines: Iterable[tuple[int, Row]], spec: DatasetSpec) -> list[Row]:
+    """Check labels.
+
+    Args:
+        path: Where they come from, for messages.
+        lines: Line number and row.
+        spec: Names of the columns and range of the opinions.
+
+    Returns:
+        Rows as read, every number checked.
+
+    Raises:
+        DatasetError: A column is missing, a number is none or out of range, an image is named twice, or
+            there are fewer than 3 rows; names the row.
     """
     rows, seen = [], dict[str, int]()
     columns = spec.columns
-    for line, row in read_rows(path):
+    for line, row in lines:
         where = f"{path}, line {line}"
         missing = [name for name in vars(columns).values() if name and row.get(name) is None]
         if missing:
             raise DatasetError(f"{where}: no {' and no '.join(missing)}")
         name = str(row[columns.image])
-        _check_file(path.parent, name, where)
         if name in seen:
             raise DatasetError(f"{where}: {name} is already in line {seen[name]}")
         seen[name] = line
@@ -146,6 +169,23 @@ def check_opinion(value: float, spec: DatasetSpec, where: str) -> None:
     if not low <= value <= high:
         column = spec.columns.opinion
         raise DatasetError(f"{where}: {column} is {value:g}, outside the declared range {low:g}..{high:g}")
+
+
+def _columns(path: Path) -> list[str]:
+    if path.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            return list(pq.read_schema(path).names)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise DatasetError(f"{path}: not a readable Parquet file: {error}") from error
+    if path.suffix not in (".csv", ".jsonl"):
+        raise DatasetError(f"{path}: neither a folder nor a .csv, .jsonl or .parquet file")
+    _, first = next(read_rows(path), (0, {}))
+    if not first:
+        raise DatasetError(f"{path}: no rows")
+    return [str(name) for name in first]
 
 
 def _csv_rows(file: Any, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -98,18 +98,33 @@ class RemoteFile:
 
 
 @dataclass(frozen=True)
+class Skip:
+    """Rows of a label table that do not count.
+
+    Attributes:
+        column: Which column decides.
+        pattern: Regular expression that its whole text matches.
+    """
+
+    column: str
+    pattern: str
+
+
+@dataclass(frozen=True)
 class Archive:
     """A packed dataset and its table of labels.
 
     Attributes:
         images: The archive (zip, tar, tar.gz, ...).
-        labels: A CSV, joined by column name.
+        labels: A CSV, joined by column name; without address and repository it lies in the archive.
         path: Where a row's image lies in the unpacked archive, with column names in braces.
+        skip: Rows that do not count.
     """
 
     images: RemoteFile
     labels: RemoteFile
     path: str
+    skip: Skip | None = None
 
 
 @dataclass(frozen=True)
@@ -127,7 +142,7 @@ class DatasetSpec:
         opinion: Meaning of the human scores; none where there are none.
         hub: Source: a Hub repository.
         archive: Source: an archive with a label table.
-        folder: Source: a local folder.
+        folder: Source: a local folder, CSV or Parquet file, relative to the YAML file.
         generated: Source: a generator of this package.
         subset: Rows that count, as a value of the split column; empty: all of them.
         split: How supervised scorers are to be compared: the official part, ten splits disjoint by
@@ -195,6 +210,8 @@ def read_spec(path: str | Path) -> DatasetSpec:
         raise ConfigError(f"{path}: expected a mapping of keys, got {type(values).__name__}")
     lines = _line_numbers(node)
     spec: DatasetSpec = _build(DatasetSpec, values, lines, str(path), "")
+    if spec.folder:
+        spec = dataclasses.replace(spec, folder=str(Path(path).parent / spec.folder))
     sources = [key for key in ("hub", "archive", "folder", "generated") if getattr(spec, key)]
     if len(sources) != 1:
         found = " and ".join(sources) or "none"

@@ -190,7 +190,7 @@ class Store:
             pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **header}), file)
         identity = self._folder(key) / "identity.json"
         if not identity.exists():
-            self.write_json(identity, {"dataset": key.dataset, "scorer": key.scorer, **key.identity})
+            self.write_json(identity, {"dataset": key.dataset, **key.identity})
         return path
 
 

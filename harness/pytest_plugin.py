@@ -1,0 +1,72 @@
+"""A pytest fixture for other projects' tests: ``assert_quality(image, metric="qualiclip-lite", min=0.5)``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from harness.scorers import Scorer
+
+
+@cache
+def _scorer(metric: str) -> Scorer:
+    # Loaded once per test session: starting a metric takes longer than scoring a picture.
+    from harness.scorers import create_scorer
+
+    return create_scorer(metric, device="cpu")
+
+
+def check_quality(
+    image: str | os.PathLike[str] | bytes,
+    metric: str = "qualiclip-lite",
+    *,
+    min: float | None = None,  # noqa: A002 (reads as the sentence it stands for)
+    max: float | None = None,  # noqa: A002
+) -> float:
+    """Assert that an image's score lies within bounds.
+
+    Args:
+        image: A file's path or content.
+        metric: Any scorer name of ``iqa-harness run``.
+        min: Lowest accepted score, for metrics where higher is better.
+        max: Highest accepted score, for metrics where lower is better.
+
+    Returns:
+        The score.
+
+    Raises:
+        AssertionError: The score is out of bounds.
+        ValueError: No bound, or one on the side where the metric is good.
+        QualiCLIPError: The image cannot be read or the metric cannot start.
+    """
+    from qualiclip_plugin.images import read_image, to_float
+
+    scorer = _scorer(metric)
+    bound, wrong = (max, min) if scorer.lower_better else (min, max)
+    if bound is None or wrong is not None:
+        side = "max" if scorer.lower_better else "min"
+        raise ValueError(f"{metric}: {'lower' if scorer.lower_better else 'higher'} is better, so give {side}= alone")
+    score = float(scorer.score(to_float(read_image(image))[None]).flatten()[0])
+    worse = score > bound if scorer.lower_better else score < bound
+    name = "the image" if isinstance(image, bytes) else os.fspath(image)
+    if worse:
+        raise AssertionError(
+            f"{name}: {metric} is {score:.4f}, {side_of(scorer.lower_better)} {bound:g} is asked for"
+        )
+    return score
+
+
+def side_of(lower_better: bool) -> str:
+    """``at most`` or ``at least``."""
+    return "at most" if lower_better else "at least"
+
+
+@pytest.fixture
+def assert_quality() -> Callable[..., float]:
+    """The function :func:`check_quality`: raises ``AssertionError`` when an image is worse than asked for."""
+    return check_quality

@@ -1,0 +1,312 @@
+"""Datasets: what is read, and what bad input is told."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from harness import ladders
+from harness.datasets import LABELS, image_bytes, open_dataset
+from harness.loading import batches, decoded, in_background, resize_shorter_side
+from harness.metadata import local_spec
+from harness.specs import DatasetSpec, catalogue, find_spec, read_folder, read_spec, shipped_specs
+from qualiclip_plugin.errors import ConfigError, DatasetError
+from tests.harness_data import opinion_folder, picture, write_images, write_metadata
+
+MINIMAL = """\
+name: mine
+version: "1"
+description: some photographs
+licence: mine
+citation: me
+folder: somewhere
+"""
+
+
+def test_local_folder_gives_labels_hashes_and_bytes(tmp_path: Path) -> None:
+    folder = opinion_folder(tmp_path / "my photos é", 5)
+    images = open_dataset(str(folder))
+    assert images.spec.name == "my photos é"
+    assert images.table["file_name"].tolist() == [f"{i}.png" for i in range(5)]
+    assert images.table["opinion"].tolist() == [1, 0, 2, 3, 4]
+    assert list(images.table.columns) == [*LABELS, "image_hash"]
+    for index in range(5):
+        content = (folder / f"{index}.png").read_bytes()
+        assert image_bytes(images.rows[index]["image"]) == content
+        assert images.table["image_hash"][index] == hashlib.sha256(content).hexdigest()
+
+
+def test_jsonl_and_subfolders(tmp_path: Path) -> None:
+    write_images(tmp_path / "test", 2)
+    write_images(tmp_path / "train", 2)
+    rows = [
+        {"file_name": f"{split}/{index}.png", "dmos": index, "split": split, "reference": "a", "level": 1}
+        for split in ("test", "train")
+        for index in range(2)
+    ]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    images = open_dataset(f"mine={tmp_path}")
+    assert images.spec.name == "mine"
+    assert images.spec.opinion is not None
+    assert images.spec.opinion.lower_better
+    assert images.table["split"].tolist() == ["test", "test", "train", "train"]
+    assert images.table["file_name"].tolist() == [row["file_name"] for row in rows]
+
+
+def test_a_changed_label_changes_the_labels_hash_and_no_image_hash(tmp_path: Path) -> None:
+    folder = opinion_folder(tmp_path, 4)
+    before = open_dataset(str(folder))
+    text = (folder / "metadata.csv").read_text()
+    (folder / "metadata.csv").write_text(text.replace("3.0,1.0", "3.5,1.0"))
+    after = open_dataset(str(folder))
+    assert before.labels_hash != after.labels_hash
+    assert before.table["image_hash"].tolist() == after.table["image_hash"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"file_name": "0.png", "mos": "1"}] * 3, r"line 3: 0\.png is already in line 2"),
+        ([{"file_name": f"{i}.png", "mos": "good"} for i in range(3)], r"line 2 \(0\.png\): mos is 'good'"),
+        ([{"file_name": f"{i}.png", "mos": "nan"} for i in range(3)], r"line 2 \(0\.png\): mos is 'nan'"),
+        ([{"file_name": f"{i}.png", "mos": ""} for i in range(3)], r"line 2 \(0\.png\): mos is ''"),
+        ([{"file_name": f"{i}.png", "mos": "inf"} for i in range(3)], r"line 2 \(0\.png\): mos is 'inf'"),
+        ([{"file_name": f"{i + 2}.png", "mos": "1"} for i in range(3)], r"line 4: image '4\.png' is missing"),
+        ([{"file_name": "../0.png", "mos": "1"}], r"line 2: file name '\.\./0\.png' leads out of the folder"),
+        ([{"file_name": "/etc/passwd", "mos": "1"}], "leads out of the folder"),
+        ([{"file_name": f"{i}.png", "mos": "1"} for i in range(2)], "2 images, at least 3 are needed"),
+        ([{"file_name": "0.png", "mos": "1", "dmos": "1"}], "both mos and dmos"),
+        ([{"file_name": "0.png", "score": "1"}], "no column mos or dmos"),
+        ([{"name": "0.png", "mos": "1"}], "no column file_name; found name, mos"),
+        ([{"file_name": f"{i}.png", "mos": "1", "std": "-1"} for i in range(3)], "std is negative"),
+        ([{"file_name": f"{i}.png", "distortion": "x", "level": "1.5"} for i in range(3)], r"level is 1\.5"),
+    ],
+)
+def test_bad_metadata_is_named_by_its_row(tmp_path: Path, rows: list[dict[str, str]], message: str) -> None:
+    write_images(tmp_path, 4)
+    write_metadata(tmp_path, rows)
+    with pytest.raises(DatasetError, match=message):
+        open_dataset(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file_name,mos\n", "no rows"),
+        ("", "no rows"),
+        ("file_name,mos,mos\n0.png,1,1\n", "column mos occurs twice"),
+        ("file_name,mos\n0.png,1,1\n", "line 2: more cells than the 2 columns"),
+        ("file_name,mos\n0.png\n1.png,1\n", "line 2: no mos"),
+        ("file_name,mos\n\xff,1\n".encode("latin-1"), "cannot be read"),
+    ],
+)
+def test_malformed_csv_is_refused(tmp_path: Path, text: str | bytes, message: str) -> None:
+    write_images(tmp_path, 4)
+    (tmp_path / "metadata.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(DatasetError, match=message):
+        open_dataset(str(tmp_path))
+
+
+def test_a_broken_json_line_is_named(tmp_path: Path) -> None:
+    write_images(tmp_path, 4)
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.png", "mos": 1}\n{"file_name": \n')
+    with pytest.raises(DatasetError, match="line 2: not JSON"):
+        open_dataset(str(tmp_path))
+
+
+def test_a_folder_without_metadata_says_what_is_needed(tmp_path: Path) -> None:
+    write_images(tmp_path, 3)
+    with pytest.raises(DatasetError, match=r"no metadata\.csv and no metadata\.jsonl; one row per image"):
+        open_dataset(str(tmp_path))
+
+
+def test_an_unknown_name_suggests_near_ones() -> None:
+    with pytest.raises(DatasetError, match=r"'laders'; did you mean ladders"):
+        find_spec("laders", catalogue())
+
+
+def test_shipped_specs_are_valid_and_named_like_their_files() -> None:
+    from harness.specs import SHIPPED
+
+    assert set(shipped_specs()) == {path.stem for path in SHIPPED.glob("*.yaml")}
+
+
+def test_count_that_differs_is_refused_unless_partial_is_allowed(tmp_path: Path) -> None:
+    folder = opinion_folder(tmp_path / "data", 4)
+    spec = dataclasses.replace(local_spec(folder), images=5, name="five")
+    with pytest.raises(DatasetError, match="4 images found, 5 declared"):
+        open_dataset("five", {"five": spec})
+    assert not open_dataset("five", {"five": spec}, allow_partial=True).complete
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (MINIMAL + "colour: red\n", "line 7: unknown key colour"),
+        (MINIMAL + "columns: {imag: file}\n", r"line 7: unknown key columns\.imag; did you mean 'image'"),
+        (MINIMAL.replace("licence: mine\n", ""), "line 1: missing key licence"),
+        (MINIMAL.replace('"1"', "1"), "line 2: version must be text"),
+        (MINIMAL + "images: many\n", "line 7: images must be a whole number, got 'many'"),
+        (MINIMAL + "exif: 1\n", "line 7: exif must be true or false"),
+        (MINIMAL + "split: random\n", "split must be official or ratio or whole"),
+        (MINIMAL + "opinion: {kind: mos, lower_better: false, range: [1]}\n", "range must be two numbers"),
+        (MINIMAL + "opinion: {kind: mos, range: [1, 5]}\n", r"line 7: missing key opinion\.lower_better"),
+        (MINIMAL + "hub: {repository: a/b, split: test}\n", "exactly one of hub, archive, folder, generated"),
+        (MINIMAL.replace("folder: somewhere\n", ""), "found none"),
+        ("- a\n- b\n", "expected a mapping"),
+        ("name: [\n", "not YAML"),
+    ],
+)
+def test_bad_yaml_is_named_by_its_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_spec(path)
+
+
+def test_own_yaml_folder_is_included_and_clashes_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(MINIMAL)
+    assert catalogue([tmp_path])["mine"].folder == str(tmp_path / "somewhere")
+    (tmp_path / "other.yaml").write_text(MINIMAL)
+    with pytest.raises(ConfigError, match="'mine' exists already"):
+        read_folder(tmp_path)
+
+
+@pytest.fixture
+def small_ladders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DatasetSpec:
+    monkeypatch.setenv("QUALICLIP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(ladders, "SIDE", 32)
+    monkeypatch.setattr(ladders, "PHOTOGRAPHS", {n: ladders.PHOTOGRAPHS[n] for n in ("chelsea", "coffee")})
+    return shipped_specs()["ladders"]
+
+
+def test_ladders_hold_every_distortion_at_every_level(small_ladders: DatasetSpec) -> None:
+    from qualiclip_plugin.distortions import DISTORTIONS
+
+    table = open_dataset("ladders").table
+    steps = sum(len(kind.strengths) for kind in DISTORTIONS.values())
+    assert len(table) == 2 * (1 + steps)
+    counts = table[table["level"] > 0].groupby(["reference", "distortion"])["level"].apply(list)
+    assert {tuple(levels) for levels in counts} == {(1, 2, 3, 4, 5)}
+    assert set(counts.index) == {(photo, kind) for photo in ("chelsea", "coffee") for kind in DISTORTIONS}
+
+
+def test_ladders_are_generated_once_and_the_same_again(small_ladders: DatasetSpec) -> None:
+    folder = ladders.generate(small_ladders)
+    first = {path.name: path.read_bytes() for path in folder.rglob("*.png")}
+    stamp = folder.stat().st_mtime_ns
+    assert ladders.generate(small_ladders) == folder
+    assert folder.stat().st_mtime_ns == stamp
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.unlink()
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.rmdir()
+    folder.rmdir()
+    again = ladders.generate(small_ladders)
+    assert {path.name: path.read_bytes() for path in again.rglob("*.png")} == first
+
+
+def test_a_new_version_of_the_ladders_is_another_recipe(small_ladders: DatasetSpec) -> None:
+    photographs = {"chelsea": ladders.photograph("chelsea")}
+    newer = dataclasses.replace(small_ladders, version="2")
+    assert ladders.recipe_hash(small_ladders, photographs) != ladders.recipe_hash(newer, photographs)
+
+
+def test_exif_policy_and_unreadable_files(tmp_path: Path) -> None:
+    write_images(tmp_path, 3)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(picture(0, (20, 30))).save(tmp_path / "0.png", exif=exif)
+    (tmp_path / "1.png").write_bytes(b"no image")
+    write_metadata(tmp_path, [{"file_name": f"{i}.png", "mos": i} for i in range(3)])
+    images = open_dataset(str(tmp_path))
+    rotated, broken, plain = decoded(images, [0, 1, 2])
+    assert rotated.pixels is not None
+    assert rotated.pixels.shape == (3, 30, 20)
+    assert broken.pixels is None
+    assert "not an image" in broken.error or "cannot" in broken.error or "identify" in broken.error
+    assert np.array_equal(plain.pixels, picture(2).transpose(2, 0, 1))
+    kept = dataclasses.replace(images, spec=dataclasses.replace(images.spec, exif=False))
+    assert next(decoded(kept, [0])).pixels.shape == (3, 20, 30)
+
+
+def test_worker_processes_decode_the_same(tmp_path: Path) -> None:
+    images = open_dataset(str(opinion_folder(tmp_path, 6)))
+    here, there = ([item.pixels for item in decoded(images, range(6), workers)] for workers in (0, 2))
+    assert all(np.array_equal(a, b) for a, b in zip(here, there, strict=True))
+
+
+def test_batches_hold_one_size_and_every_image_once(tmp_path: Path) -> None:
+    sizes = [(40, 48), (16, 16), (40, 48), (40, 48), (16, 16), (40, 48)]
+    images = open_dataset(str(opinion_folder(tmp_path, 6, size=lambda i: sizes[i])))
+    found = list(batches(decoded(images, range(6)), lambda count, height, width: count <= 2))
+    assert sorted(item.index for batch in found for item in batch) == list(range(6))
+    assert all(len({item.pixels.shape for item in batch}) == 1 and len(batch) <= 2 for batch in found)
+    assert [len(batch) for batch in found] == [2, 2, 2]
+
+
+def test_resize_is_part_of_the_specification() -> None:
+    import torch
+
+    assert resize_shorter_side(torch.zeros(3, 100, 60, dtype=torch.uint8), 30).shape == (3, 50, 30)
+
+
+def test_background_iteration_hands_on_errors_and_stops() -> None:
+    def failing() -> object:
+        yield 1
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        list(in_background(failing(), 2))
+    endless = in_background(iter(int, 1), 2)
+    assert next(endless) == 0
+    endless.close()
+
+
+def test_csv_and_parquet_files_are_datasets(tmp_path: Path) -> None:
+    import datasets
+
+    folder = opinion_folder(tmp_path / "photos", 5)
+    (folder / "metadata.csv").rename(folder / "labels.csv")
+    from_csv = open_dataset(str(folder / "labels.csv"))
+    assert from_csv.spec.name == "labels"
+    rows = {"image": [str(folder / f"{i}.png") for i in range(5)], "mos": from_csv.table["opinion"].tolist()}
+    table = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    table.to_parquet(tmp_path / "packed.parquet")
+    packed = open_dataset(f"packed={tmp_path / 'packed.parquet'}")
+    assert packed.table["opinion"].tolist() == from_csv.table["opinion"].tolist()
+    assert packed.table["image_hash"].tolist() == from_csv.table["image_hash"].tolist()
+    assert packed.table["file_name"].nunique() == 5
+
+
+def test_a_parquet_file_without_opinions_is_refused(tmp_path: Path) -> None:
+    import pandas as pd
+
+    pd.DataFrame({"image": [1, 2, 3], "score": [1, 2, 3]}).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(DatasetError, match="no column mos or dmos"):
+        open_dataset(str(tmp_path / "a.parquet"))
+    (tmp_path / "b.parquet").write_bytes(b"nothing")
+    with pytest.raises(DatasetError, match="not a readable Parquet file"):
+        open_dataset(str(tmp_path / "b.parquet"))
+    with pytest.raises(DatasetError, match=r"neither a folder nor a \.csv"):
+        open_dataset(str(Path(__file__)))
+
+
+@pytest.mark.parametrize("name", ["tid2013-xmba15", "koniq10k"])
+def test_without_a_network_a_remote_dataset_says_what_is_missing(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setenv("QUALICLIP_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DatasetError, match=r"TID2013|koniq10k\.tgz"):
+        open_dataset(name)
