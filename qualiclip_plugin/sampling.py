@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -137,6 +137,10 @@ def sample_plan(
     ladder = tuple(range(1, levels + 1)) if isinstance(levels, int) else tuple(levels)
     low, high = (compositions, compositions) if isinstance(compositions, int) else compositions
     groups = len({kind.group for kind in kinds})
+    if not names:
+        raise ConfigError("a degradation plan needs at least one name of a distortion")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ConfigError(f"distortions named twice: {', '.join(twice)}")
     if not ladder:
         raise ConfigError("a degradation plan needs at least one level")
     if not 1 <= low <= high <= groups:
@@ -276,16 +280,19 @@ def sample_crop_pairs(
         Of the photograph's dtype, (2, 3, size, size).
 
     Raises:
-        ImageError: The photograph is smaller than the crop at the largest scale.
+        ImageError: The photograph is smaller than the crop at the largest scale, or no RGB image.
+        ConfigError: The scale or the overlap is out of range.
     """
     if photo.ndim != 3 or photo.shape[0] != 3:
         raise ImageError(f"a photograph is (3, H, W), got {tuple(photo.shape)}")
+    if not 0 < scale[0] <= scale[1]:
+        raise ConfigError(f"scale must be a range of positive factors, got {scale}")
+    if not 0 <= min_overlap <= 1:
+        raise ConfigError(f"min_overlap must be in [0, 1], got {min_overlap}")
     H, W = photo.shape[1:]
     low, high = max(scale[0], size / min(H, W)), scale[1]
     if low > high:
         raise ImageError(f"a photograph of {W} x {H} pixels is too small for crops of {size} at scale {high:g}")
-    if not 0 <= min_overlap <= 1:
-        raise ConfigError(f"min_overlap must be in [0, 1], got {min_overlap}")
     draw = torch.rand(5, generator=generator, dtype=torch.float64).tolist()
     side = min(max(1, round(size / (low + draw[0] * (high - low)))), H, W)
     top, left = int(draw[1] * (H - side + 1)), int(draw[2] * (W - side + 1))

@@ -10,6 +10,7 @@ from torch import Tensor
 from qualiclip_plugin.distortions.fields import uniform_field
 from qualiclip_plugin.distortions.filters import correlate, gaussian_filter
 
+_NEGLIGIBLE = 1e-9
 _DISK_COLUMNS = 32  # strips per pixel in which the disk's area is integrated
 
 
@@ -25,6 +26,12 @@ def gaussian_blur(images: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
         Blurred images in [0, 1], (N, 3, H, W).
     """
     return gaussian_filter(images, strength).clamp_(0, 1)
+
+
+def _normalised(kernels: Tensor) -> Tensor:
+    # What float rounding leaves of a distance of nought would keep a line of length 1 from being the identity.
+    kernels = kernels.masked_fill(kernels < _NEGLIGIBLE, 0)
+    return kernels / kernels.sum(dim=(1, 2), keepdim=True)
 
 
 def disk_kernel(radius: Tensor) -> Tensor:
@@ -44,13 +51,20 @@ def disk_kernel(radius: Tensor) -> Tensor:
     half_chord = (radius.square() - column.square()).clamp_min(0).sqrt()[:, None]
     low, high = (centre - 0.5)[:, None, None], (centre + 0.5)[:, None, None]
     inside = half_chord.clamp(min=low, max=high) - (-half_chord).clamp(min=low, max=high)
-    kernel = inside.mean(dim=-1)
-    return kernel / kernel.sum(dim=(1, 2), keepdim=True)
+    return _normalised(inside.mean(dim=-1))
 
 
 def lens_blur(images: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
     """Defocus: average over a disk of ``strength`` pixels radius, (N,). Shapes as in :func:`gaussian_blur`."""
     return correlate(images, disk_kernel(strength)).clamp_(0, 1)
+
+
+def _line_coordinates(angle: Tensor, reach: int) -> tuple[Tensor, Tensor]:
+    """Distances of the pixels of a grid from the origin, along lines and across them, each (N, k, k)."""
+    angle = angle.to("cpu", torch.float64)[:, None, None]
+    x = torch.arange(-reach, reach + 1, dtype=torch.float64)
+    y = -x[:, None]
+    return x * angle.cos() + y * angle.sin(), y * angle.cos() - x * angle.sin()
 
 
 def line_kernel(length: Tensor, angle: Tensor) -> Tensor:
@@ -66,18 +80,29 @@ def line_kernel(length: Tensor, angle: Tensor) -> Tensor:
         Kernels that sum to 1, (N, k, k).
     """
     half = ((length.to("cpu", torch.float64) - 1) / 2).clamp_min(0)[:, None, None]
-    angle = angle.to("cpu", torch.float64)[:, None, None]
-    reach = math.ceil(float(half.max())) + 1
-    x = torch.arange(-reach, reach + 1, dtype=torch.float64)
-    y = -x[:, None]
-    along = x * angle.cos() + y * angle.sin()
-    across = y * angle.cos() - x * angle.sin()
+    along, across = _line_coordinates(angle, math.ceil(float(half.max())) + 1)
     beyond = (along.abs() - half).clamp_min(0)
-    kernel = (1 - torch.hypot(across, beyond)).clamp_min(0)
-    return kernel / kernel.sum(dim=(1, 2), keepdim=True)
+    return _normalised((1 - torch.hypot(across, beyond)).clamp_min(0))
+
+
+def shake_kernel(length: Tensor, angle: Tensor) -> Tensor:
+    """A line as :func:`line_kernel`, but its weight falls linearly from the middle to nothing at both ends."""
+    half = (length.to("cpu", torch.float64) / 2).clamp_min(1)[:, None, None]
+    along, across = _line_coordinates(angle, math.ceil(float(half.max())))
+    return _normalised((1 - across.abs()).clamp_min(0) * (1 - along.abs() / half).clamp_min(0))
 
 
 def motion_blur(images: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
-    """Shake along a straight line of ``strength`` pixels, (N,), at an angle drawn from the seed."""
+    """Shake along a straight line of ``strength`` pixels, (N,), at an angle drawn from the seed.
+
+    The hand speeds up and brakes: most of the light falls in the middle. At constant speed a longer line undoes the
+    blur of a shorter one on a striped surface.
+    """
+    angle = uniform_field(noise, (1,))[:, 0] * math.pi
+    return correlate(images, shake_kernel(strength, angle)).clamp_(0, 1)
+
+
+def motion_blur_uniform(images: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
+    """Shake at constant speed along a line of ``strength`` pixels, (N,), at an angle drawn from the seed."""
     angle = uniform_field(noise, (1,))[:, 0] * math.pi
     return correlate(images, line_kernel(strength, angle)).clamp_(0, 1)

@@ -17,6 +17,8 @@ _RGB_TO_XYZ = (
     (0.212671, 0.715160, 0.072169),
     (0.019334, 0.119193, 0.950227),
 )
+_DIFFUSION = 6.0  # the amount of KADID-10k's third level
+_NEAREST, _FURTHEST = 3.0, 12.0  # pixels by which color_shift moves, KADID-10k's levels 2 to 5
 _EDGE_SIGMA = 4.0  # smoothing of the edge map in color_shift, KADID-10k
 
 
@@ -63,20 +65,30 @@ def luma(images: Tensor) -> Tensor:
     return mix_channels(images, torch.tensor([[0.299, 0.587, 0.114]]))
 
 
+def _diffused(images: Tensor, amount: Tensor) -> Tensor:
+    lab = rgb_to_lab(images)
+    chroma = gaussian_filter(lab[:, 1:], 1.5 * amount + 2) * per_image(amount, images)
+    return lab_to_rgb(torch.cat((lab[:, :1], chroma), dim=1))
+
+
 def color_diffusion(images: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
-    """Blur the chroma planes a*, b* and amplify them; the lightness stays.
+    """Let the colours flow: fade to the picture whose a*, b* are blurred and amplified, its lightness kept.
 
     Args:
         images: RGB in [0, 1], (N, 3, H, W).
-        strength: Amount s, (N,): standard deviation 1.5 s + 2 pixels, amplification s (KADID-10k).
+        strength: Share of the diffused picture in [0, 1], (N,).
         noise: Not used.
 
     Returns:
         Images in [0, 1], (N, 3, H, W).
     """
-    lab = rgb_to_lab(images)
-    chroma = gaussian_filter(lab[:, 1:], 1.5 * strength + 2) * per_image(strength, images)
-    return lab_to_rgb(torch.cat((lab[:, :1], chroma), dim=1))
+    diffused = _diffused(images, torch.full((len(images),), _DIFFUSION))
+    return torch.lerp(images, diffused, per_image(strength, images))
+
+
+def color_diffusion_amount(images: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
+    """Blur a* and b* with deviation 1.5 ``strength`` + 2 pixels and multiply them by ``strength`` (KADID-10k)."""
+    return _diffused(images, strength)
 
 
 def edge_map(images: Tensor) -> Tensor:
@@ -99,15 +111,29 @@ def translate(planes: Tensor, down: Tensor, right: Tensor) -> Tensor:
     return planes.reshape(N, C, H * W).gather(2, index.expand(N, C, H * W)).view(N, C, H, W)
 
 
-def color_shift(images: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
-    """Move the green plane by ``strength`` pixels, (N,), in a direction drawn from the seed, near edges only."""
-    angle = uniform_field(noise, (1,))[:, 0] * 2 * math.pi
-    amount = strength.cpu()
-    down = (amount * angle.sin()).round().long()
-    right = (amount * angle.cos()).round().long()
+def _shift_green(images: Tensor, distance: Tensor, angle: Tensor, opacity: Tensor) -> Tensor:
+    """Lay the green plane, moved by ``distance`` pixels (N,), over itself near the edges."""
+    down, right = ((distance * wave).round().long() for wave in (angle.sin(), angle.cos()))
     green = images[:, 1:2]
-    moved = torch.lerp(green, translate(green, down, right), edge_map(images))
+    moved = torch.lerp(green, translate(green, down, right), edge_map(images) * per_image(opacity, images))
     return torch.cat((images[:, :1], moved, images[:, 2:]), dim=1).clamp_(0, 1)
+
+
+def color_shift(images: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
+    """Move the green plane near edges, by a distance and in a direction drawn from the seed.
+
+    The strength is the opacity of the moved plane, (N,). A growing distance would not order the levels: where the
+    scene repeats itself, a plane moved further fits better again.
+    """
+    draw = uniform_field(noise, (2,))
+    distance = _NEAREST + (_FURTHEST - _NEAREST) * draw[:, 1]
+    return _shift_green(images, distance, draw[:, 0] * 2 * math.pi, strength)
+
+
+def color_shift_distance(images: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
+    """Move the green plane near edges by ``strength`` pixels, (N,), in a direction drawn from the seed."""
+    angle = uniform_field(noise, (1,))[:, 0] * 2 * math.pi
+    return _shift_green(images, strength.cpu(), angle, torch.ones(len(images)))
 
 
 def saturation_hsv(images: Tensor, strength: Tensor, noise: Tensor) -> Tensor:

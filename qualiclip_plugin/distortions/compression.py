@@ -45,6 +45,8 @@ _CHROMA_TABLE = (
 _RGB_TO_YCBCR = ((0.299, 0.587, 0.114), (-0.168735892, -0.331264108, 0.5), (0.5, -0.418687589, -0.081312411))
 _YCBCR_TO_RGB = ((1.0, 0.0, 1.402), (1.0, -0.344136286, -0.714136286), (1.0, 1.772, 0.0))
 
+_HALF_TOLERANCE = 1e-4  # a half is a half in spite of the transform's float rounding
+
 
 def quantization_tables(quality: Tensor) -> tuple[Tensor, Tensor]:
     """The luma and chroma tables of libjpeg for each quality in 1..100, (N,), as two tensors (N, 8, 8)."""
@@ -67,6 +69,12 @@ def _dct_basis(device: torch.device, dtype: torch.dtype) -> Tensor:
     return torch.kron(line, line).to(device, dtype)
 
 
+def _round_away(values: Tensor) -> Tensor:
+    """Round to the nearest integer, halves away from zero as libjpeg does; flat areas meet many halves."""
+    magnitude = values.abs().add_(0.5 + _HALF_TOLERANCE).floor_()
+    return magnitude.copysign_(values)
+
+
 def _code_blocks(planes: Tensor, tables: Tensor) -> Tensor:
     """Transform, quantize and restore 8 x 8 blocks.
 
@@ -81,9 +89,10 @@ def _code_blocks(planes: Tensor, tables: Tensor) -> Tensor:
     steps = tables.to(planes).view(-1, 1, 64, 1, 1)
     N, C, H, W = planes.shape
     blocks = F.pixel_unshuffle(planes - 128, 8).view(N, C, 64, H // 8, W // 8)
-    coefficients = torch.einsum("fp,ncphw->ncfhw", basis, blocks).div_(steps).round_().mul_(steps)
+    coefficients = _round_away(torch.einsum("fp,ncphw->ncfhw", basis, blocks).div_(steps)).mul_(steps)
     restored = torch.einsum("fp,ncfhw->ncphw", basis, coefficients)
-    return F.pixel_shuffle(restored.reshape(N, C * 64, H // 8, W // 8), 8).add_(128).round_().clamp_(0, 255)
+    samples = F.pixel_shuffle(restored.reshape(N, C * 64, H // 8, W // 8), 8)
+    return samples.add_(128.5 + _HALF_TOLERANCE).floor_().clamp_(0, 255)
 
 
 def _pad_to(planes: Tensor, multiple: int) -> Tensor:

@@ -80,22 +80,37 @@ _ORDERED = (
         "gaussian_blur", "blur", blur.gaussian_blur, (0.5, 1, 2, 3, 5), "standard deviation, pixels",
         notes="ARNIQA's level 1, 0.1, is the identity; 3 fills the gap between 2 and 5", camera=True,
     ),
-    Distortion("lens_blur", "blur", blur.lens_blur, (1, 2, 4, 6, 8), "radius, pixels", camera=True),
     Distortion(
-        "motion_blur", "blur", blur.motion_blur, (2, 4, 6, 10, 15), "length, pixels",
-        notes="ARNIQA's level 1, length 1, is the identity", camera=True,
+        "lens_blur", "blur", blur.lens_blur, (1, 1.5, 2, 3.5, 10), "radius, pixels",
+        notes="ARNIQA's 1, 2, 4, 6, 8 stop getting worse on fine regular patterns", camera=True,
+    ),
+    Distortion(
+        "motion_blur", "blur", blur.motion_blur, (3, 6, 9, 14, 21), "length, pixels",
+        notes="ARNIQA moves at constant speed by 1 (the identity), 2, 4, 6, 10, out of order on stripes; a line "
+        "weighted to its middle blurs as much as a constant one of 0.7 times its length", camera=True,
     ),
     # color
-    Distortion("color_diffusion", "color", color.color_diffusion, (1, 3, 6, 8, 12), "amount"),
-    Distortion("color_shift", "color", color.color_shift, (1, 3, 6, 8, 12), "pixels"),
+    Distortion(
+        "color_diffusion", "color", color.color_diffusion, (0.15, 0.3, 0.5, 0.75, 1), "share of the diffused picture",
+        notes="ARNIQA's amounts 1, 3, 6, 8, 12 blur and amplify at once: the one undoes the other in some pictures, "
+        "and the last three leave the gamut of colourful ones, where they stop getting worse",
+    ),
+    Distortion(
+        "color_shift", "color", color.color_shift, (0.2, 0.4, 0.6, 0.8, 1), "opacity of the moved green plane",
+        notes="ARNIQA moves by 1, 3, 6, 8, 12 pixels, out of order for a third of all photographs",
+    ),
     Distortion("saturation_hsv", "color", color.saturation_hsv, (0.4, 0.2, 0.1, 0, -0.4), "factor of HSV's S"),
     Distortion(
-        "saturation_lab", "color", color.saturation_lab, (1.5, 2, 3, 6, 9), "factor of a*, b*",
-        notes="ARNIQA's level 1, factor 1, is the identity",
+        "saturation_lab", "color", color.saturation_lab, (1.25, 1.5, 2, 2.5, 3.5), "factor of a*, b*",
+        notes="ARNIQA's level 1, factor 1, is the identity, and above 4 colours fold back at the gamut's edge",
     ),
     # compression
     Distortion("jpeg2000", "compression", compression.jpeg2000, (16, 32, 45, 120, 170), "compression ratio"),
-    Distortion("jpeg", "compression", compression.jpeg, (43, 36, 24, 7, 4), "libjpeg quality", camera=True),
+    Distortion(
+        "jpeg", "compression", compression.jpeg, (69, 40, 20, 10, 5), "libjpeg quality",
+        notes="each level doubles the quantization steps, so the coarser steps are among the finer ones; ARNIQA's "
+        "43, 36, 24, 7, 4 are out of order on flat areas", camera=True,
+    ),
     # noise
     Distortion(
         "white_noise", "noise", noise.white_noise, (0.001, 0.002, 0.003, 0.005, 0.01), "variance", camera=True
@@ -113,7 +128,7 @@ _ORDERED = (
         source=BEYOND, paper=False, camera=True,
     ),
     Distortion(
-        "blotchy_noise", "noise", noise.blotchy_noise, (0.02, 0.035, 0.05, 0.075, 0.11), "standard deviation",
+        "blotchy_noise", "noise", noise.blotchy_noise, (0.015, 0.025, 0.04, 0.06, 0.085), "standard deviation",
         source=BEYOND, paper=False, camera=True,
     ),
     # brightness
@@ -185,9 +200,9 @@ _ORDERED = (
 _ORIGINAL = (
     Distortion("gaussian_blur", "blur", blur.gaussian_blur, (0.1, 0.5, 1, 2, 5), "standard deviation, pixels"),
     Distortion("lens_blur", "blur", blur.lens_blur, (1, 2, 4, 6, 8), "radius, pixels"),
-    Distortion("motion_blur", "blur", blur.motion_blur, (1, 2, 4, 6, 10), "length, pixels"),
-    Distortion("color_diffusion", "color", color.color_diffusion, (1, 3, 6, 8, 12), "amount"),
-    Distortion("color_shift", "color", color.color_shift, (1, 3, 6, 8, 12), "pixels"),
+    Distortion("motion_blur", "blur", blur.motion_blur_uniform, (1, 2, 4, 6, 10), "length, pixels"),
+    Distortion("color_diffusion", "color", color.color_diffusion_amount, (1, 3, 6, 8, 12), "amount"),
+    Distortion("color_shift", "color", color.color_shift_distance, (1, 3, 6, 8, 12), "pixels"),
     Distortion("saturation_hsv", "color", color.saturation_hsv, (0.4, 0.2, 0.1, 0, -0.4), "factor of HSV's S"),
     Distortion("saturation_lab", "color", color.saturation_lab, (1, 2, 3, 6, 9), "factor of a*, b*"),
     Distortion("jpeg2000", "compression", compression.jpeg2000, (16, 32, 45, 120, 170), "compression ratio"),
