@@ -25,8 +25,8 @@ def check_quality(
     image: str | os.PathLike[str] | bytes,
     metric: str = "qualiclip-lite",
     *,
-    min: float | None = None,  # noqa: A002 (reads as the sentence it stands for)
-    max: float | None = None,  # noqa: A002
+    min: float | None = None,
+    max: float | None = None,
 ) -> float:
     """Assert that an image's score lies within bounds.
 
@@ -55,15 +55,9 @@ def check_quality(
     worse = score > bound if scorer.lower_better else score < bound
     name = "the image" if isinstance(image, bytes) else os.fspath(image)
     if worse:
-        raise AssertionError(
-            f"{name}: {metric} is {score:.4f}, {side_of(scorer.lower_better)} {bound:g} is asked for"
-        )
+        asked = "at most" if scorer.lower_better else "at least"
+        raise AssertionError(f"{name}: {metric} is {score:.4f}, {asked} {bound:g} is asked for")
     return score
-
-
-def side_of(lower_better: bool) -> str:
-    """``at most`` or ``at least``."""
-    return "at most" if lower_better else "at least"
 
 
 @pytest.fixture

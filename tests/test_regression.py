@@ -1,0 +1,278 @@
+"""The guard over scores: what it must catch, what it must let pass, and what it must refuse to judge."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from harness import check_report, regression
+from harness.cli import app
+from harness.guard_images import CHANGES, guard_images
+from harness.regression import IncomparableError, Limits, Tolerance
+from qualiclip_plugin.checkpoint import save_checkpoint
+from qualiclip_plugin.errors import QualiCLIPError
+from qualiclip_plugin.weights import load_model
+
+pytest_plugins = ["pytester"]
+RUNNER = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def weights(tiny_model, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("guard") / "guarded.safetensors"
+    save_checkpoint(path, tiny_model, {})
+    return path
+
+
+@pytest.fixture(scope="module")
+def baseline(weights, tmp_path_factory) -> Path:
+    """A baseline of the tiny model on the project's own pictures, taken through the command."""
+    path = tmp_path_factory.mktemp("baseline") / "baseline.json"
+    result = RUNNER.invoke(app, ["check", "--baseline", str(path), "--update", "--scorer", scorer(weights)])
+    assert result.exit_code == 0, result.output
+    return path
+
+
+def scorer(weights: Path) -> str:
+    return f"qualiclip@weights={weights}"
+
+
+def run_check(baseline: Path, *arguments: str):
+    return RUNNER.invoke(app, ["check", "--baseline", str(baseline), *arguments])
+
+
+def changed_weights(weights: Path, change) -> None:
+    model = load_model(weights, inference=False)
+    with torch.no_grad():
+        change(model)
+    save_checkpoint(weights, model, {})
+
+
+@pytest.fixture
+def altered(weights):
+    """Alter the guarded weights for one test: same path, other content."""
+    original = weights.read_bytes()
+    yield lambda change: changed_weights(weights, change)
+    weights.write_bytes(original)
+
+
+def test_pictures_are_the_same_bytes_everywhere():
+    pictures = guard_images()
+    assert len(pictures) == 5 * (1 + len(CHANGES))
+    assert all(pixels.dtype == np.uint8 for pixels in pictures.values())
+    for name, pixels in pictures.items():
+        if not name.endswith("pristine"):
+            assert not np.array_equal(pixels, pictures[name.split("/")[0] + "/pristine"])
+    salt = (pictures["astronaut/salted"] == 255).all(axis=2).mean()
+    assert 0.02 < salt < 0.06
+
+
+def test_nothing_moved(baseline):
+    result = run_check(baseline)
+    assert result.exit_code == 0
+    assert "No score moved" in result.output
+
+
+def test_altered_weight_is_caught(baseline, altered):
+    altered(lambda model: model.image_encoder.layer2[0].conv1.weight.mul_(1.01))
+    result = run_check(baseline)
+    assert result.exit_code == 1
+    assert "weights:" in result.output  # the report says that the weights differ
+
+
+def test_changed_prompt_is_caught(baseline, altered):
+    altered(lambda model: model.text_features[3].copy_(model.text_features[3].flip(0)))
+    assert run_check(baseline).exit_code == 1
+
+
+def test_changed_resize_is_caught(baseline, monkeypatch):
+    from qualiclip_plugin import images
+
+    def shrunk(pixels):
+        return torch.nn.functional.interpolate(pixels.float() / 255, scale_factor=0.5, mode="area")
+
+    monkeypatch.setattr(images, "to_float", shrunk)
+    assert run_check(baseline).exit_code == 1
+
+
+def test_flipped_direction_is_caught(baseline, monkeypatch):
+    original = regression.create_scorer
+
+    def flipped(*args, **kwargs):
+        return replace(original(*args, **kwargs), lower_better=True)
+
+    monkeypatch.setattr(regression, "create_scorer", flipped)
+    result = run_check(baseline)
+    assert result.exit_code == 1
+    assert "direction" in result.output
+
+
+def test_missing_baseline_scorer_or_image_is_no_comparison(baseline, tmp_path, weights):
+    assert_incomparable(["--baseline", str(tmp_path / "none.json")], "no baseline at")
+    (tmp_path / "broken.json").write_text('{"schema_version": 1}')
+    assert_incomparable(["--baseline", str(tmp_path / "broken.json")], "not a baseline")
+    (tmp_path / "old.json").write_text('{"schema_version": 0}')
+    assert_incomparable(["--baseline", str(tmp_path / "old.json")], "schema version 0")
+    content = json.loads(baseline.read_text())
+    content["images"]["astronaut/pristine"] = "0" * 64
+    (tmp_path / "images.json").write_text(json.dumps(content))
+    assert_incomparable(["--baseline", str(tmp_path / "images.json")], "astronaut/pristine")
+    assert_incomparable(["--baseline", str(baseline), "--scorer", "entropy"], "missing now")
+    assert_incomparable(["--baseline", str(baseline), "--scorer", "no-such-metric"], "no scorer could start")
+
+
+def assert_incomparable(arguments: list[str], reason: str) -> None:
+    result = RUNNER.invoke(app, ["check", *arguments])
+    assert isinstance(result.exception, QualiCLIPError), result.output
+    assert reason in str(result.exception)
+
+
+def test_the_command_exits_with_2_when_it_cannot_compare(tmp_path):
+    command = [sys.executable, "-m", "harness", "check", "--baseline", str(tmp_path / "none.json")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: no baseline at")
+
+
+def test_update_says_what_changed_and_only_runs_when_asked(baseline, tmp_path, altered):
+    copy = tmp_path / "copy.json"
+    copy.write_bytes(baseline.read_bytes())
+    altered(lambda model: model.text_features[0].copy_(model.text_features[0].flip(0)))
+    assert run_check(copy).exit_code == 1
+    assert copy.read_bytes() == baseline.read_bytes()
+    result = run_check(copy, "--update")
+    assert result.exit_code == 0
+    assert "checks failed" in result.output  # what changed
+    assert run_check(copy).exit_code == 0
+
+
+@pytest.mark.parametrize("suffix", [".md", ".json", ".xml"])
+def test_reports(baseline, tmp_path, altered, suffix):
+    altered(lambda model: model.image_encoder.layer1[0].conv1.weight.mul_(1.1))
+    report = tmp_path / f"report{suffix}"
+    assert run_check(baseline, "--report", str(report)).exit_code == 1
+    text = report.read_text()
+    if suffix == ".json":
+        findings = json.loads(text)["findings"]
+        assert {finding["what"] for finding in findings} >= {"score", "figure"}
+    elif suffix == ".xml":
+        suite = ET.fromstring(text)  # noqa: S314 (just written here)
+        assert int(suite.get("failures")) == len(suite.findall("testcase/failure")) > 0
+    else:
+        assert "| scorer" in text
+        assert "astronaut/pristine" in text
+
+
+def test_unknown_report_format_is_refused_before_work(baseline, tmp_path):
+    assert_incomparable(["--baseline", str(baseline), "--report", str(tmp_path / "r.docx")], "unknown format")
+
+
+@pytest.mark.parametrize("value", ["x", "niqe=-1", "nan"])
+def test_bad_tolerances_are_named(baseline, value):
+    assert_incomparable(["--baseline", str(baseline), "--tolerance", value], "a number")
+
+
+def test_tolerances_are_chosen_per_scorer():
+    assert regression.tolerance_of("niqe", "fp32", {}) == regression.SCORER_TOLERANCES["niqe"]
+    assert regression.tolerance_of("qualiclip-lite", "fp32", {"": 0.5}).absolute == 0.5
+    assert regression.tolerance_of("qualiclip-lite", "fp32", {"": 0.5, "qualiclip-lite": 0.1}).absolute == 0.1
+    assert Tolerance(0.1, 0.0).allows(1.0, 1.1 - 1e-9)
+    assert not Tolerance(0.1, 0.0).allows(1.0, 1.2)
+    assert not Tolerance().allows(0.5, float("nan"))
+
+
+def snapshot_of(scores: dict[str, float], lower_better: bool = False) -> regression.Snapshot:
+    row = {"lower_better": lower_better, "precision": "fp32", "identity": {}, "scores": scores, "failures": {}}
+    row["figures"] = regression.figures(scores, lower_better=lower_better)
+    return regression.Snapshot(dict.fromkeys(scores, "h"), {"m": row}, {}, {}, "")
+
+
+def test_order_is_guarded_apart_from_the_size_of_the_change():
+    then = snapshot_of({f"{i}": i * 1e-6 for i in range(10)})
+    now = snapshot_of({f"{i}": (9 - i) * 1e-6 for i in range(10)})
+    assert {finding.what for finding in regression.compare(now, then).findings} == {"order"}
+
+
+def test_a_score_that_is_gone_is_a_failure():
+    then, now = snapshot_of({"a": 0.1, "b": 0.2}), snapshot_of({"a": 0.1})
+    found = regression.compare(replace(now, images=then.images), then).findings
+    assert ("failure", "b") in {(finding.what, finding.name) for finding in found}
+
+
+@pytest.mark.parametrize("lower_better", [False, True])
+def test_limits_follow_the_direction(lower_better):
+    now = snapshot_of({"good": 0.2 if lower_better else 0.8, "bad": 0.9 if lower_better else 0.1}, lower_better)
+    found = regression.check(now, None, {}, Limits(min_score=0.5)).findings
+    assert [finding.name for finding in found] == ["bad"]
+    then = snapshot_of({"x": 0.5}, lower_better)
+    dropped = regression.check(now, then, {}, Limits(max_drop=0.1)).findings
+    assert [finding.name for finding in dropped] == ["worst"]
+    with pytest.raises(IncomparableError, match="--max-drop needs m"):
+        regression.check(now, None, {}, Limits(max_drop=0.1))
+
+
+@pytest.fixture
+def folder(photographs, tmp_path) -> Path:
+    """Two sharp photographs."""
+    target = tmp_path / "pictures"
+    target.mkdir()
+    for index in (0, 2):
+        Image.fromarray(photographs[index][:300, :300]).save(target / f"{index}.png")
+    return target
+
+
+def test_own_images_are_held_to_a_minimum_and_to_their_baseline(folder, tmp_path):
+    arguments = ["--images", str(folder), "--scorer", "entropy"]
+    baseline = tmp_path / "own.json"
+    assert run_check(baseline, *arguments, "--min-score", "1").exit_code == 0
+    failed = run_check(baseline, *arguments, "--min-score", "7.9")
+    assert failed.exit_code == 1
+    assert "0.png" in failed.output
+    assert run_check(baseline, *arguments, "--update").exit_code == 0
+    Image.new("RGB", (300, 300), "grey").save(folder / "flat.png")
+    assert run_check(baseline, *arguments, "--max-drop", "0.5").exit_code == 1
+    assert_incomparable(["--min-score", "1"], "need --images")
+
+
+def test_empty_folder_and_unreadable_image_are_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert_incomparable(["--images", str(tmp_path / "empty"), "--min-score", "0"], "no image in this folder")
+    (tmp_path / "empty" / "broken.png").write_bytes(b"no picture")
+    assert_incomparable(["--images", str(tmp_path / "empty"), "--min-score", "0"], "broken.png")
+
+
+def test_markdown_survives_odd_names():
+    finding = regression.Finding("m", "score", "a|b\nc", 0.1, 0.2, "")
+    text = check_report.to_markdown(regression.Comparison([finding], checked=1))
+    assert "a\\|b c" in text
+
+
+def test_pytest_fixture(pytester, folder):
+    pytester.makepyfile(f"""
+        import pytest
+
+        def test_good(assert_quality):
+            assert assert_quality({str(folder / "0.png")!r}, metric="entropy", min=1) > 1
+
+        def test_bad(assert_quality):
+            with pytest.raises(AssertionError, match="at least 100"):
+                assert_quality({str(folder / "0.png")!r}, metric="entropy", min=100)
+
+        def test_wrong_side(assert_quality):
+            with pytest.raises(ValueError, match="give min="):
+                assert_quality({str(folder / "0.png")!r}, metric="entropy", max=1)
+
+        def test_lower_is_better(assert_quality):
+            assert_quality({str(folder / "0.png")!r}, metric="piqe", max=100)
+    """)
+    pytester.runpytest_inprocess("-p", "harness.pytest_plugin", "-p", "no:cacheprovider").assert_outcomes(passed=4)
