@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,12 +17,24 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from qualiclip_plugin.photos import SkipList
 
 PLAIN_SECONDS = 30.0
 """Without a terminal, a line is printed after this many seconds."""
 SMOOTHING = 0.9
+
+
+class ProgressWithNote(Progress):
+    """A progress bar with a line of figures below it: beside it, they would leave the bar no room."""
+
+    note = ""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """The bar and the line."""
+        yield self.make_tasks_table(self.tasks)
+        yield Text(self.note, overflow="ellipsis", no_wrap=True)
 
 
 class Display:
@@ -40,9 +52,8 @@ class Display:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
         )
-        self.progress = Progress(*columns, console=self.console, disable=not enabled or not self.terminal)
+        self.progress = ProgressWithNote(*columns, console=self.console, disable=not enabled or not self.terminal)
         self._task: TaskID | None = None
         self._smooth: dict[str, float] = {}
         self._printed = time.monotonic()
@@ -76,7 +87,7 @@ class Display:
         """Begin to show a run that stands at ``step``."""
         self._skipped = skipped
         self.report_skipped()
-        self._task = self.progress.add_task("training", total=steps, completed=step, note="")
+        self._task = self.progress.add_task("training", total=steps, completed=step)
         self.steps = steps
 
     def report_skipped(self) -> None:
@@ -95,10 +106,13 @@ class Display:
         for name, value in figures.items():
             before = self._smooth.get(name, value)
             self._smooth[name] = SMOOTHING * before + (1 - SMOOTHING) * value
-        shown = " ".join(f"{name} {self._smooth[name]:.3f}" for name in ("loss", *parts, "accuracy"))
-        note = f"{shown} {self._smooth['images_per_second']:.0f} images/s"
+        head, tail = (
+            " ".join(f"{name} {self._smooth[name]:.3f}" for name in names) for names in (("loss", "accuracy"), parts)
+        )
+        note = f"{head} {self._smooth['images_per_second']:.0f} images/s  {tail}"
+        self.progress.note = note
         if self._task is not None:
-            self.progress.update(self._task, completed=step, note=note)
+            self.progress.update(self._task, completed=step)
         self.report_skipped()
         now = time.monotonic()
         if not self.terminal and (now - self._printed > PLAIN_SECONDS or step == self.steps):
