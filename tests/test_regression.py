@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -255,6 +257,21 @@ def test_markdown_survives_odd_names():
     finding = regression.Finding("m", "score", "a|b\nc", 0.1, 0.2, "")
     text = check_report.to_markdown(regression.Comparison([finding], checked=1))
     assert "a\\|b c" in text
+
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "ci.md"
+COMMANDS = re.findall(r"(?:^|- run: |- |entry: )(iqa-harness check .+)$", DOCUMENT.read_text(), re.MULTILINE)
+
+
+def test_documented_commands_run(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    assert len(COMMANDS) == 4
+    for command in COMMANDS:  # in the order of the page: the first takes the baseline
+        result = RUNNER.invoke(app, shlex.split(command)[1:])
+        assert result.exit_code == 0, (command, result.output, result.exception)
+    Image.new("RGB", (300, 300), "grey").save(folder / "flat.png")
+    Image.new("RGB", (300, 300), "black").save(folder / "black.png")
+    assert RUNNER.invoke(app, shlex.split(COMMANDS[1])[1:]).exit_code == 1
 
 
 def test_pytest_fixture(pytester, folder):
