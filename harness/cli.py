@@ -60,19 +60,27 @@ def run(
         allow_partial=allow_partial,
         settings=settings(fit, draws),
     )
+    from harness.formats import render
     from harness.progress import reporter
 
-    typer.echo(run_all(request, reporter(quiet=quiet, json_log=json_log)))
+    typer.echo(render(run_all(request, reporter(quiet=quiet, json_log=json_log))))
 
 
 @app.command()
-def table(output: Output = Path("results")) -> None:
+def table(
+    output: Output = Path("results"),
+    form: Annotated[str, typer.Option("--format", help="markdown, csv, latex or html.")] = "markdown",
+    reported: Annotated[bool, typer.Option(help="Show published SRCC beside the measured one.")] = False,
+) -> None:
     """Rebuild leaderboard.csv and leaderboard.md from the stored results and print the table."""
-    from harness.leaderboard import to_markdown, write_tables
+    from harness.formats import render
+    from harness.leaderboard import write_tables
     from harness.store import Store
 
     store = Store(output)
-    typer.echo(to_markdown(write_tables(store), store.cells()))
+    text = render(store.cells(), form, with_reported=reported)
+    write_tables(store)
+    typer.echo(text)
 
 
 @app.command()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from harness.datasets import ImageSet
 from harness.figures import Directions, Settings, cell_figures, join_scores
 from harness.loading import Decoded, batches, decoded
-from harness.scorers import Scorer, code_hash, reading_code
+from harness.scorers import Facts, Scorer, ScorerError, code_hash, facts, reading_code
 from harness.store import SCHEMA_VERSION, ScoreKey, Store
 
 if TYPE_CHECKING:
@@ -270,11 +270,15 @@ def summarise(
 
 def unavailable_cell(name: str, dataset: str, reason: str) -> dict[str, Any]:
     """The cell of a scorer that could not start."""
+    try:
+        known = facts(name)
+    except ScorerError:
+        known = Facts()
     return {
         "schema_version": SCHEMA_VERSION,
         "status": "unavailable",
         "reason": reason,
-        "scorer": {"name": name},
+        "scorer": {"name": name, **asdict(known)},
         "dataset": {"name": dataset},
         "subsets": {},
         "failures": [],

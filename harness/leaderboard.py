@@ -1,27 +1,44 @@
-"""The stored cells as tables: plain numbers in CSV, a readable page in Markdown."""
+"""The stored cells as one table of plain numbers, and what the protocol says about them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.figures import FIGURES, LOWER_IS_BETTER
+import numpy as np
+
+from harness import statistics as st
+from harness.figures import FIGURES
 from harness.store import Store
 
 if TYPE_CHECKING:
     import pandas as pd
 
-COLUMNS = ("scorer", "dataset", "subset", "n", "n_failed", *FIGURES, "seconds")
-DIGITS = {"rmse": 3}
+CellJson = Mapping[str, Any]
+
+INTERVALS = tuple(f"{figure}_{end}" for figure in FIGURES for end in ("low", "high"))
+COLUMNS = ("scorer", "dataset", "subset", "n", "n_failed", *FIGURES, "seconds", "seen", *INTERVALS)
+"""Columns of ``leaderboard.csv``; ``results/README.md`` explains each."""
+
+BLOCKS = ("opinion-unaware", "opinion-aware", "training unknown")
+SEEN = {True: "yes", False: "no", None: ""}
 
 
-def table(cells: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """One row per scorer, dataset and subset, with the columns ``COLUMNS`` and ``reason``; best first."""
+def table(cells: Iterable[CellJson]) -> pd.DataFrame:
+    """One row per scorer, dataset and subset, best first.
+
+    Returns:
+        The columns ``COLUMNS``, and for rendering ``reason`` (figure to text), ``block`` and ``status``.
+    """
     import pandas as pd
 
     rows = [row for cell in cells for row in _rows(cell)]
-    types = {"n": "Int64", "n_failed": "Int64", **dict.fromkeys((*FIGURES, "seconds"), "float64")}
-    frame = pd.DataFrame(rows, columns=[*COLUMNS, "reason"]).astype(types)
+    numbers = dict.fromkeys((*FIGURES, *INTERVALS, "seconds"), "float64")
+    types = {"n": "Int64", "n_failed": "Int64", **numbers}
+    frame = pd.DataFrame(rows, columns=[*COLUMNS, "reason", "block", "status"]).astype(types)
     order = frame.assign(rank=-frame["srcc"].fillna(frame["l_test"]).fillna(-2))
     order = order.sort_values(["dataset", "subset", "rank", "scorer"], kind="stable")
     return frame.loc[order.index].reset_index(drop=True)
@@ -32,40 +49,76 @@ def to_csv(frame: pd.DataFrame) -> str:
     return frame[list(COLUMNS)].to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 
-def to_markdown(frame: pd.DataFrame, cells: Iterable[Mapping[str, Any]] = ()) -> str:
-    """A section per dataset and subset: best value in bold, reasons of empty cells below, then versions."""
-    parts = ["# Leaderboard", _PREFACE]
-    by_name = {(cell["scorer"]["name"], cell["dataset"]["name"]): cell for cell in cells}
-    for (dataset, subset), group in frame.groupby(["dataset", "subset"], sort=True):
-        parts.append(f"## {dataset}" + (f", {subset}" if subset != "all" else ""))
-        parts.append(_grid(group))
-        parts.extend(_notes(group))
-        made = [by_name[name, dataset] for name in group["scorer"] if (name, dataset) in by_name]
-        parts.extend(_provenance(made))
-    return "\n\n".join(parts) + "\n"
-
-
 def write_tables(store: Store) -> pd.DataFrame:
     """Write ``leaderboard.csv`` and ``leaderboard.md`` of all stored cells; returns the table.
 
     Raises:
         StoreError: A cell cannot be read, or the folder not be written.
     """
+    from harness.formats import render
+
     cells = list(store.cells())
     frame = table(cells)
     store.write_text(store.root / "leaderboard.csv", to_csv(frame))
-    store.write_text(store.root / "leaderboard.md", to_markdown(frame, cells))
+    store.write_text(store.root / "leaderboard.md", render(cells, "markdown"))
     return frame
 
 
-_PREFACE = (
-    "Signed values: a scorer whose declared direction is lower-is-better is negated once, nothing is made "
-    "positive. Best in bold. `results/README.md` explains every column."
-)
+def seen(cell: CellJson) -> bool | None:
+    """Whether the scorer's training saw the dataset's opinions; none where not all training sets are known."""
+    trained_on = set(cell["scorer"].get("trained_on") or ())
+    if trained_on & {cell["dataset"]["name"], *cell["dataset"].get("seen_by", ())}:
+        return True
+    return None if "?" in trained_on or cell["scorer"].get("opinion_aware") is None else False
 
 
-def _rows(cell: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+def block(cell: CellJson) -> str:
+    """In which block of a table the scorer stands."""
+    known: dict[bool | None, str] = {False: BLOCKS[0], True: BLOCKS[1], None: BLOCKS[2]}
+    return known[cell["scorer"].get("opinion_aware")]
+
+
+def across_datasets(cells: Sequence[CellJson], statistic: str = "srcc") -> pd.DataFrame:
+    """Means over all datasets with human scores.
+
+    Only cells with every image count, and a set that a scorer was trained on does not count for it; a
+    scorer that lacks another set has no mean, with the reason.
+
+    Returns:
+        ``scorer``, ``block``, ``mean``, ``weighted`` (by images), ``rank`` (average), ``seen`` (names of the
+        sets left out), ``reason``; empty for fewer than two datasets.
+    """
+    import pandas as pd
+
+    rated = [cell for cell in cells if not cell["subsets"] or cell["dataset"].get("opinion")]
+    datasets = sorted({cell["dataset"]["name"] for cell in rated if cell["subsets"]})
+    scorers = sorted({cell["scorer"]["name"] for cell in rated})
+    columns = ["scorer", "block", "mean", "weighted", "rank", "seen", "reason"]
+    if len(datasets) < 2:
+        return pd.DataFrame(columns=columns)
+    by_place = {(cell["scorer"]["name"], cell["dataset"]["name"]): cell for cell in rated}
+    grid = _grid(by_place, scorers, datasets, statistic)
+    means, weighted = st.mean_over_datasets(grid), st.mean_over_datasets(grid, weighted=True)
+    ranks = st.average_rank(grid)
+    rows = []
+    for number, name in enumerate(scorers):
+        own = [cell for cell in rated if cell["scorer"]["name"] == name]
+        left_out = [datasets[i] for i in np.flatnonzero(grid.seen[number])]
+        values = (means[name].value, weighted[name].value, ranks[name].value)
+        rows.append((name, block(own[0]), *values, " ".join(left_out), means[name].reason))
+    return pd.DataFrame(rows, columns=columns).sort_values(["rank", "scorer"], ignore_index=True)
+
+
+@cache
+def reported() -> Mapping[tuple[str, str, str], Mapping[str, Any]]:
+    """Published figures by scorer, dataset and subset, from ``reported.csv``."""
+    with (Path(__file__).parent / "reported.csv").open(encoding="utf-8", newline="") as file:
+        return {(row["scorer"], row["dataset"], row["subset"]): row for row in csv.DictReader(file)}
+
+
+def _rows(cell: CellJson) -> Iterable[dict[str, Any]]:
     name = {"scorer": cell["scorer"]["name"], "dataset": cell["dataset"]["name"]}
+    name |= {"block": block(cell), "seen": SEEN[seen(cell)], "status": cell["status"]}
     if not cell["subsets"]:
         yield {**name, "subset": "all", "reason": {"all": cell["reason"]}}
     for subset, group in cell["subsets"].items():
@@ -76,66 +129,26 @@ def _rows(cell: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
             "n": group["n"],
             "n_failed": group["n_failed"],
             **{figure: figures[figure]["value"] for figure in FIGURES},
+            **{f"{figure}_{end}": figures[figure].get(end) for figure in FIGURES for end in ("low", "high")},
             "seconds": cell["seconds"] if subset == "all" else None,
             "reason": {figure: figures[figure].get("reason", "") for figure in FIGURES},
         }
 
 
-def _grid(group: pd.DataFrame) -> str:
-    import pandas as pd
-
-    shown = [name for name in COLUMNS if name not in ("dataset", "subset", "seconds")]
-    shown = [name for name in shown if name not in FIGURES or group[name].notna().any()]
-    cells = pd.DataFrame({name: group[name].map(lambda value, name=name: _text(value, name)) for name in shown})
-    for name in (name for name in shown if name in FIGURES):
-        best = group[name].min() if name in LOWER_IS_BETTER else group[name].max()
-        wins = group[name].round(_digits(name)) == round(best, _digits(name))
-        cells.loc[wins, name] = "**" + cells.loc[wins, name] + "**"
-    align = ["left" if name == "scorer" else "right" for name in shown]
-    return cells.to_markdown(index=False, disable_numparse=True, colalign=align)
-
-
-def _notes(group: pd.DataFrame) -> list[str]:
-    notes: dict[str, list[str]] = {}
-    shown = [name for name in FIGURES if group[name].notna().any()] or list(FIGURES[:1])
-    for scorer, reasons in zip(group["scorer"].tolist(), group["reason"].tolist(), strict=True):
-        if "all" in reasons:
-            notes.setdefault(_one_line(reasons["all"]), []).append(scorer)
-        for name in shown:
-            if reasons.get(name):
-                notes.setdefault(_one_line(reasons[name]), []).append(f"{scorer} {name}")
-    if not notes:
-        return []
-    return ["Empty cells:", "\n".join(f"- {', '.join(names)}: {reason}" for reason, names in notes.items())]
-
-
-def _provenance(cells: list[Mapping[str, Any]]) -> list[str]:
-    measured = [cell for cell in cells if cell["subsets"]]
-    if not measured:
-        return []
-    dates = sorted({cell["date"][:10] for cell in measured})
-    devices = sorted({device for cell in measured for device in cell["device"]})
-    versions = sorted({f"{k} {v}" for cell in measured for k, v in cell["versions"].items()})
-    lines = [f"Measured {' and '.join(dates)} on {'; '.join(devices)}. Versions: {', '.join(versions)}."]
-    for cell in measured:
-        if cell["status"] != "complete":
-            failed = "; ".join(f"{f['file_name']}: {f['error']}" for f in cell["failures"][:5])
-            lines.append(f"{cell['scorer']['name']}: {cell['status']}" + (f" ({failed})" if failed else ""))
-    return lines
-
-
-def _one_line(reason: str) -> str:
-    text = " ".join(reason.split()).replace("|", "\\|")
-    return text if len(text) <= 300 else text[:297] + "..."
-
-
-def _digits(name: str) -> int:
-    return DIGITS.get(name, 4)
-
-
-def _text(value: Any, name: str) -> str:
-    import pandas as pd
-
-    if pd.isna(value):
-        return ""
-    return f"{value:.{_digits(name)}f}" if name in FIGURES else str(value)
+def _grid(
+    by_place: Mapping[tuple[str, str], CellJson], scorers: Sequence[str], datasets: Sequence[str], statistic: str
+) -> st.Cells:
+    shape = (len(scorers), len(datasets))
+    values, complete, trained = np.full(shape, np.nan), np.zeros(shape, bool), np.zeros(shape, bool)
+    sizes = np.ones(len(datasets))
+    for i, scorer in enumerate(scorers):
+        for j, dataset in enumerate(datasets):
+            cell = by_place.get((scorer, dataset))
+            if cell is None or not cell["subsets"]:
+                continue
+            value = cell["subsets"]["all"]["figures"][statistic]["value"]
+            values[i, j] = np.nan if value is None else value
+            complete[i, j] = cell["status"] == "complete"
+            trained[i, j] = bool(seen(cell))
+            sizes[j] = cell["dataset"]["images"]
+    return st.cells(values, complete=complete, seen=trained, sizes=sizes, scorers=scorers, datasets=datasets)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from harness.datasets import ImageSet, open_dataset
 from harness.engine import Options, Reporter, evaluate, unavailable_cell
 from harness.figures import Settings
-from harness.leaderboard import table, to_markdown, write_tables
+from harness.leaderboard import write_tables
 from harness.scorers import DEFAULT_SCORERS, ScorerError, create_scorer, pick_device
 from harness.specs import catalogue
 from harness.store import Store
@@ -36,8 +36,8 @@ class RunRequest:
     settings: Settings = field(default_factory=Settings)
 
 
-def run_all(request: RunRequest, reporter: Reporter) -> str:
-    """Run and return the leaderboard of what was asked for, as Markdown.
+def run_all(request: RunRequest, reporter: Reporter) -> list[dict[str, Any]]:
+    """Run, write the tables, and return the cells of what was asked for.
 
     Raises:
         QualiCLIPError: A dataset is invalid (found before anything is scored), or the output not writable.
@@ -46,11 +46,11 @@ def run_all(request: RunRequest, reporter: Reporter) -> str:
     names = dict.fromkeys(request.datasets or DEFAULT_DATASETS)
     opened = [open_dataset(name, specs, allow_partial=request.allow_partial) for name in names]
     store = Store(request.output)
-    cells = []
+    cells: list[dict[str, Any]] = []
     for name in dict.fromkeys(request.scorers or DEFAULT_SCORERS):
         cells.extend(_run_scorer(name, opened, store, request, reporter))
     write_tables(store)
-    return to_markdown(table(cells), cells)
+    return cells
 
 
 def settings(fit: str, draws: int) -> Settings:
@@ -66,7 +66,7 @@ def settings(fit: str, draws: int) -> Settings:
 
 def _run_scorer(
     name: str, opened: list[ImageSet], store: Store, request: RunRequest, reporter: Reporter
-) -> list[Mapping[str, object]]:
+) -> list[dict[str, Any]]:
     try:
         scorer = create_scorer(name, device=request.device, precision=request.precision)
     except ScorerError as error:
@@ -80,7 +80,7 @@ def _run_scorer(
     return [evaluate(scorer, images, store, options, reporter, request.settings) for images in opened]
 
 
-def _unavailable(name: str, images: ImageSet, store: Store, reason: str) -> dict[str, object]:
+def _unavailable(name: str, images: ImageSet, store: Store, reason: str) -> dict[str, Any]:
     cell = unavailable_cell(name, images.spec.name, reason)
     path = store.cell_path(name, images.spec.name)
     # A table measured where the scorer could start is worth more than the reason why it cannot start here.
