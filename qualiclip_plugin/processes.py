@@ -40,7 +40,7 @@ def build_accelerator(config: TrainConfig, output: str, tensorboard: bool) -> Ac
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     return Accelerator(
         cpu=config.cpu,
-        mixed_precision=config.mixed_precision,
+        mixed_precision="no" if config.mixed_precision == "fp32" else config.mixed_precision,
         log_with="tensorboard" if tensorboard else None,
         project_dir=output,
         kwargs_handlers=[unused],

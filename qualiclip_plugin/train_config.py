@@ -26,7 +26,7 @@ from qualiclip_plugin.prompts import ATTRIBUTES
 CONFIGS = Path(__file__).parent / "configs"
 SCHEDULES = ("constant", "cosine", "onecycle")
 OPTIMIZERS = ("adamw", "sgd")
-MIXED_PRECISIONS = ("no", "bf16", "fp16")
+MIXED_PRECISIONS = ("fp32", "bf16", "fp16")
 
 UNCHANGED_RESULT = frozenset(
     {
@@ -63,6 +63,10 @@ class TrainConfig(ObjectiveConfig):
         by_group: Draw a group first, so that groups are equally likely; else all kinds are.
         share_noise: The levels of a ladder share their random draw, so that only the strength moves.
         attribute_kinds: Distortion kinds or groups -> the prompt pairs that name them, for the attribute loss.
+        head_fit: Batches of crops that the head is fitted to in closed form before the first step (``head_fit.py``);
+            0 leaves it as it is.
+        head_penalty: Ridge penalty of that fit, in units of a feature's variance.
+        head_gain: Argument of the score's sigmoid for an average pristine crop after that fit.
         optimizer: ``adamw`` or ``sgd`` (momentum .9).
         learning_rate: Its largest value.
         weight_decay: Decoupled (adamw) or L2 (sgd).
@@ -73,7 +77,7 @@ class TrainConfig(ObjectiveConfig):
         train_layers: ``all``, the number of last stages, or their names.
         start_pull: Weight of the pull towards the starting weights (L2-SP).
         ema: Decay of the averaged weights, which are then validated and saved; 0 switches averaging off.
-        mixed_precision: ``no``, ``bf16`` or ``fp16``; the trained weights themselves stay fp32.
+        mixed_precision: What the network computes in: ``fp32``, ``bf16`` or ``fp16``; its weights stay fp32.
         channels_last: Memory format of the network.
         compile: Compile the network with torch.compile.
         gradient_checkpointing: Recompute stages in the backward pass to save memory.
@@ -111,6 +115,9 @@ class TrainConfig(ObjectiveConfig):
     attribute_kinds: Mapping[str, tuple[str, ...]] = field(
         default_factory=lambda: {"blur": ("sharp_image", "sharp_edges"), "noise": ("noise_free",)}
     )
+    head_fit: int = 0
+    head_penalty: float = 1.0
+    head_gain: float = 4.0
     optimizer: str = "adamw"
     learning_rate: float = 1e-9
     weight_decay: float = 1e-2
@@ -121,7 +128,7 @@ class TrainConfig(ObjectiveConfig):
     train_layers: str | int | tuple[str, ...] = "all"
     start_pull: float = 0.0
     ema: float = 0.0
-    mixed_precision: str = "no"
+    mixed_precision: str = "fp32"
     channels_last: bool = False
     compile: bool = False
     gradient_checkpointing: bool = False
@@ -171,7 +178,10 @@ class TrainConfig(ObjectiveConfig):
 
 
 RANGES: dict[str, tuple[float, float]] = {
-    "steps": (1, 10**9),
+    "steps": (0, 10**9),
+    "head_fit": (0, 10**6),
+    "head_penalty": (0, 1e12),
+    "head_gain": (1e-6, 1e6),
     "seed": (0, 2**63 - 1),
     "batch_size": (1, 10**6),
     "crop_size": (32, 4096),

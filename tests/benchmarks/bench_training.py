@@ -162,7 +162,7 @@ def table(name: str, case: Case, seconds: dict[str, Seconds]) -> str:
         "peak memory": f"{peak_memory(device):.2f} GB",
     }
     head = (
-        f"`{name}` on {device_text(device)}, load average {os.getloadavg()[0]:.1f}, mixed precision: "
+        f"`{name}` on {device_text(device)}, load average {os.getloadavg()[0]:.1f}, "
         f"{config.mixed_precision}, {time.strftime('%Y-%m-%d')}, "
         f"{', '.join(f'{library} {version}' for library, version in versions().items())}\n"
     )
