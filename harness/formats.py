@@ -105,7 +105,7 @@ def _grid(rows: pd.DataFrame, group: pd.DataFrame, style: Format, with_reported:
     return style.grid([style.escape(name) for name in header], lines)
 
 
-def _figure(row: Mapping[str, Any], name: str, best: float, style: Format) -> str:
+def _figure(row: Mapping[Any, Any], name: str, best: float, style: Format) -> str:
     digits = DIGITS.get(name, 4)
     text = style.escape(_text(row[name], digits))
     if text and round(row[name], digits) == round(best, digits):
@@ -216,13 +216,9 @@ def _latex_escape(text: str) -> str:
 
 
 def _latex_grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [
-        f"\\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
-        r"\toprule",
-        " & ".join(header) + r" \\",
-        r"\midrule",
-    ]
-    return "\n".join([*lines, *(" & ".join(row) + r" \\" for row in rows), r"\bottomrule", r"\end{tabular}"])
+    start = [f"\\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule"]
+    lines = [" & ".join(row) + r" \\" for row in (header, *rows)]
+    return "\n".join([*start, lines[0], r"\midrule", *lines[1:], r"\bottomrule", r"\end{tabular}"])
 
 
 def _html_grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

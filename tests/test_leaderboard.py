@@ -153,7 +153,7 @@ def test_csv_has_plain_numbers_and_empty_cells() -> None:
     text = to_csv(table([cell(rows(), "good"), constant, missing]))
     read = pd.read_csv(io.StringIO(text))
     assert tuple(read.columns) == COLUMNS
-    assert read["scorer"].tolist() == ["good", "niqe", "constant"]
+    assert read["scorer"].tolist() == ["good", "constant", "niqe"]
     assert read["srcc"].notna().tolist() == [True, False, False]
     assert read["n"].tolist()[0] == 40
     assert read[["srcc", "krcc"]].dtypes.tolist() == [np.dtype(float)] * 2

@@ -1,0 +1,270 @@
+"""The engine: only what is missing is scored, failures are named, nothing is lost by a kill."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness import engine
+from harness.datasets import open_dataset
+from harness.engine import Options, Silent, evaluate, score_key, unavailable_cell
+from harness.figures import Settings
+from harness.runner import RunRequest, run_all
+from harness.store import Store
+from tests.harness_data import brightness, fake_scorer, opinion_folder, write_images, write_metadata
+
+FAST = Settings(draws=50)
+ROOT = Path(__file__).parents[1]
+
+
+class Counting:
+    """A scorer that counts the images it is given."""
+
+    def __init__(self) -> None:
+        self.images = 0
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        self.images += len(images)
+        return brightness(images)
+
+
+class Notes(Silent):
+    """A reporter that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_a_second_run_scores_nothing_and_gives_the_same_cell(tmp_path: Path) -> None:
+    images = open_dataset(str(opinion_folder(tmp_path / "set", 8)))
+    store, counting = Store(tmp_path / "results"), Counting()
+    first = evaluate(fake_scorer(counting), images, store, settings=FAST)
+    assert counting.images == 8
+    assert evaluate(fake_scorer(counting), images, store, settings=FAST) == first
+    assert counting.images == 8
+    assert first["subsets"]["all"]["n"] == 8
+    assert first["status"] == "complete"
+    assert 0.9 < first["subsets"]["all"]["figures"]["srcc"]["value"] < 1
+
+
+def test_a_stored_score_is_read_and_not_computed(tmp_path: Path) -> None:
+    images = open_dataset(str(opinion_folder(tmp_path / "set", 8)))
+    store, scorer = Store(tmp_path / "results"), fake_scorer()
+    sentinel = {"image_hash": images.table["image_hash"][3], "score": 12345.0, "error": "", "seconds": 0.0}
+    sentinel |= {"height": 1, "width": 1, "finished": "2020-01-01", "device": "sentinel"}
+    store.append(score_key(scorer, images), [sentinel])
+    cell = evaluate(scorer, images, store, settings=FAST)
+    scores = store.scores(score_key(scorer, images)).set_index("image_hash")["score"]
+    assert scores[images.table["image_hash"][3]] == 12345.0
+    assert "sentinel" in cell["device"]
+
+
+def test_a_changed_fingerprint_scores_everything_again(tmp_path: Path) -> None:
+    images = open_dataset(str(opinion_folder(tmp_path / "set", 8)))
+    store, counting = Store(tmp_path / "results"), Counting()
+    evaluate(fake_scorer(counting, version=1), images, store, settings=FAST)
+    evaluate(fake_scorer(counting, version=2), images, store, settings=FAST)
+    assert counting.images == 16
+
+
+def test_a_new_image_alone_is_scored(tmp_path: Path) -> None:
+    store, counting = Store(tmp_path / "results"), Counting()
+    evaluate(fake_scorer(counting), open_dataset(str(opinion_folder(tmp_path / "set", 8))), store, settings=FAST)
+    cell = evaluate(
+        fake_scorer(counting), open_dataset(str(opinion_folder(tmp_path / "set", 10))), store, settings=FAST
+    )
+    assert counting.images == 10
+    assert cell["subsets"]["all"]["n"] == 10
+
+
+def test_failed_images_are_counted_named_and_retried_only_when_asked(tmp_path: Path) -> None:
+    folder = opinion_folder(tmp_path / "set", 8)
+    (folder / "2.png").write_bytes(b"no image")
+    images = open_dataset(str(folder))
+    broken = True
+
+    def picky(batch: torch.Tensor) -> torch.Tensor:
+        scores = brightness(batch)
+        if broken and bool((scores > 0.2).any()):
+            raise RuntimeError("too bright")
+        return scores
+
+    store = Store(tmp_path / "results")
+    cell = evaluate(fake_scorer(picky), images, store, settings=FAST)
+    failures = {failure["file_name"]: failure["error"] for failure in cell["failures"]}
+    assert set(failures) == {"2.png", "5.png", "6.png", "7.png"}
+    assert failures["5.png"] == "RuntimeError: too bright"
+    assert (cell["subsets"]["all"]["n"], cell["subsets"]["all"]["n_failed"]) == (4, 4)
+    assert cell["status"] == "failed images"
+    broken = False
+    assert evaluate(fake_scorer(picky), images, store, settings=FAST) == cell
+    retried = evaluate(fake_scorer(picky), images, store, Options(retry_failed=True), settings=FAST)
+    assert [failure["file_name"] for failure in retried["failures"]] == ["2.png"]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_score_that_is_no_number_is_a_failure(tmp_path: Path, value: float) -> None:
+    images = open_dataset(str(opinion_folder(tmp_path / "set", 4)))
+    scorer = fake_scorer(lambda batch: torch.full((len(batch),), value))
+    cell = evaluate(scorer, images, Store(tmp_path / "results"), settings=FAST)
+    assert cell["subsets"]["all"]["n_failed"] == 4
+    assert cell["failures"][0]["error"] == f"the score is {value}"
+    assert cell["subsets"]["all"]["figures"]["srcc"]["value"] is None
+
+
+def test_a_wrong_number_of_scores_is_a_failure(tmp_path: Path) -> None:
+    images = open_dataset(str(opinion_folder(tmp_path / "set", 4)))
+    cell = evaluate(fake_scorer(lambda batch: [1.0, 2.0, 3.0]), images, Store(tmp_path / "results"), settings=FAST)
+    assert cell["failures"][0]["error"] == "ValueError: 3 scores for 1 images"
+
+
+def test_a_constant_scorer_has_reasons_and_no_correlation(tmp_path: Path) -> None:
+    images = open_dataset(str(opinion_folder(tmp_path / "set", 5)))
+    cell = evaluate(fake_scorer(lambda batch: torch.ones(len(batch))), images, Store(tmp_path / "r"), settings=FAST)
+    figures = cell["subsets"]["all"]["figures"]
+    assert figures["srcc"] == {"value": None, "reason": "all scores are 1"}
+    assert all(figures[name]["value"] is None and figures[name]["reason"] for name in figures)
+
+
+def test_direction_is_declared_and_never_hidden(tmp_path: Path) -> None:
+    images = open_dataset(str(opinion_folder(tmp_path / "set", 8)))
+    store = Store(tmp_path / "results")
+    values = [
+        evaluate(fake_scorer(name=str(lower), lower_better=lower), images, store, settings=FAST)["subsets"]["all"]
+        for lower in (False, True)
+    ]
+    up, down = (value["figures"]["srcc"]["value"] for value in values)
+    assert up > 0.9
+    assert down == -up
+
+
+def test_one_content_under_two_names_is_scored_once_and_counted_twice(tmp_path: Path) -> None:
+    write_images(tmp_path / "set", 4)
+    (tmp_path / "set/copy.png").write_bytes((tmp_path / "set/0.png").read_bytes())
+    names = ["0.png", "1.png", "2.png", "3.png", "copy.png"]
+    write_metadata(tmp_path / "set", [{"file_name": name, "mos": i} for i, name in enumerate(names)])
+    counting = Counting()
+    cell = evaluate(fake_scorer(counting), open_dataset(str(tmp_path / "set")), Store(tmp_path / "r"), settings=FAST)
+    assert counting.images == 4
+    assert cell["subsets"]["all"]["n"] == 5
+
+
+def test_out_of_memory_halves_the_batch_and_says_so(tmp_path: Path) -> None:
+    images = open_dataset(str(opinion_folder(tmp_path / "set", 16)))
+    sizes = []
+
+    def hungry(batch: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(batch))
+        if len(batch) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+        return brightness(batch)
+
+    reporter = Notes()
+    cell = evaluate(
+        fake_scorer(hungry), images, Store(tmp_path / "r"), Options(batch_size=8), reporter, settings=FAST
+    )
+    assert cell["subsets"]["all"]["n"] == 16
+    assert sizes[0] == 8
+    assert max(sizes[-4:]) <= 4
+    assert "out of memory with 8 images of 48x40; halved" in reporter.notes[0]
+
+
+def test_a_scorer_without_batches_gets_single_images(tmp_path: Path) -> None:
+    images = open_dataset(str(opinion_folder(tmp_path / "set", 4)))
+    sizes = []
+
+    def single(batch: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(batch))
+        return brightness(batch)
+
+    evaluate(fake_scorer(single, batches=False), images, Store(tmp_path / "r"), settings=FAST)
+    assert sizes == [1, 1, 1, 1]
+
+
+def test_scores_are_written_while_a_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "WRITE_EVERY_SECONDS", 0.0)
+    images = open_dataset(str(opinion_folder(tmp_path / "set", 6)))
+    store, seen = Store(tmp_path / "r"), []
+
+    def watching(batch: torch.Tensor) -> torch.Tensor:
+        seen.append(len(list((tmp_path / "r").rglob("part-*.parquet"))))
+        return brightness(batch)
+
+    evaluate(fake_scorer(watching, batches=False), images, store, settings=FAST)
+    assert seen == list(range(6))
+
+
+def test_a_cell_that_could_not_start_has_a_reason() -> None:
+    cell = unavailable_cell("clipiqa", "set", "no weights")
+    assert cell["status"] == "unavailable"
+    assert cell["reason"] == "no weights"
+    json.dumps(cell, allow_nan=False)
+
+
+SLOW = "tests.harness_data:slow_brightness"
+
+
+def start_run(folder: Path, output: Path, log: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "harness", "run", "--scorer", SLOW, "--dataset", f"set={folder}"]
+    options = ["--output", str(output), "--batch-size", "1", "--draws", "20", "--quiet"]
+    environment = {**os.environ, "HARNESS_TEST_LOG": str(log), "OMP_NUM_THREADS": "1", "HARNESS_WRITE_EVERY": "0.1"}
+    return subprocess.Popen([*command, *options], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+
+
+def run_here(folder: Path, output: Path) -> None:
+    request = RunRequest((SLOW,), (f"set={folder}",), output, batch_size=1, settings=Settings(draws=20))
+    run_all(request, Silent())
+
+
+def tables(output: Path) -> tuple[str, str]:
+    """Both tables; seconds are a measurement and differ."""
+    lines = (output / "leaderboard.csv").read_text().splitlines()
+    return "\n".join(line.rpartition(",")[0] for line in lines), (output / "leaderboard.md").read_text()
+
+
+def test_kill_and_rerun_computes_only_what_was_lost_and_gives_the_same_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = 120
+    folder = opinion_folder(tmp_path / "set", number)
+    output, log = tmp_path / "killed", tmp_path / "log"
+    run = start_run(folder, output, log)
+    deadline = time.monotonic() + 60
+    while len(list(output.rglob("part-*.parquet"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    run.send_signal(signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL
+    scored = len(log.read_text())
+    parts = list(output.rglob("part-*.parquet"))
+    assert len(parts) > 0
+    assert scored < number
+    assert not (output / "leaderboard.csv").exists()
+    log.write_text("")
+    monkeypatch.setenv("HARNESS_TEST_LOG", str(log))
+    run_here(folder, output)
+    again = len(log.read_text())
+    # What was scored but not yet written, at most the writing interval, is scored twice.
+    assert number - scored <= again < number
+    run_here(folder, tmp_path / "straight")
+    assert tables(output) == tables(tmp_path / "straight")
+
+
+def test_two_runs_at_once_share_a_store(tmp_path: Path) -> None:
+    folder = opinion_folder(tmp_path / "set", 40)
+    output, log = tmp_path / "shared", tmp_path / "log"
+    runs = [start_run(folder, output, log) for _ in range(2)]
+    assert [run.wait(120) for run in runs] == [0, 0]
+    run_here(folder, tmp_path / "alone")
+    assert tables(output) == tables(tmp_path / "alone")

@@ -1,0 +1,136 @@
+"""Scorers: found by name, directed, fingerprinted; one that cannot start says why."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from harness.scorers import (
+    DEFAULT_SCORERS,
+    ScorerError,
+    code_hash,
+    create_scorer,
+    facts,
+    known_scorers,
+    parse_name,
+    weights_hash,
+)
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
+
+
+def test_names_and_options_are_told_apart() -> None:
+    assert parse_name("niqe") == ("niqe", {})
+    base, options = parse_name("clipiqa@model_type=clipiqa+,pos_embedding=true,n=4,x=0.5")
+    assert base == "clipiqa"
+    assert options == {"model_type": "clipiqa+", "pos_embedding": True, "n": 4, "x": 0.5}
+    with pytest.raises(ScorerError, match="'true' is not option=value"):
+        parse_name("niqe@true")
+
+
+def test_default_scorers_are_known_by_name() -> None:
+    assert set(DEFAULT_SCORERS) <= set(known_scorers())
+    assert not {"fid", "inception_score"} & set(known_scorers())
+
+
+def test_an_unknown_name_suggests_near_ones() -> None:
+    with pytest.raises(ScorerError, match=r"no scorer named 'piqee'; did you mean piqe"):
+        create_scorer("piqee")
+
+
+def test_piqe_is_pyiqas_with_its_direction(images: torch.Tensor) -> None:
+    import pyiqa
+
+    scorer = create_scorer("piqe", device="cpu")
+    assert scorer.lower_better
+    expected = pyiqa.create_metric("piqe", device="cpu")(images[:2])
+    assert np.allclose(scorer.score(images[:2]).numpy(), expected.numpy())
+
+
+def test_qualiclip_weights_are_an_option_and_change_the_fingerprint(
+    tiny_checkpoint: Path, images: torch.Tensor
+) -> None:
+    tiny = create_scorer(f"qualiclip@weights={tiny_checkpoint}", device="cpu")
+    steeper = create_scorer(f"qualiclip@weights={tiny_checkpoint},scale=5.0", device="cpu")
+    assert not tiny.lower_better
+    assert tiny.identity != steeper.identity
+    scores = tiny.score(images)
+    assert scores.numel() == len(images)
+    assert bool(((scores >= 0) & (scores <= 1)).all())
+    assert not scores.requires_grad
+    again = create_scorer(f"qualiclip@weights={tiny_checkpoint}", device="cpu")
+    assert again.identity == tiny.identity
+    assert str(tiny_checkpoint.parent) not in str(tiny.identity)
+
+
+def test_missing_weights_are_a_reason_and_not_a_crash(offline: None) -> None:
+    with pytest.raises(ScorerError, match="'official' are not here"):
+        create_scorer("qualiclip", device="cpu")
+
+
+def test_an_unknown_option_is_a_reason() -> None:
+    with pytest.raises(ScorerError, match="nonsense"):
+        create_scorer("niqe@nonsense_model=1,pretrained_model_path=/nonsense", device="cpu")
+
+
+def test_functions_are_scorers_with_a_declared_direction(images: torch.Tensor) -> None:
+    scorer = create_scorer("tests.harness_data:brightness", device="cpu")
+    assert not scorer.lower_better
+    assert torch.equal(scorer.score(images), images.mean(dim=(1, 2, 3)))
+    assert create_scorer("tests.harness_data:brightness@lower_better=true", device="cpu").lower_better
+    with pytest.raises(ScorerError, match=r"declare its direction: tests\.harness_data:picture@lower_better"):
+        create_scorer("tests.harness_data:picture")
+    with pytest.raises(ScorerError, match="has no function 'nothing'"):
+        create_scorer("tests.harness_data:nothing")
+    with pytest.raises(ScorerError, match="ModuleNotFoundError"):
+        create_scorer("no_such_module:nothing")
+
+
+def test_weights_hash_sees_every_tensor_and_array() -> None:
+    network = torch.nn.Linear(2, 2)
+    first = weights_hash(network)
+    assert weights_hash(network) == first
+    with torch.no_grad():
+        network.bias[0] = math.nextafter(float(network.bias[0]), 9)
+        network.bias[0] += 1e-3
+    second = weights_hash(network)
+    network.pristine = np.ones(3)
+    third = weights_hash(network)
+    network.loose = torch.ones(2, dtype=torch.float64)
+    assert len({first, second, third, weights_hash(network)}) == 4
+
+
+def test_code_hash_ignores_comments_and_layout_but_no_code(tmp_path: Path) -> None:
+    texts = {
+        "plain.py": "def f(x):\n    return x + 1\n",
+        "documented.py": 'def f(x):\n    """Add one."""\n    # why not\n    return x+1\n',
+        "changed.py": "def f(x):\n    return x + 2\n",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    plain, documented, changed = (code_hash([tmp_path / name]) for name in texts)
+    assert plain == documented
+    assert plain != changed
+
+
+@pytest.mark.parametrize(
+    ("name", "opinion_aware", "trained_on"),
+    [
+        ("niqe", False, ()),
+        ("musiq", True, ("koniq10k",)),
+        ("qualiclip-lite", False, ()),
+        ("qualiclip+", True, ("koniq10k",)),
+        ("clipiqa", False, ()),
+    ],
+)
+def test_facts_say_what_a_scorer_has_seen(name: str, opinion_aware: bool, trained_on: tuple[str, ...]) -> None:
+    known = facts(name)
+    assert (known.opinion_aware, known.trained_on) == (opinion_aware, trained_on)
