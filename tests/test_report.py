@@ -20,7 +20,8 @@ from PIL import Image
 from harness.datasets import open_dataset
 from harness.engine import evaluate, unavailable_cell
 from harness.figures import Settings
-from harness.report import charts, data, number, write_report
+from harness.report import charts, data, write_report
+from harness.report.charts import number
 from harness.store import Store, StoreError
 from qualiclip_plugin.errors import ConfigError
 from tests.harness_data import brightness, fake_scorer, picture, write_metadata
@@ -234,7 +235,9 @@ def test_the_command_prints_the_first_page_and_reports_errors(results: Path, tmp
     ("low", "high", "labels"),
     [
         (0, 1, ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]),
-        (-1, 1, ["-1.0", "-0.5", "0.0", "0.5", "1.0"]),
+        (-1, 1, ["−1.0", "−0.5", "0.0", "0.5", "1.0"]),
+        (0, 120, ["0", "25", "50", "75", "100"]),
+        (0, 1.2, ["0.00", "0.25", "0.50", "0.75", "1.00"]),
         (3, 97, ["20", "40", "60", "80"]),
         (0.0101, 0.0199, ["0.012", "0.014", "0.016", "0.018"]),
     ],

@@ -7,7 +7,6 @@ the pointer and picks gMAD pairs. All text from files and metadata is escaped by
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import tempfile
@@ -15,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.report import pages
+from harness.report import charts, pages
 from harness.report.data import Cell, contest, load_cells
 from harness.report.pictures import Gallery, open_sources
 from harness.store import Store, StoreError
@@ -111,17 +110,9 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    site.filters["number"] = number
+    site.filters["number"] = charts.number
     site.globals["dataset_page"] = pages.dataset_page
     return site
-
-
-def number(value: Any, digits: int = 3) -> str:
-    """A number for people: a true minus sign, nothing for what is undefined."""
-    if value is None or not math.isfinite(float(value)):
-        return ""
-    text = f"{float(value):.{digits}f}"
-    return text.replace("-", "\N{MINUS SIGN}") if float(text) else text.lstrip("-")
 
 
 def _check_target(target: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,10 +52,17 @@ def ticks(low: float, high: float, count: int = 5) -> tuple[tuple[float, str], .
     raw = (high - low) / max(count, 1)
     power = 10.0 ** np.floor(np.log10(raw))
     step = float(min((1, 2, 2.5, 5, 10), key=lambda factor: abs(factor * power - raw)) * power)
-    digits = max(0, -int(np.floor(np.log10(step) + 1e-9))) + (1 if round(step / power, 1) == 2.5 else 0)
+    digits = max(0, (1 if round(step / power, 1) == 2.5 else 0) - int(np.floor(np.log10(step) + 1e-9)))
     first, last = int(np.ceil(low / step - 1e-9)), int(np.floor(high / step + 1e-9))
-    # Adding zero turns -0.0 into 0.0.
-    return tuple((i * step, f"{round(i * step, digits) + 0.0:.{digits}f}") for i in range(first, last + 1))
+    return tuple((i * step, number(i * step, digits)) for i in range(first, last + 1))
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number for people: a true minus sign, no minus before zero, nothing for what is undefined."""
+    if value is None or not math.isfinite(value):
+        return ""
+    text = f"{value:.{digits}f}"
+    return text.replace("-", "\N{MINUS SIGN}") if float(text) else text.lstrip("-")
 
 
 @dataclass(frozen=True)

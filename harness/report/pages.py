@@ -45,7 +45,7 @@ def overview(cells: Sequence[Cell]) -> dict[str, Any]:
     for aware, title, text in BLOCKS:
         chosen = [cell for cell in cells if cell.content["scorer"].get("opinion_aware") is aware]
         rows = [_overview_row(name, chosen, datasets, means) for name in dict.fromkeys(c.scorer for c in chosen)]
-        rows.sort(key=lambda row: -max((c["value"] for c in row["cells"] if c["value"] is not None), default=-2.0))
+        rows.sort(key=_overview_order)
         if rows:
             blocks.append({"title": title, "text": text, "rows": rows})
     columns = [
@@ -53,6 +53,13 @@ def overview(cells: Sequence[Cell]) -> dict[str, Any]:
         for name in datasets
     ]
     return {"columns": columns, "blocks": blocks, "with_means": len(rated) > 1}
+
+
+def _overview_order(row: Mapping[str, Any]) -> list[float]:
+    """Best mean first, then best on the first dataset, and so on; what is empty comes last."""
+    mean = row["means"][0]
+    values = [None if mean.reason else mean.value, *(cell["value"] for cell in row["cells"])]
+    return [-_or(value, -2.0) for value in values]
 
 
 def _rated(cells: Sequence[Cell], dataset: str) -> bool:

@@ -136,6 +136,10 @@ function side(title, entry) {
   return figure;
 }
 
+function percent(share) {
+  return `${Math.round(100 * share)}\u00a0%`.replace("-", "\u2212");
+}
+
 function showDuel(rivals, defender, attacker) {
   const rival = rivals.find((r) => r.defender === defender && r.attacker === attacker);
   const names = ["lowest", "middle", "highest"];
@@ -143,8 +147,8 @@ function showDuel(rivals, defender, attacker) {
     element("h3", { textContent: `${names[pair.level]} third of ${defender}` }),
     element("div", { className: "side" },
       side(`${attacker} prefers`, pair.preferred), side(`${attacker} rejects`, pair.rejected)),
-    element("p", { textContent: `Apart by ${(100 * pair.gap).toFixed(0)} % of the ranks of ${attacker} and `
-      + `${(100 * pair.own).toFixed(0)} % of those of ${defender}.` })));
+    element("p", { textContent: `Apart by ${percent(pair.gap)} of the ranks of ${attacker} and `
+      + `${percent(pair.own)} of those of ${defender}.` })));
   if (!cards.length) cards.push(element("p", { textContent: `${attacker} sees no difference within any third.` }));
   document.getElementById("pairs").replaceChildren(...cards);
 }
