@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import html
 import json
 import re
@@ -21,6 +22,7 @@ from harness.datasets import open_dataset
 from harness.engine import evaluate, unavailable_cell
 from harness.figures import Settings
 from harness.report import charts, data, write_report
+from harness.report import pages as pages_module
 from harness.report.charts import number
 from harness.store import Store, StoreError
 from qualiclip_plugin.errors import ConfigError
@@ -280,10 +282,27 @@ def test_inversions_find_the_wrong_step(results: Path) -> None:
 
 
 def test_seen_datasets_are_marked_and_enter_no_mean(results: Path) -> None:
-    cell = cell_of(results, "bright", "rated")
-    trained = dict(cell.content) | {"scorer": dict(cell.content["scorer"]) | {"trained_on": ["koniq", "rated"]}}
-    assert not cell.seen
-    assert data.Cell(cell.scorer, cell.dataset, trained, cell.rows).seen
+    cells = data.load_cells(Store(results / "results"))
+    first = [cell for cell in cells if cell.dataset == "rated" and cell.measured]
+    for cell in first:
+        cell.content["scorer"] |= {"opinion_aware": True, "trained_on": []}
+    first[0].content["scorer"]["trained_on"] = ["rated"]
+    second = [renamed(cell, "other") for cell in first]
+    (block,) = pages_module.overview([*first, *second])["blocks"]
+    rows = {row["scorer"]: row for row in block["rows"]}
+    marked = rows[first[0].scorer]
+    other, rated = marked["cells"]
+    assert (rated["marks"], other["marks"]) == (["seen in training"], [])
+    assert marked["means"][0].value == pytest.approx(other["value"])
+    unseen = rows[first[1].scorer]
+    assert unseen["means"][0].value == pytest.approx(np.mean([cell["value"] for cell in unseen["cells"]]))
+
+
+def renamed(cell: data.Cell, dataset: str) -> data.Cell:
+    content = copy.deepcopy(dict(cell.content))
+    content["dataset"]["name"] = dataset
+    content["subsets"]["all"]["figures"]["srcc"]["value"] /= 2
+    return data.Cell(cell.scorer, dataset, content, cell.rows)
 
 
 @pytest.mark.parametrize(

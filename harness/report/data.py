@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harness import leaderboard
 from harness import statistics as st
 from harness.figures import join_scores, whole_ladders
 from harness.statistics.checks import Floats
@@ -54,10 +55,9 @@ class Cell:
         return bool(self.content["status"] == "complete")
 
     @property
-    def seen(self) -> bool:
-        """Whether the scorer was trained on opinions of this dataset."""
-        names = {self.dataset, *self.content["dataset"].get("seen_by", ())}
-        return bool(names & set(self.content["scorer"].get("trained_on", ())))
+    def seen(self) -> bool | None:
+        """Whether the scorer was trained on opinions of this dataset; none where that is not known."""
+        return leaderboard.seen(self.content)
 
     @property
     def main_figure(self) -> str:

@@ -6,8 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
+from harness import leaderboard
 from harness import statistics as st
 from harness.figures import FIGURES, LOWER_IS_BETTER
 from harness.report import charts
@@ -40,7 +39,7 @@ def overview(cells: Sequence[Cell]) -> dict[str, Any]:
     """The leaderboard over all datasets, in one block per kind of training."""
     datasets = sorted({cell.dataset for cell in cells}, key=lambda name: (not _rated(cells, name), name))
     rated = [name for name in datasets if _rated(cells, name)]
-    means = _means(cells, rated)
+    means = _means(cells)
     blocks = []
     for aware, title, text in BLOCKS:
         chosen = [cell for cell in cells if cell.content["scorer"].get("opinion_aware") is aware]
@@ -52,7 +51,7 @@ def overview(cells: Sequence[Cell]) -> dict[str, Any]:
         {"name": name, "page": dataset_page(name), "figure": "SRCC" if name in rated else "L-test"}
         for name in datasets
     ]
-    return {"columns": columns, "blocks": blocks, "with_means": len(rated) > 1}
+    return {"columns": columns, "blocks": blocks, "with_means": bool(means)}
 
 
 def _overview_order(row: Mapping[str, Any]) -> list[float]:
@@ -67,13 +66,13 @@ def _rated(cells: Sequence[Cell], dataset: str) -> bool:
 
 
 def _overview_row(
-    scorer: str, cells: Sequence[Cell], datasets: Sequence[str], means: Mapping[str, Mapping[str, st.Estimate]]
+    scorer: str, cells: Sequence[Cell], datasets: Sequence[str], means: Mapping[str, list[st.Estimate]]
 ) -> dict[str, Any]:
     own = {cell.dataset: cell for cell in cells if cell.scorer == scorer}
     return {
         "scorer": scorer,
         "cells": [_short(own[name]) if name in own else _nothing("never run") for name in datasets],
-        "means": [means[kind].get(scorer, st.undefined("never run")) for kind in ("mean", "weighted", "rank")],
+        "means": means.get(scorer, [st.undefined("never run on a dataset with human scores")] * 3),
     }
 
 
@@ -81,8 +80,8 @@ def _short(cell: Cell) -> dict[str, Any]:
     figure = dict(cell.figure(cell.main_figure))
     reason = figure.get("reason", "") or ("" if figure else str(cell.content.get("reason", "")))
     marks = []
-    if cell.seen:
-        marks.append("seen in training")
+    if cell.has_opinions and cell.seen is not False:
+        marks.append("seen in training" if cell.seen else "training sets not all known")
     if cell.measured and not cell.complete:
         marks.append(str(cell.content["status"]))
     return {
@@ -99,24 +98,12 @@ def _nothing(reason: str) -> dict[str, Any]:
     return {"value": None, "low": None, "high": None, "reason": reason, "marks": [], "page": ""}
 
 
-def _means(cells: Sequence[Cell], rated: Sequence[str]) -> dict[str, dict[str, st.Estimate]]:
-    scorers = list(dict.fromkeys(cell.scorer for cell in cells))
-    shape = (len(scorers), len(rated))
-    values, complete, seen = np.full(shape, np.nan), np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
-    sizes = np.ones(len(rated))
-    for cell in cells:
-        if cell.dataset not in rated:
-            continue
-        at = scorers.index(cell.scorer), rated.index(cell.dataset)
-        value = cell.figure("srcc").get("value")
-        values[at] = np.nan if value is None else value
-        complete[at], seen[at] = cell.complete, cell.seen
-        sizes[at[1]] = cell.content["dataset"].get("images") or sizes[at[1]]
-    table = st.cells(values, complete=complete, seen=seen, sizes=sizes, scorers=scorers, datasets=rated)
+def _means(cells: Sequence[Cell]) -> dict[str, list[st.Estimate]]:
+    """Mean, mean weighted by images and average rank of each scorer; empty for fewer than two datasets."""
+    rows = leaderboard.across_datasets([cell.content for cell in cells]).to_dict("records")
     return {
-        "mean": st.mean_over_datasets(table),
-        "weighted": st.mean_over_datasets(table, weighted=True),
-        "rank": st.average_rank(table),
+        row["scorer"]: [st.Estimate(row[kind], row["reason"]) for kind in ("mean", "weighted", "rank")]
+        for row in rows
     }
 
 

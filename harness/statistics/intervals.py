@@ -202,6 +202,9 @@ def d_test_interval(
 ) -> Interval:
     """Interval of :func:`harness.statistics.d_test`, whole contents drawn at a time.
 
+    The threshold is chosen anew in every draw, and with few contents it follows the draw: the interval of
+    a handful of photographs lies rather above the estimate than around it.
+
     Raises:
         StatisticsError: See :func:`harness.statistics.d_test`.
     """
