@@ -107,15 +107,69 @@ app.command()(check)
 
 @app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(help="datasets or scorers")] = "datasets", include: Include = None
+    what: Annotated[str, typer.Argument(help="datasets or scorers")] = "datasets",
+    include: Include = None,
+    available: Annotated[
+        bool, typer.Option(help="Say which scorers can start here without a download, and why others cannot.")
+    ] = False,
 ) -> None:
     """Print what is known by name."""
     from harness.listing import dataset_table, scorer_table
 
-    tables = {"datasets": lambda: dataset_table(include or ()), "scorers": scorer_table}
+    tables = {"datasets": lambda: dataset_table(include or ()), "scorers": lambda: scorer_table(available)}
     if what not in tables:
         raise QualiCLIPError(f"list what? datasets or scorers, not {what!r}")
     typer.echo(tables[what]())
+
+
+data = typer.Typer(help="Look at a dataset before anything is scored.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+
+@data.command("check")
+def data_check(
+    dataset: Annotated[str, typer.Argument(help="Name, FOLDER or NAME=FOLDER.")],
+    include: Include = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 0,
+) -> None:
+    """Look for duplicates, unreadable images, near-duplicates between splits; print sizes and opinions.
+
+    The exit code is 1 where something needs a second look.
+    """
+    from harness.datasets import open_dataset
+    from harness.inspection import inspect, report
+    from harness.specs import catalogue
+
+    found = inspect(open_dataset(dataset, catalogue(include or ()), allow_partial=True), workers)
+    typer.echo(report(found))
+    raise typer.Exit(0 if found.sound else 1)
+
+
+@app.command("fit-niqe")
+def fit_niqe_(
+    folder: Annotated[Path, typer.Argument(help="Pristine photographs; searched recursively.")],
+    output: Annotated[Path, typer.Option(help="The model file to write.")] = Path("niqe_own.mat"),
+) -> None:
+    """Fit NIQE to one's own pristine photographs."""
+    from harness.niqe import fit_niqe
+    from qualiclip_plugin.images import images_in
+
+    patches = fit_niqe(images_in([folder]), output)
+    typer.echo(f"{output}: fitted to {patches} patches; use --scorer niqe@pretrained_model_path={output}")
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(help="Name of a scorer.")],
+    second: Annotated[str, typer.Argument(help="Name of another.")],
+    output: Output = Path("results"),
+    draws: Annotated[int, typer.Option(min=100, help="Bootstrap resamples.")] = 2000,
+) -> None:
+    """Test two scorers against each other on every dataset that has stored scores of both."""
+    from harness.api import compare as compare_scorers
+
+    frame = compare_scorers(first, second, output=output, draws=draws)
+    typer.echo(frame.to_markdown(index=False, floatfmt=".4f"))
 
 
 def main() -> None:

@@ -159,7 +159,7 @@ class BatchLimit:
 
     def __init__(self, options: Options, scorer: Scorer) -> None:
         on_gpu = "CUDA" in scorer.device
-        self.pixels = options.batch_pixels or (16_000_000 if on_gpu else 1_000_000)
+        self.pixels = options.batch_pixels or scorer.batch_pixels or (16_000_000 if on_gpu else 1_000_000)
         self.images = (options.batch_size or 256) if scorer.batches else 1
 
     def fits(self, count: int, height: int, width: int) -> bool:

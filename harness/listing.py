@@ -7,7 +7,8 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from harness.scorers import known_scorers
+from harness.formats import one_line
+from harness.scorers import availability, known_scorers
 from harness.specs import catalogue
 
 
@@ -20,8 +21,18 @@ def dataset_table(include: Iterable[Path] = ()) -> str:
     return tabulate(rows, headers=("dataset", "images", "source", "run", "what"), disable_numparse=True)
 
 
-def scorer_table() -> str:
-    """Every known scorer: name, whether opinions entered its training, and which."""
+def scorer_table(available: bool = False) -> str:
+    """Every known scorer: name, whether opinions entered its training, and which.
+
+    Args:
+        available: Try to start each one without a download, and say why it cannot.
+    """
     words = {True: "yes", False: "no", None: "?"}
-    rows = [(name, words[facts.opinion_aware], " ".join(facts.trained_on)) for name, facts in known_scorers().items()]
-    return tabulate(rows, headers=("scorer", "opinion-aware", "trained on"), disable_numparse=True)
+    known = known_scorers()
+    rows = [[name, words[facts.opinion_aware], " ".join(facts.trained_on)] for name, facts in known.items()]
+    headers = ["scorer", "opinion-aware", "trained on"]
+    if available:
+        reasons = dict(availability(known))
+        rows = [[*row, "" if reasons[row[0]] else "yes", one_line(reasons[row[0]])[:100]] for row in rows]
+        headers += ["starts here", "why not"]
+    return tabulate(rows, headers=headers, disable_numparse=True)

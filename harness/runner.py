@@ -11,7 +11,7 @@ from harness.datasets import ImageSet, open_dataset
 from harness.engine import Options, Reporter, evaluate, unavailable_cell
 from harness.figures import Settings
 from harness.leaderboard import write_tables
-from harness.scorers import DEFAULT_SCORERS, ScorerError, create_scorer, pick_device
+from harness.scorers import DEFAULT_SCORERS, Scorer, ScorerError, create_scorer, pick_device
 from harness.specs import catalogue
 from harness.store import Store
 from qualiclip_plugin.errors import ConfigError
@@ -23,7 +23,7 @@ DEFAULT_DATASETS = ("ladders",)
 class RunRequest:
     """What to run; see ``iqa-harness run --help``."""
 
-    scorers: tuple[str, ...] = ()
+    scorers: tuple[str | Scorer, ...] = ()
     datasets: tuple[str, ...] = ()
     output: Path = Path("results")
     device: str = "auto"
@@ -47,8 +47,9 @@ def run_all(request: RunRequest, reporter: Reporter) -> list[dict[str, Any]]:
     opened = [open_dataset(name, specs, allow_partial=request.allow_partial) for name in names]
     store = Store(request.output)
     cells: list[dict[str, Any]] = []
-    for name in dict.fromkeys(request.scorers or DEFAULT_SCORERS):
-        cells.extend(_run_scorer(name, opened, store, request, reporter))
+    asked = request.scorers or DEFAULT_SCORERS
+    for scorer in {entry if isinstance(entry, str) else entry.name: entry for entry in asked}.values():
+        cells.extend(_run_scorer(scorer, opened, store, request, reporter))
     write_tables(store)
     return cells
 
@@ -65,13 +66,17 @@ def settings(fit: str, draws: int) -> Settings:
 
 
 def _run_scorer(
-    name: str, opened: list[ImageSet], store: Store, request: RunRequest, reporter: Reporter
+    asked: str | Scorer, opened: list[ImageSet], store: Store, request: RunRequest, reporter: Reporter
 ) -> list[dict[str, Any]]:
     try:
-        scorer = create_scorer(name, device=request.device, precision=request.precision)
+        scorer = (
+            asked
+            if isinstance(asked, Scorer)
+            else create_scorer(asked, device=request.device, precision=request.precision)
+        )
     except ScorerError as error:
-        reporter.note(f"{name} cannot start: {error}")
-        return [_unavailable(name, images, store, str(error)) for images in opened]
+        reporter.note(f"{asked} cannot start: {error}")
+        return [_unavailable(str(asked), images, store, str(error)) for images in opened]
     options = Options(
         batch_size=request.batch_size,
         workers=_workers(request),

@@ -13,7 +13,13 @@ import csv
 import difflib
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import json
+import shlex
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module, metadata
@@ -23,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from qualiclip_plugin.errors import QualiCLIPError
+from qualiclip_plugin.files import sha256_file
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,6 +37,10 @@ if TYPE_CHECKING:
 DEFAULT_SCORERS = ("qualiclip-lite", "piqe", "entropy", "niqe", "clipiqa", "qualiclip")
 OURS = {"qualiclip": "official", "qualiclip-lite": "lite", "qualiclip-clip": "clip"}
 """This project's metrics: the weight name that each one loads."""
+
+COMMAND = "cmd:"
+COMMAND_BATCH_PIXELS = 32_000_000
+"""Starting a process for every image would cost more than most scorers do."""
 
 NOT_PER_IMAGE = frozenset({"fid", "sfid", "fid_dinov2", "inception_score"})
 """Metrics that pyiqa counts as no-reference but that score a set of images as a whole."""
@@ -71,6 +82,7 @@ class Scorer:
         facts: What is known of its training.
         parameters: Number of parameters; none where unknown.
         batches: Whether it accepts several images at once.
+        batch_pixels: Most pixels in a batch; 0: by device.
     """
 
     name: str
@@ -81,6 +93,7 @@ class Scorer:
     facts: Facts = field(default_factory=Facts)
     parameters: int | None = None
     batches: bool = True
+    batch_pixels: int = 0
 
 
 def create_scorer(name: str, *, device: str = "auto", precision: str = "fp32") -> Scorer:
@@ -100,6 +113,8 @@ def create_scorer(name: str, *, device: str = "auto", precision: str = "fp32") -
         with _silent():
             if base in OURS or base.startswith("qualiclip+"):
                 return _ours(name, base, options, chosen, precision)
+            if base.startswith(COMMAND):
+                return _command(name, base, options)
             if ":" in base:
                 return _callable(name, base, options, chosen)
             return _pyiqa(name, base, options, chosen)
@@ -118,6 +133,11 @@ def parse_name(name: str) -> tuple[str, dict[str, Any]]:
         ScorerError: An option without ``=``.
     """
     base, _, text = name.partition("@")
+    if name.startswith(COMMAND):
+        # A command may hold an @ of its own; options stand behind the last one.
+        base, _, text = name.rpartition("@")
+        if "=" not in text or not base:
+            base, text = name, ""
     options = {}
     for item in filter(None, text.split(",")):
         key, equals, value = item.partition("=")
@@ -245,6 +265,8 @@ def _pyiqa(name: str, base: str, options: dict[str, Any], device: str) -> Scorer
         device=device_name(device),
         facts=facts(name),
         parameters=sum(tensor.numel() for tensor in metric.net.parameters()),
+        # On a CPU batches gain nothing, and single images are what pyiqa's own numbers are made of.
+        batches=device != "cpu" and _same_in_batches(metric, device),
     )
 
 
@@ -272,6 +294,88 @@ def _callable(name: str, base: str, options: dict[str, Any], device: str) -> Sco
         identity=identity,
         device=device_name(device),
     )
+
+
+def _command(name: str, base: str, options: dict[str, Any]) -> Scorer:
+    words = shlex.split(base.removeprefix(COMMAND))
+    direction = options.get("lower_better")
+    if not words or shutil.which(words[0]) is None:
+        raise ScorerError(f"{name}: no program {words[0] if words else ''!r}")
+    if not isinstance(direction, bool):
+        raise ScorerError(f"{name}: declare its direction: {base}@lower_better=true or false")
+    files = {Path(word).name: sha256_file(word) for word in words if Path(word).is_file()}
+    return Scorer(
+        name=name,
+        lower_better=direction,
+        score=lambda images: _run_command(words, images),
+        identity={"command": [Path(word).name if Path(word).is_file() else word for word in words], "files": files},
+        device="command",
+        batch_pixels=COMMAND_BATCH_PIXELS,
+    )
+
+
+def _run_command(words: Sequence[str], images: Tensor) -> Tensor:
+    """Give images as PNG files, read a JSON list of numbers, or an object file name -> number."""
+    import torch
+    from torchvision.utils import save_image  # type: ignore[import-untyped]
+
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [str(Path(folder, f"{index:05d}.png")) for index in range(len(images))]
+        for path, image in zip(paths, images, strict=True):
+            save_image(image, path)
+        # The command is the user's own, from their command line.
+        done = subprocess.run([*words, *paths], capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ScorerError(f"{words[0]} ended with {done.returncode}: {last}")
+    try:
+        answer = json.loads(done.stdout)
+        numbers = [answer[Path(path).name] for path in paths] if isinstance(answer, dict) else answer
+        return torch.tensor(numbers, dtype=torch.float64)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ScorerError(f"{words[0]} did not print a JSON list of numbers or an object by file name") from error
+
+
+def _same_in_batches(metric: Callable[[Tensor], Tensor], device: str) -> bool:
+    """Whether a metric gives images the same scores together as alone; some mix a batch or fail on it."""
+    import torch
+
+    images = torch.rand(2, 3, 256, 256, generator=torch.Generator().manual_seed(0)).to(device)
+    try:
+        together = _no_grad(metric, images).flatten()
+        alone = torch.cat([_no_grad(metric, image[None]).flatten() for image in images])
+    except Exception:
+        return False
+    return together.shape == alone.shape and bool(torch.allclose(together, alone, rtol=1e-3, atol=1e-4))
+
+
+def availability(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Whether scorers can start here as things are, without any download.
+
+    Yields:
+        Name, and the reason why it cannot start; empty where it can.
+    """
+    for name in names:
+        try:
+            with _without_network():
+                create_scorer(name, device="cpu")
+        except ScorerError as error:
+            yield name, str(error)
+        else:
+            yield name, ""
+
+
+@contextlib.contextmanager
+def _without_network() -> Iterator[None]:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError("not on this machine (nothing was downloaded)")
+
+    connect, resolve = socket.socket.connect, socket.getaddrinfo
+    socket.socket.connect, socket.getaddrinfo = refuse, refuse  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        socket.socket.connect, socket.getaddrinfo = connect, resolve  # type: ignore[method-assign]
 
 
 def _no_grad(network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
