@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from qualiclip_plugin.run_folder import CsvLog, read_csv
+from qualiclip_plugin.run_folder import CsvLog
 from qualiclip_plugin.train_config import TrainConfig
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ class RunLogs:
         ]
         self._steps = CsvLog(folder / "log.csv", columns, trainer.step)
         self._validation: CsvLog | None = None
-        self._validated_step = max((int(r["step"]) for r in read_csv(folder / "validation.csv")), default=-1)
 
     def step(self, figures: dict[str, float]) -> None:
         """Log one step."""
@@ -41,15 +40,13 @@ class RunLogs:
         trainer.accelerator.log({f"train/{name}": value for name, value in figures.items()}, step=trainer.step)
 
     def validation(self, figures: dict[str, Any]) -> None:
-        """Log one validation; one of a step that is logged already replaces it."""
+        """Log one validation; rows of this step and later ones, from before a continuation, are replaced."""
         trainer = self.trainer
         flat = {name: value for name, value in figures.items() if name != "kinds"} | figures.get("kinds", {})
         if self._validation is None:
             path = trainer.folder.path / "validation.csv"
             self._validation = CsvLog(path, ["step", *flat], trainer.step - 1)
-        if self._validated_step != trainer.step:
-            self._validation.add({"step": trainer.step, **flat})
-            self._validated_step = trainer.step
+        self._validation.add({"step": trainer.step, **flat})
         trainer.display.validation(trainer.step, figures)
         trainer.accelerator.log({f"validation/{name}": value for name, value in flat.items()}, step=trainer.step)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from qualiclip_plugin.training import Trainer
 
-SMOOTH_SHARE = 0.03
+SMOOTH_SHARE = 0.1
 """Length of the moving mean in the picture, as a share of the run."""
 
 
@@ -85,7 +85,7 @@ def plot_training(folder: RunFolder, moved: dict[str, dict[str, float]]) -> None
 
     rows = read_csv(folder.path / "log.csv")
     validation = read_csv(folder.path / "validation.csv")
-    figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), layout="constrained")
+    figure, axes = plt.subplots(2, 2, figsize=(11, 9), layout="constrained", height_ratios=(2, 3))
     _plot_losses(axes[0, 0], rows)
     _plot_accuracy(axes[0, 1], rows, validation)
     _plot_kinds(axes[1, 0], validation)
@@ -110,7 +110,10 @@ def _plot_losses(axes: Axes, rows: list[dict[str, str]]) -> None:
     steps = _column(rows, "step")
     other = {"step", "accuracy", "learning_rate", "images_per_second", "data_wait", "seconds"}
     for name in [name for name in (rows[0] if rows else {}) if name not in other]:
-        axes.plot(steps, _smooth(_column(rows, name)), label=name, linewidth=2.2 if name == "loss" else 1.2)
+        # The two ranking losses often lie on one another.
+        style = "--" if name == "negative" else "-"
+        width = 2.2 if name == "loss" else 1.2
+        axes.plot(steps, _smooth(_column(rows, name)), style, label=name, linewidth=width)
     axes.set(title="Loss and its parts (moving mean)", xlabel="step")
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=8)
@@ -150,9 +153,13 @@ def _plot_kinds(axes: Axes, validation: list[dict[str, str]]) -> None:
 
 def _plot_movement(axes: Axes, moved: dict[str, dict[str, float]]) -> None:
     distances = [figures["relative"] for figures in moved.values()]
-    axes.bar(list(moved), distances)
+    bars = axes.bar(list(moved), distances)
+    axes.bar_label(bars, [f"{distance:.2g}" for distance in distances], fontsize=8)
     axes.set(title="How far the weights moved", ylabel="L2 distance / L2 norm at the start")
+    axes.margins(y=0.1)
     if any(distances):
-        axes.set_yscale("log")
+        # Linear below the smallest movement, so that a stage that stayed shows as 0.
+        axes.set_yscale("symlog", linthresh=min(distance for distance in distances if distance))
+        axes.set_ylim(bottom=0)
     axes.tick_params(axis="x", labelrotation=35)
     axes.grid(axis="y", alpha=0.3)

@@ -127,6 +127,7 @@ def test_a_run_leaves_everything_that_is_promised(settings, photos: str, tmp_pat
     assert [row["step"] for row in read_csv(output / "validation.csv")] == ["0", "3", "6"]
     assert (output / "training.png").stat().st_size > 10_000
     assert RunFolder(output).steps() == [4, 6]
+    validation = read_csv(output / "validation.csv")
 
     model = load_model(str(output / "model.safetensors"))
     assert 0 <= model(torch.rand(1, 3, 64, 80)).item() <= 1
@@ -142,6 +143,13 @@ def test_a_run_leaves_everything_that_is_promised(settings, photos: str, tmp_pat
     assert set(result.validation["kinds"]) >= {"jpeg", "haze"}
     assert 0.5 <= result.validation["d_test"] <= 1
     assert -1 <= result.validation["l_test"] <= 1
+
+    # Continuing a finished run writes its end again and changes nothing.
+    before = weights(output)
+    again = run(settings | {"validate_every": 3, "validation_photos": 1}, photos, output, resume=True)
+    assert again.step == 6
+    assert_same(weights(output), before)
+    assert read_csv(output / "validation.csv") == validation
 
 
 def test_equal_seeds_give_equal_weights_whatever_does_not_matter(
