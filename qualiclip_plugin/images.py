@@ -17,6 +17,7 @@ from __future__ import annotations
 import glob
 import io
 import os
+import re
 import stat
 import threading
 from collections import deque
@@ -49,6 +50,9 @@ FORMATS: dict[str, tuple[str, ...]] = {
 SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 
 MAX_PIXELS = 2**27  # 134 million: the largest phone and medium-format cameras fit, most bombs do not
+MAX_SCANS = (
+    256  # of a progressive JPEG, about ten in practice: each passes over the whole picture, however few its bytes
+)
 WHITE = (255, 255, 255)
 
 _TRANSPOSE = {
@@ -63,6 +67,8 @@ _TRANSPOSE = {
 _UNDO_TRANSPOSE = {**_TRANSPOSE, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
 _ORIENTATION, _BITS_PER_SAMPLE, _PHOTOMETRIC = 0x0112, 258, 262
 _WHITE_IS_ZERO = 0
+_START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")  # without those that stand inside compressed data
 
 
 @dataclass(frozen=True)
@@ -159,7 +165,8 @@ def _decode(
         raise ImageError(f"{name}: the file is empty")
     try:
         with _truncation_is_an_error, Image.open(file, formats=_formats()) as image:
-            return _pixels(image, name, exif, background, max_pixels)
+            _refuse_bomb(image, file, name, max_pixels)
+            return _pixels(image, name, exif, background)
     except ImageError:
         raise
     except UnidentifiedImageError as error:
@@ -170,15 +177,20 @@ def _decode(
         raise ImageError(f"{name}: not enough memory to decode it") from error
     except Exception as error:
         # Decoders meet hostile bytes with whatever they please: struct.error, SyntaxError, KeyError, zlib.error.
-        raise ImageError(f"{name}: damaged or truncated ({type(error).__name__}: {printable(str(error))})") from error
+        raise ImageError(
+            f"{name}: damaged or truncated ({type(error).__name__}: {printable(str(error))[:200]})"
+        ) from error
 
 
-def _pixels(
-    image: ImageFile.ImageFile, name: str, exif: bool, background: tuple[int, int, int], max_pixels: int
-) -> DecodedImage:
+def _refuse_bomb(image: Image.Image, file: IO[bytes], name: str, max_pixels: int) -> None:
     width, height = image.size
     if width * height > max_pixels:
         raise ImageError(f"{name}: {width}x{height} pixels are more than the limit of {max_pixels}")
+    if image.format in ("JPEG", "MPO") and _jpeg_scans(file) > MAX_SCANS:
+        raise ImageError(f"{name}: a JPEG of more than {MAX_SCANS} scans")
+
+
+def _pixels(image: ImageFile.ImageFile, name: str, exif: bool, background: tuple[int, int, int]) -> DecodedImage:
     notes = ["first of several frames"] if getattr(image, "is_animated", False) else []
     orientation = _orientation(image)
     image.load()
@@ -192,6 +204,21 @@ def _pixels(
             plain = Image.alpha_composite(Image.new("RGBA", plain.size, (*background, 255)), plain)
     rgb = np.array(plain.convert("RGB"))
     return DecodedImage(torch.from_numpy(rgb).permute(2, 0, 1).contiguous(), tuple(notes))
+
+
+def _jpeg_scans(file: IO[bytes]) -> int:
+    """Number of scans of the first picture in a JPEG file; the file's position is kept."""
+    position = file.tell()
+    file.seek(0)
+    data = file.read()
+    file.seek(position)
+    if data.count(_START_OF_SCAN) <= MAX_SCANS:  # cheap, and an upper bound: thumbnails hold some as well
+        return data.count(_START_OF_SCAN)
+    scans, at = 0, 2
+    while (marker := _MARKER.search(data, at)) and marker[0] != _END_OF_IMAGE:
+        scans += marker[0] == _START_OF_SCAN
+        at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+    return scans
 
 
 def _orientation(image: Image.Image) -> int:
@@ -215,7 +242,7 @@ def _eight_bit(image: ImageFile.ImageFile, name: str) -> Image.Image:
         return _eight_bit_from_float(image, name)
     if not image.mode.startswith("I"):
         return image
-    values = np.asarray(image).astype(np.int64)
+    values = np.asarray(image)
     if values.min() < 0 or values.max() > 0xFFFF:
         raise ImageError(f"{name}: 32-bit grey outside 0..65535 has no declared white point")
     # Pillow stores the sixteen-bit samples of PNG, PGM and TIFF in these modes without scaling them.
