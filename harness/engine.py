@@ -277,7 +277,8 @@ def unavailable_cell(name: str, dataset: str, reason: str) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "status": "unavailable",
-        "reason": reason,
+        # Results are shared; where this machine keeps its files is nobody's business.
+        "reason": reason.replace(str(Path.home()), "~"),
         "scorer": {"name": name, **asdict(known)},
         "dataset": {"name": dataset},
         "subsets": {},

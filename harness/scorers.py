@@ -25,6 +25,7 @@ from functools import cache
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.error import URLError
 
 import yaml
 
@@ -122,6 +123,8 @@ def create_scorer(name: str, *, device: str = "auto", precision: str = "fp32") -
         raise
     except QualiCLIPError as error:
         raise ScorerError(str(error)) from error
+    except URLError as error:
+        raise ScorerError(f"its weights are not on this machine and cannot be downloaded: {error.reason}") from error
     except Exception as error:
         raise ScorerError(f"{type(error).__name__}: {error}") from error
 
