@@ -25,6 +25,7 @@ from torch.func import functional_call
 
 from qualiclip_plugin.attention_pool import SingleQueryAttentionPool
 from qualiclip_plugin.errors import ConfigError
+from qualiclip_plugin.towers import StagePoolTower
 
 PYIQA_BACKBONES = {
     "RN50": "RN50-quickgelu",
@@ -67,6 +68,8 @@ def build_image_encoder(config: dict[str, Any], positional_embedding: bool = Fal
     Returns:
         A module: normalised images (N, 3, H, W) -> features (N, embed_dim), not of unit norm.
     """
+    if "stage_pool" in config["vision_cfg"]:
+        return StagePoolTower(**config["vision_cfg"]["stage_pool"], embed_dim=config["embed_dim"])
     vision_config = {**config["vision_cfg"], "timm_model_pretrained": False}
     tower = _build_vision_tower(config["embed_dim"], vision_config, config.get("quick_gelu", False))
     if isinstance(tower, ModifiedResNet):

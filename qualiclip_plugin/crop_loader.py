@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from qualiclip_plugin.draws import draw_crops
+from qualiclip_plugin.errors import DatasetError
 from qualiclip_plugin.generators import derive_seed, generator
 from qualiclip_plugin.photos import (
     PhotoOrder,
@@ -193,6 +195,19 @@ class TrainingPhotos:
             "held_out": [Path(photos.name(index)).name for index in self._held_indices],
             "fingerprint": f"{derive_seed(*map(photos.name, self._indices)):016x}" if listed else None,
         }
+
+    def fitting_crops(self, batches: int) -> Iterator[Tensor]:
+        """Crop pairs of whole batches, uint8 (B, 2, 3, S, S), to fit the head to.
+
+        Raises:
+            DatasetError: The photographs are a stream, which has no first batch to come back to.
+        """
+        if isinstance(self.photos, PhotoStream):
+            raise DatasetError("head_fit needs photographs that can be read by index, not a stream")
+        config = replace(self.config, steps=batches)
+        every = range(config.batch_size)
+        for crops, _ in IndexedCrops(self.photos, self._indices, config, every, 0, self.pool, self.skipped):
+            yield crops
 
     def crops(self, places: range, step: int, position: Any) -> CropLoader:
         """Crops of some places of the batch, from a step and its data position on."""

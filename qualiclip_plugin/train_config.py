@@ -65,6 +65,7 @@ class TrainConfig(ObjectiveConfig):
         attribute_kinds: Distortion kinds or groups -> the prompt pairs that name them, for the attribute loss.
         head_fit: Batches of crops that the head is fitted to in closed form before the first step (``head_fit.py``);
             0 leaves it as it is.
+        head_weights: Distortion kind -> its weight in that fit; kinds that are not named weigh 1.
         head_penalty: Ridge penalty of that fit, in units of a feature's variance.
         head_gain: Argument of the score's sigmoid for an average pristine crop after that fit.
         optimizer: ``adamw`` or ``sgd`` (momentum .9).
@@ -116,6 +117,7 @@ class TrainConfig(ObjectiveConfig):
         default_factory=lambda: {"blur": ("sharp_image", "sharp_edges"), "noise": ("noise_free",)}
     )
     head_fit: int = 0
+    head_weights: Mapping[str, float] = field(default_factory=dict)
     head_penalty: float = 1.0
     head_gain: float = 4.0
     optimizer: str = "adamw"

@@ -35,7 +35,9 @@ from qualiclip_plugin.generators import (
     seed_generators,
     set_generator_states,
 )
+from qualiclip_plugin.head_fit import fit_head
 from qualiclip_plugin.images import to_float
+from qualiclip_plugin.lite import LITE_START, starting_model
 from qualiclip_plugin.model import QualiCLIP, prompt_similarities
 from qualiclip_plugin.objective import objective, ranking_accuracy
 from qualiclip_plugin.photos import SkipList
@@ -131,6 +133,10 @@ class Trainer:
         self.model = self._starting_model()
         self.photos = TrainingPhotos(config, photos, self.pool, self.skipped, self.display)
         self.write_skipped()
+        if config.head_fit and not resume:
+            crops = self.photos.fitting_crops(config.head_fit)
+            with self.display.counting("fitting the head", config.head_fit) as notice:
+                fit_head(self.model, crops, config, notice)
         # No process may find the files that the first one is about to write.
         self.accelerator.wait_for_everyone()
         self._own_folder()
@@ -144,8 +150,12 @@ class Trainer:
     def _starting_model(self) -> QualiCLIP:
         from qualiclip_plugin.weights import load_model
 
-        start = str(self.folder.path / "start.safetensors") if self.resume else self.config.weights
-        model = load_model(start, inference=False)
+        if self.resume:
+            model = load_model(str(self.folder.path / "start.safetensors"), inference=False)
+        elif self.config.weights == LITE_START:
+            model = starting_model()
+        else:
+            model = load_model(self.config.weights, inference=False)
         self.stage_names = choose_stages(model.image_encoder, self.config.train_layers)
         train_only(model.image_encoder, self.stage_names)
         if self.config.gradient_checkpointing:
