@@ -92,6 +92,9 @@ def test_hugging_face_datasets_by_folder(tmp_path: Path, photographs: list[np.nd
     assert torch.equal(parquet.read(1), stored.read(1))
     with pytest.raises(DatasetError, match="no column 'image'"):
         open_photos(str(tmp_path / "parquet"), column="image")
+    stream = open_photos(str(tmp_path / "parquet"), streaming=True)
+    held, _ = stream.held_out(4, 64, SkipList())
+    assert [torch.equal(photo, stored.read(i)) for i, photo in enumerate(held)] == [True] * 4
 
 
 def test_a_dataset_without_images_is_refused(tmp_path: Path) -> None:
