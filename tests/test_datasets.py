@@ -15,7 +15,17 @@ from harness import ladders
 from harness.datasets import LABELS, image_bytes, open_dataset
 from harness.loading import batches, decoded, in_background, resize_shorter_side
 from harness.metadata import local_spec
-from harness.specs import DatasetSpec, catalogue, find_spec, read_folder, read_spec, shipped_specs
+from harness.specs import (
+    Columns,
+    DatasetSpec,
+    Hub,
+    Opinion,
+    catalogue,
+    find_spec,
+    read_folder,
+    read_spec,
+    shipped_specs,
+)
 from qualiclip_plugin.errors import ConfigError, DatasetError
 from tests.harness_data import opinion_folder, picture, write_images, write_metadata
 
@@ -310,3 +320,37 @@ def test_without_a_network_a_remote_dataset_says_what_is_missing(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(DatasetError, match=r"TID2013|koniq10k\.tgz"):
         open_dataset(name)
+
+
+def test_hub_datasets_are_read_by_column_name(tmp_path: Path) -> None:
+    import datasets
+
+    write_images(tmp_path / "photos", 6)
+    rows = {
+        "distorted": [str(tmp_path / f"photos/{i}.png") for i in range(6)],
+        "dmos": [float(i) for i in range(6)],
+        "reference_id": ["a", "a", "a", "b", "b", "b"],
+        "intensity": [0, 1, 2, 0, 1, 2],
+    }
+    table = datasets.Dataset.from_dict(rows).cast_column("distorted", datasets.Image())
+    (tmp_path / "hub/data").mkdir(parents=True)
+    table.to_parquet(tmp_path / "hub/data/train-00000.parquet")
+    values = {"description": "d", "licence": "l", "citation": "c", "version": "1"}
+    spec = DatasetSpec(
+        name="paired",
+        hub=Hub(repository=str(tmp_path / "hub"), split="train"),
+        columns=Columns(image="distorted", opinion="dmos", reference="reference_id", level="intensity"),
+        opinion=Opinion("dmos", lower_better=True, range=(0, 5)),
+        **values,
+    )
+    images = open_dataset("paired", {"paired": spec})
+    assert images.table["opinion"].tolist() == rows["dmos"]
+    assert images.table["reference"].tolist() == rows["reference_id"]
+    assert images.table["level"].tolist() == rows["intensity"]
+    assert image_bytes(images.rows[3]["image"]) == (tmp_path / "photos/3.png").read_bytes()
+    narrow = dataclasses.replace(spec, opinion=Opinion("dmos", lower_better=True, range=(0, 4)))
+    with pytest.raises(DatasetError, match=r"dmos is 5, outside the declared range 0\.\.4"):
+        open_dataset("paired", {"paired": narrow})
+    absent = dataclasses.replace(spec, columns=Columns(image="distorted", opinion="mos"))
+    with pytest.raises(DatasetError, match="no column mos; found distorted, dmos"):
+        open_dataset("paired", {"paired": absent})

@@ -268,3 +268,14 @@ def test_two_runs_at_once_share_a_store(tmp_path: Path) -> None:
     assert [run.wait(120) for run in runs] == [0, 0]
     run_here(folder, tmp_path / "alone")
     assert tables(output) == tables(tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_ten_thousand_stored_scores_add_little_to_a_start(tmp_path: Path) -> None:
+    images_folder = opinion_folder(tmp_path / "set", 10_000, size=lambda index: (8, 8 + index % 3))
+    store, scorer = Store(tmp_path / "results"), fake_scorer()
+    no_intervals = Settings(draws=0)
+    evaluate(scorer, open_dataset(str(images_folder)), store, settings=no_intervals)
+    started = time.process_time()
+    evaluate(scorer, open_dataset(str(images_folder)), store, settings=no_intervals)
+    assert time.process_time() - started < 3
