@@ -101,6 +101,27 @@ def _cosine(start: float, end: float, share: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
 
 
+@dataclass(frozen=True)
+class Batch:
+    """What one process encodes in a step.
+
+    Attributes:
+        step: The step's number, from 0.
+        crops: Pristine crops in [0, 1], (b, 2, 3, S, S).
+        images: Degraded crops, (b, 2, L, 3, S, S), L with the pristine level where the configuration has it.
+        plan: The degradations of the whole batch, all processes.
+        position: Where reading of the photographs continues after this step.
+        waited: Seconds that the crops were waited for.
+    """
+
+    step: int
+    crops: Tensor
+    images: Tensor
+    plan: DegradationPlan
+    position: Any
+    waited: float
+
+
 class Trainer:
     """A run from its configuration to its result.
 
@@ -227,25 +248,33 @@ class Trainer:
         if self.accelerator.process_index < len(state["generators"]):
             set_generator_states(state["generators"][self.accelerator.process_index])
 
-    def similarities(self, crops: Tensor, plan: DegradationPlan) -> tuple[Tensor, Tensor | None]:
-        """Degrade and encode this process's crops.
+    def batches(self) -> Iterator[Batch]:
+        """Degraded crops of this process for every step from the current one on."""
+        config, device = self.config, self.accelerator.device
+        began = time.perf_counter()
+        loader = self.photos.crops(self.places, self.step, self.position)
+        for step, (cut, position) in enumerate(loader, self.step):
+            waited = time.perf_counter() - began
+            pinned = cut.pin_memory() if device.type == "cuda" else cut
+            crops = to_float(pinned.to(device, non_blocking=True))
+            plan = draw_plan(config, step)
+            images = degrade(crops, plan.select(self.places), include_pristine=config.pristine)
+            yield Batch(step, crops, images, plan, position, waited)
+            began = time.perf_counter()
 
-        Args:
-            crops: (b, 2, 3, S, S) in [0, 1], on the device.
-            plan: The degradations of these photographs.
+    def similarities(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Encode this process's crops and compare them with the prompts.
 
         Returns:
             Similarities of the whole batch, (B, 2, L, P, 2), gradient in this process's part; GMSD (B, 2, L) or
             None where no loss asks for it.
         """
-        images = degrade(crops, plan, include_pristine=self.config.pristine)
-        shape = images.shape[:3]
-        flat = images.flatten(0, 2)
+        shape, flat = batch.images.shape[:3], batch.images.flatten(0, 2)
         features = self.encoder(flat).float()
         similarities = prompt_similarities(features, self.model.text_features).unflatten(0, shape)
         distances = None
         if self.config.metric_weight:
-            pristine = crops[:, :, None].expand_as(images).flatten(0, 2)
+            pristine = batch.crops[:, :, None].expand_as(batch.images).flatten(0, 2)
             distances = self.gather(gmsd(flat, pristine).unflatten(0, shape))
         return self.gather(similarities), distances
 
@@ -258,30 +287,19 @@ class Trainer:
         parts[self.accelerator.process_index] = part
         return torch.cat(parts)
 
-    def train_step(self, crops: Tensor) -> dict[str, float]:
-        """One optimizer step; returns the loss, its parts and the ranking accuracy of the whole batch."""
+    def train_step(self, batch: Batch) -> dict[str, Tensor]:
+        """One optimizer step; returns the loss, its parts and the ranking accuracy of the whole batch, 0-d each."""
         config = self.config
         set_training_mode(self.model.image_encoder, config.batch_norm)
-        plan = draw_plan(config, self.step)
-        rate = learning_rate(config, self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        similarities, distances = self.similarities(to_float(self._to_device(crops)), plan.select(self.places))
-        relevant = relevant_pairs(plan, config).to(similarities.device) if config.attribute_weight else None
+            group["lr"] = learning_rate(config, batch.step)
+        similarities, distances = self.similarities(batch)
+        device = similarities.device
+        relevant = relevant_pairs(batch.plan, config).to(device) if config.attribute_weight else None
         loss, parts = objective(similarities, config, distances=distances, relevant=relevant)
         self._backward(loss)
         self._update_average()
-        values = {"loss": loss, **parts, "accuracy": ranking_accuracy(similarities).mean()}
-        # One transfer: each would wait for the device.
-        figures = dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
-        if not math.isfinite(figures["loss"]):
-            raise ConfigError(f"the loss of step {self.step + 1} is {figures['loss']}: lower the learning rate")
-        return figures | {"learning_rate": rate}
-
-    def _to_device(self, crops: Tensor) -> Tensor:
-        if self.accelerator.device.type == "cuda":
-            return crops.pin_memory().to(self.accelerator.device, non_blocking=True)
-        return crops.to(self.accelerator.device)
+        return {"loss": loss, **parts, "accuracy": ranking_accuracy(similarities).mean()}
 
     def _backward(self, loss: Tensor) -> None:
         """Gradient and optimizer step."""
@@ -389,17 +407,20 @@ class Trainer:
         self.display.start(self.step, config.steps, self.skipped)
         # The figures of the starting weights, to compare with.
         last = self._validated(logs) if self.step == 0 and config.validate_every else {}
-        crops_iterator = iter(self.photos.crops(self.places, self.step, self.position))
-        while self.step < config.steps:
+        batches = self.batches()
+        batch = next(batches, None)
+        while batch is not None:
             began = time.perf_counter()
-            crops, position = next(crops_iterator)
-            waited = time.perf_counter() - began
-            figures = self.train_step(crops)
-            self.step, self.position = self.step + 1, position
+            values = self.train_step(batch)
+            done, batch = batch, next(batches, None)
+            # Only now, with the next step's degradations queued, does anything wait for the device.
+            figures = read_figures(values, done.step)
+            self.step, self.position = done.step + 1, done.position
             seconds = time.perf_counter() - began
             if logs:
+                figures["learning_rate"] = learning_rate(config, done.step)
                 speed = {"images_per_second": images_in_step(config) / seconds, "seconds": seconds}
-                logs.step(figures | speed | {"data_wait": waited})
+                logs.step(figures | speed | {"data_wait": done.waited})
             stopped = self._any(stop.received)
             if stopped or self.step % config.save_every == 0 or self.step == config.steps:
                 self.save()
@@ -420,6 +441,18 @@ class Trainer:
         if self.accelerator.num_processes == 1:
             return flag
         return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device)).item())
+
+
+def read_figures(values: dict[str, Tensor], step: int) -> dict[str, float]:
+    """Bring a step's figures to the CPU, in one transfer because each would wait for the device.
+
+    Raises:
+        ConfigError: The loss is not finite.
+    """
+    figures = dict(zip(values, torch.stack([value.detach() for value in values.values()]).tolist(), strict=True))
+    if not math.isfinite(figures["loss"]):
+        raise ConfigError(f"the loss of step {step + 1} is {figures['loss']}: lower the learning rate")
+    return figures
 
 
 def build_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -29,7 +29,7 @@ from qualiclip_plugin.errors import ConfigError, DatasetError
 from qualiclip_plugin.run_folder import RunFolder, read_csv
 from qualiclip_plugin.train_cli import train_command
 from qualiclip_plugin.train_config import config_from_mapping
-from qualiclip_plugin.training import Trainer, TrainResult, learning_rate
+from qualiclip_plugin.training import Batch, Trainer, TrainResult, learning_rate
 from qualiclip_plugin.weights import load_model
 
 RUN = [sys.executable, "-m", "qualiclip_plugin.train_cli"]
@@ -249,10 +249,10 @@ def stop_after(settings: dict[str, Any], photos: str, output: Path, step: int) -
     trainer = Trainer(config_from_mapping(settings), photos, str(output))
     train_step = trainer.train_step
 
-    def crashing(crops: torch.Tensor) -> dict[str, float]:
-        if trainer.step == step:
+    def crashing(batch: Batch) -> dict[str, torch.Tensor]:
+        if batch.step == step:
             raise CrashError
-        return train_step(crops)
+        return train_step(batch)
 
     trainer.train_step = crashing  # type: ignore[method-assign]
     with pytest.raises(CrashError):

@@ -30,16 +30,13 @@ from qualiclip_plugin.backbones import backbone_config, build_image_encoder
 from qualiclip_plugin.checkpoint import CLIP_MEAN, CLIP_STD, save_checkpoint
 from qualiclip_plugin.draws import draw_plan
 from qualiclip_plugin.errors import WeightsError
-from qualiclip_plugin.images import to_float
-from qualiclip_plugin.model import QualiCLIP, prompt_similarities
-from qualiclip_plugin.objective import objective
+from qualiclip_plugin.model import QualiCLIP
 from qualiclip_plugin.photos import SKIMAGE
 from qualiclip_plugin.prompts import ATTRIBUTES, paired_features
 from qualiclip_plugin.provenance import versions
 from qualiclip_plugin.sampling import degrade
-from qualiclip_plugin.stages import set_training_mode
 from qualiclip_plugin.train_config import load_config
-from qualiclip_plugin.training import Trainer
+from qualiclip_plugin.training import Trainer, read_figures
 
 
 @dataclass
@@ -49,36 +46,25 @@ class Case:
     trainer: Trainer
 
     def __post_init__(self) -> None:
-        trainer = self.trainer
-        self.loader = iter(trainer.photos.crops(trainer.places, 0, (0, 0)))
-        self.crops = next(self.loader)[0].to(trainer.accelerator.device)
-        self.images = degrade(
-            to_float(self.crops), draw_plan(trainer.config, 0), include_pristine=trainer.config.pristine
-        )
+        self.batches = self.trainer.batches()
+        self.batch = next(self.batches)
         self.waits: list[float] = []
 
     def degraded(self, step: int) -> Tensor:
         """The crops under the plan of a step, other kinds each time as in training."""
         config = self.trainer.config
-        return degrade(to_float(self.crops), draw_plan(config, step), include_pristine=config.pristine)
+        return degrade(self.batch.crops, draw_plan(config, step), include_pristine=config.pristine)
 
     def bare(self, step: int) -> None:
         """Network, losses and optimizer on ready crops."""
-        trainer = self.trainer
-        set_training_mode(trainer.model.image_encoder, trainer.config.batch_norm)
-        features = trainer.encoder(self.images.flatten(0, 2)).float()
-        similarities = prompt_similarities(features, trainer.model.text_features)
-        loss, _ = objective(similarities.unflatten(0, self.images.shape[:3]), trainer.config)
-        trainer._backward(loss)
-        loss.item()
+        read_figures(self.trainer.train_step(self.batch), step)
 
     def whole(self, step: int) -> None:
-        """A step as the trainer runs it: waiting for photographs, degradations, network."""
-        began = time.perf_counter()
-        crops, _ = next(self.loader)
-        self.waits.append(time.perf_counter() - began)
-        self.trainer.step = step
-        self.trainer.train_step(crops)
+        """A step as the trainer runs it: network, then photographs and degradations of the next step."""
+        values = self.trainer.train_step(self.batch)
+        self.batch = next(self.batches)
+        self.waits.append(self.batch.waited)
+        read_figures(values, step)
 
 
 def make_case(name: str, folder: str, settings: list[str]) -> Case:
@@ -145,7 +131,7 @@ def device_text(device: torch.device) -> str:
 def table(name: str, case: Case, seconds: dict[str, Seconds]) -> str:
     """The figures as Markdown: medians over the steps, but means of degradations, whose cost differs by kind."""
     config, device = case.trainer.config, case.trainer.accelerator.device
-    images = case.images.shape[:3].numel()
+    images = case.batch.images.shape[:3].numel()
     bare, whole = (statistics.median(seconds[part].clock) for part in ("bare", "whole"))
     degraded, total = (statistics.mean(seconds[part].clock) for part in ("degraded", "whole"))
     degraded_cpu, total_cpu = (statistics.mean(seconds[part].processor) for part in ("degraded", "whole"))
