@@ -88,7 +88,7 @@ def test_plain_values_survive_yaml() -> None:
     [
         ("learning_rat=1", "did you mean learning_rate"),
         ("steps", "key=value"),
-        ("steps=0", "steps must be in"),
+        ("steps=-1", "steps must be in"),
         ("steps=1.5", "steps must be a whole number"),
         ("steps=true", "steps must be a whole number"),
         ("channels_last=yes please", "channels_last must be true or false"),
