@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LABELS = ("file_name", "opinion", "std", "votes", "reference", "distortion", "level", "split")
-"""Columns of every opened dataset; those it lacks are empty."""
+"""Columns of every opened dataset; those it lacks are empty. Columns for the P-test may follow."""
+
+FULL_REFERENCE = "full_reference_"
+"""Prefix of the columns with full-reference qualities, higher better, empty for pristine images."""
 
 _CHUNK = 64
 _NUMBERS = ("opinion", "std", "votes")
@@ -231,6 +234,8 @@ def label_table(rows: Sequence[Mapping[str, Any]], spec: DatasetSpec) -> pd.Data
     for label in _NUMBERS:
         table[label] = pd.to_numeric(table[label]).astype("float64")
     table["level"] = pd.to_numeric(table["level"]).astype("Int64")
+    for name in spec.full_reference:
+        table[f"{FULL_REFERENCE}{name}"] = pd.to_numeric([row.get(name) or None for row in rows]).astype("float64")
     text = [label for label in LABELS if label not in (*_NUMBERS, "level")]
     return table.assign(**{label: table[label].fillna("").astype(str) for label in text})
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness import statistics as st
+from harness.datasets import FULL_REFERENCE
 from harness.statistics import Estimate, Interval
 from harness.statistics.fitting import Form
 
@@ -20,15 +21,20 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 OPINION_FIGURES = ("srcc", "krcc", "plcc_raw", "plcc_fit", "rmse")
-LADDER_FIGURES = ("d_test", "l_test")
+LADDER_FIGURES = ("d_test", "l_test", "p_test")
 FIGURES = (*OPINION_FIGURES, *LADDER_FIGURES)
 LOWER_IS_BETTER = frozenset({"rmse"})
 IN_STATISTICS = {"srcc": "srcc", "krcc": "krcc", "plcc_raw": "plcc", "plcc_fit": "plcc_fitted", "rmse": "rmse_fitted"}
 """Names of the figures in :mod:`harness.statistics`."""
 
+P_MARGINS = {"psnr": 6.0, "ssim": 0.1, "gmsd": 0.03}
+"""By how much every full-reference quality must differ before a pair counts as discriminable: dB and plain numbers.
+Chosen here so that the better image is plainly better to the eye."""
+
 MIN_STEPS = 3
 NO_OPINION = "no human scores"
 NO_LADDER = "no distortion levels"
+NO_FULL_REFERENCE = "no full-reference qualities"
 
 
 @dataclass(frozen=True)
@@ -171,7 +177,11 @@ def _opinion_figures(
 
 def _ladder_figures(good: pd.DataFrame, scores: Floats, settings: Settings) -> dict[str, dict[str, Any]]:
     options: dict[str, Any] = {"draws": settings.draws, "seed": settings.seed, "level": settings.level}
-    return {"d_test": _d_test(good, scores, options), "l_test": _l_test(good, scores, options)}
+    return {
+        "d_test": _d_test(good, scores, options),
+        "l_test": _l_test(good, scores, options),
+        "p_test": _p_test(good, scores),
+    }
 
 
 def _d_test(good: pd.DataFrame, scores: Floats, options: dict[str, Any]) -> dict[str, Any]:
@@ -199,6 +209,17 @@ def _l_test(good: pd.DataFrame, scores: Floats, options: dict[str, Any]) -> dict
     estimate = st.l_test(*ladders)
     interval = st.l_test_interval(*ladders, **options) if options["draws"] and estimate.defined else None
     return as_json(estimate, interval)
+
+
+def _p_test(good: pd.DataFrame, scores: Floats) -> dict[str, Any]:
+    names = [name for name in P_MARGINS if f"{FULL_REFERENCE}{name}" in good.columns]
+    qualities = good[[f"{FULL_REFERENCE}{name}" for name in names]].to_numpy(dtype=np.float64)
+    known = np.isfinite(qualities).all(axis=1)
+    if not names or not known.any():
+        return as_json(st.undefined(NO_FULL_REFERENCE))
+    better, worse = st.discriminable_pairs(qualities[known].T, [P_MARGINS[name] for name in names])
+    # An interval would need a weight for each of some hundred thousand pairs in every resample.
+    return {**as_json(st.p_test(scores[known], better, worse)), "no_interval": "not computed", "pairs": len(better)}
 
 
 def whole_ladders(good: pd.DataFrame) -> NDArray[np.bool_]:

@@ -35,6 +35,7 @@ SIDE = 320
 """Longest side of the centre that is used, in pixels: whole photographs would take several times as long."""
 
 PRISTINE = "pristine"
+FULL_REFERENCE = ("psnr", "ssim", "gmsd")
 
 
 def _motorcycle() -> Pixels:
@@ -108,9 +109,11 @@ def photograph(name: str) -> Pixels:
 def recipe_hash(spec: DatasetSpec, photographs: Mapping[str, Pixels]) -> str:
     """Fingerprint of all that decides the pixels: photographs, distortions, code and library versions."""
     from qualiclip_plugin import distortions
+    from qualiclip_plugin import full_reference as full_reference_module
 
     recipe = {
         "version": spec.version,
+        "full_reference": code_hash([Path(full_reference_module.__file__)]),
         "photographs": {name: hashlib.sha256(p.tobytes()).hexdigest() for name, p in photographs.items()},
         "strengths": {name: list(kind.strengths) for name, kind in distortions.DISTORTIONS.items()},
         "code": code_hash([*sorted(Path(distortions.__file__).parent.glob("*.py")), Path(__file__)]),
@@ -132,10 +135,31 @@ def ladder(pixels: Pixels, kind: Distortion, seed: int) -> list[Pixels]:
     return steps
 
 
+def full_reference(degraded: Pixels, pristine: Pixels) -> dict[str, float]:
+    """Qualities of a degraded photograph (H, W, 3) by comparison with the pristine one, higher is better.
+
+    PSNR in dB (100 for equal images), SSIM (Wang et al. 2004) of the luma, and GMSD (Xue et al. 2014) negated.
+    """
+    import torch
+    from skimage.color import rgb2gray
+    from skimage.metrics import structural_similarity
+
+    from qualiclip_plugin.full_reference import gmsd
+
+    error = np.mean(np.square(degraded.astype(np.float64) - pristine))
+    first, second = (torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255 for image in (degraded, pristine))
+    values = (
+        10 * np.log10(255**2 / error) if error else 100.0,
+        structural_similarity(rgb2gray(degraded), rgb2gray(pristine), data_range=1.0),
+        -float(gmsd(first, second)),
+    )
+    return {name: round(float(value), 6) for name, value in zip(FULL_REFERENCE, values, strict=True)}
+
+
 def write_ladders(folder: Path, photographs: Mapping[str, Pixels]) -> None:
     """Write all images as PNG and their ``metadata.csv``."""
     with (folder / "metadata.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, ["file_name", "reference", "distortion", "level"])
+        writer = csv.DictWriter(file, ["file_name", "reference", "distortion", "level", *FULL_REFERENCE])
         writer.writeheader()
         for row, pixels in _rows(photographs):
             _save(folder / row["file_name"], pixels)
@@ -151,7 +175,7 @@ def _rows(photographs: Mapping[str, Pixels]) -> Iterator[tuple[dict[str, Any], P
             # zlib.crc32 is the same in every process, unlike hash().
             steps = ladder(pixels, kind, seed=zlib.crc32(f"{reference}/{name}".encode()))
             for level, degraded in enumerate(steps, start=1):
-                yield _row(reference, name, level), degraded
+                yield {**_row(reference, name, level), **full_reference(degraded, pixels)}, degraded
 
 
 def _row(reference: str, distortion: str, level: int) -> dict[str, Any]:

@@ -122,7 +122,8 @@ def _rows(cell: CellJson) -> Iterable[dict[str, Any]]:
     if not cell["subsets"]:
         yield {**name, "subset": "all", "reason": {"all": cell["reason"]}}
     for subset, group in cell["subsets"].items():
-        figures = group["figures"]
+        # A cell written before a figure existed lacks it until its next run.
+        figures = {name: group["figures"].get(name, _NOT_COMPUTED) for name in FIGURES}
         yield {
             **name,
             "subset": subset,
@@ -133,6 +134,9 @@ def _rows(cell: CellJson) -> Iterable[dict[str, Any]]:
             "seconds": cell["seconds"] if subset == "all" else None,
             "reason": {figure: figures[figure].get("reason", "") for figure in FIGURES},
         }
+
+
+_NOT_COMPUTED = {"value": None, "reason": "not computed; run the cell again"}
 
 
 def _grid(

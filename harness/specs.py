@@ -147,6 +147,7 @@ class DatasetSpec:
         subset: Rows that count, as a value of the split column; empty: all of them.
         split: How supervised scorers are to be compared: the official part, ten splits disjoint by
             reference, or the whole set.
+        full_reference: Columns with full-reference qualities, higher better, for the P-test.
         resize: Pixels of the shorter side after resizing; 0: native size.
         exif: Whether a rotation stored in the file is applied.
         seen_by: Training sets' names that contain these images; a scorer trained on one has seen them.
@@ -168,6 +169,7 @@ class DatasetSpec:
     generated: str = ""
     subset: str = ""
     split: Literal["official", "ratio", "whole"] = "whole"
+    full_reference: tuple[str, ...] = ()
     resize: int = 0
     exif: bool = True
     seen_by: tuple[str, ...] = ()

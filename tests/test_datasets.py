@@ -204,6 +204,10 @@ def test_ladders_hold_every_distortion_at_every_level(small_ladders: DatasetSpec
     assert len(table) == 2 * (1 + steps)
     counts = table[table["level"] > 0].groupby(["reference", "distortion"])["level"].apply(list)
     assert {tuple(levels) for levels in counts} == {(1, 2, 3, 4, 5)}
+    qualities = table[table["level"] > 0][[f"full_reference_{name}" for name in ("psnr", "ssim", "gmsd")]]
+    assert np.isfinite(qualities.to_numpy()).all()
+    assert (qualities["full_reference_gmsd"] < 0).mean() > 0.99
+    assert table[table["level"] == 0]["full_reference_psnr"].isna().all()
     assert set(counts.index) == {(photo, kind) for photo in ("chelsea", "coffee") for kind in DISTORTIONS}
 
 

@@ -137,6 +137,18 @@ def test_a_ladder_with_failures_counts_as_long_as_three_levels_are_left() -> Non
     assert values(frame)["l_test"] is None
 
 
+def test_p_test_asks_for_pairs_that_all_full_reference_metrics_separate() -> None:
+    frame = ladder_rows(lambda photo, kind, level: -level)
+    steps = frame["level"].astype(float).where(frame["level"] > 0)
+    frame["full_reference_psnr"], frame["full_reference_ssim"] = 60 - 7 * steps, 1 - 0.2 * steps
+    frame["full_reference_gmsd"] = -0.05 * steps
+    found = cell(frame)["subsets"]["all"]["figures"]["p_test"]
+    assert (found["value"], found["pairs"]) == (1.0, 4 * 4 * 10)
+    frame["full_reference_gmsd"] = 0.05 * steps
+    assert cell(frame)["subsets"]["all"]["figures"]["p_test"]["value"] is None
+    assert "full-reference" in cell(rows())["subsets"]["all"]["figures"]["p_test"]["reason"]
+
+
 def test_krasula_needs_standard_errors() -> None:
     assert 0.5 < cell(rows())["subsets"]["all"]["krasula"]["correct"]["value"] <= 1
     assert "votes" in cell(rows(votes=np.nan))["subsets"]["all"]["krasula"]["reason"]

@@ -22,6 +22,7 @@ FIGURE_NAMES = {
     "rmse": "RMSE",
     "d_test": "D-test",
     "l_test": "L-test",
+    "p_test": "P-test",
 }
 BLOCKS = (
     (False, "Opinion-unaware", "Trained without any human opinion score."),
