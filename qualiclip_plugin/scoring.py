@@ -3,7 +3,8 @@
 Files are decoded ahead in threads, images of equal size are scored together, rows come back in the order of the
 files. On the CPU a batch holds one image by default: larger ones are no faster there, and so the score of a file
 is the same bit for bit whatever else is scored, in whatever order, with any number of workers. With larger
-batches, or another number of torch threads, fp32 scores stay within ``BATCH_TOLERANCE`` of it.
+batches, or another number of torch threads, fp32 scores stay within ``BATCH_TOLERANCE`` of it. On a GPU, fp32 means
+fp32: TensorFloat-32 is off and algorithms are deterministic.
 """
 
 from __future__ import annotations
@@ -245,10 +246,12 @@ def _forward(
     batch: list[_Waiting], model: nn.Module, device: torch.device, attributes: bool
 ) -> tuple[list[float], dict[str, list[float]]]:
     images = to_float(torch.stack([item.image.pixels for item in batch]).to(device))
-    if not attributes:
-        return _floats(model(images)), {}
-    scores, named = model(images, attributes=True)
-    return _floats(scores), {name: _floats(values) for name, values in named.items()}
+    # On a GPU torch rounds the input of convolutions to ten bits and tries out algorithms, unless told otherwise.
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        if not attributes:
+            return _floats(model(images)), {}
+        scores, named = model(images, attributes=True)
+        return _floats(scores), {name: _floats(values) for name, values in named.items()}
 
 
 def _floats(values: Tensor) -> list[float]:

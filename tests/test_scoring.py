@@ -284,6 +284,34 @@ def test_threads_stay_within_the_declared_tolerance(
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.1), ("fp16", 0.02)])
+def test_half_precisions_repeat_their_bits_and_stay_near(
+    photo_files: list[Path], alone: dict[Path, float | None], precision: str, tolerance: float
+) -> None:
+    model = load_model("lite", precision=precision)
+    scores = [row.score for row in score_files(photo_files, model)]
+    assert [row.score for row in score_files(photo_files[::-1], model, workers=0)] == scores[::-1]
+    assert scores == pytest.approx(list(alone.values()), rel=0, abs=tolerance)
+    assert scores != list(alone.values())
+
+
+def test_fp32_on_a_gpu_is_not_rounded_and_settings_are_put_back(greys: list[Path]) -> None:
+    class Watch(MeanModel):
+        seen: tuple[bool, ...] = ()
+
+        def forward(self, images: torch.Tensor, attributes: bool = False) -> Any:
+            cudnn = torch.backends.cudnn
+            self.seen = (cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark)
+            return super().forward(images)
+
+    before = (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark)
+    model = Watch()
+    for _ in score_files(greys[:2], model):
+        after = (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark)
+        assert after == before
+    assert model.seen == (False, True, False)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_gpu_scores_stay_within_a_tenth_of_a_thousandth(
