@@ -16,9 +16,10 @@ from torch import Tensor
 from qualiclip_plugin.distortions import DISTORTIONS, GROUPS, Distortion, get_distortion, get_table, make_table
 from qualiclip_plugin.distortions.blur import disk_kernel, line_kernel, motion_blur, shake_kernel
 from qualiclip_plugin.distortions.color import lab_to_rgb, linear_to_srgb, rgb_to_lab, srgb_to_linear
-from qualiclip_plugin.distortions.compression import jpeg, jpeg2000, quantization_tables
+from qualiclip_plugin.distortions.compression import jpeg, quantization_tables
 from qualiclip_plugin.distortions.fields import normal_field, uniform_field
 from qualiclip_plugin.distortions.filters import gaussian_filter
+from qualiclip_plugin.distortions.wavelet import jpeg2000, wavelet_transform
 from qualiclip_plugin.errors import ConfigError
 
 # Float32 rounding of an untouched flat area, far below any 8-bit step.
@@ -36,7 +37,7 @@ DEFAULT_KINDS = [pytest.param(kind, id=kind.name) for kind in DISTORTIONS.values
 
 
 def to_tensor(pixels: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).float() / 255
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
 
 
 def ladder(kind: Distortion, image: Tensor, seed: int = 7) -> Tensor:
@@ -167,7 +168,8 @@ def test_order_on_pristine_photographs(kind: Distortion, shared_dir: object) -> 
         y, x = (rng.integers(side - 160 + 1) for side in pixels.shape[:2])
         crop = to_tensor(pixels[y : y + 160, x : x + 160])
         error = errors(ladder(kind, crop, number), crop)
-        assert (error.diff() > -ROUNDING).all(), f"{path.name} at {y}, {x}: {error.tolist()}"
+        # A picture of one colour is coded all but exactly; a hundredth of an 8-bit step means nothing.
+        assert (error.diff() > -0.01 / 255).all(), f"{path.name} at {y}, {x}: {error.tolist()}"
 
 
 @pytest.mark.gpu
@@ -414,11 +416,34 @@ def test_milder_blocks_are_a_part_of_the_harder_ones(crops: Tensor) -> None:
             assert torch.equal(after[:, milder], before[:, milder])
 
 
-def test_jpeg2000_grows_with_the_ratio(crops: Tensor) -> None:
-    error = errors(ladder(DISTORTIONS["jpeg2000"], crops[1]), crops[1])
-    assert (error.diff() > 0).all()
+@pytest.mark.parametrize("ratio", [16, 32, 45, 120, 170])
+def test_jpeg2000_errs_as_much_as_openjpeg(ratio: int, images: Tensor) -> None:
+    seeds = torch.zeros(len(images), dtype=torch.int64)
+    mine = errors(jpeg2000(images, torch.full((len(images),), float(ratio)), seeds), images)
+    for image, error in zip(images, mine.tolist(), strict=True):
+        with io.BytesIO() as file:
+            pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+            Image.fromarray(pixels).save(
+                file, "JPEG2000", irreversible=True, mct=1, quality_mode="rates", quality_layers=[ratio]
+            )
+            decoded = to_tensor(np.asarray(Image.open(file)))
+        assert error == pytest.approx(float(errors(decoded, image)), rel=0.12)
+
+
+def test_jpeg2000_is_nearly_lossless_where_there_is_room(crops: Tensor) -> None:
     near = jpeg2000(crops[:1], torch.tensor([1.5]), torch.tensor([0]))
-    assert float(errors(near, crops[0])) < 0.01
+    assert torch.equal((near * 255).round() / 255, near)
+    assert float(errors(near, crops[0])) < 0.5 / 255
+
+
+def test_wavelet_goes_there_and_back_and_keeps_energy() -> None:
+    planes = torch.randn(2, 3, 37, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    bands = wavelet_transform(planes)
+    assert (wavelet_transform(bands, inverse=True) - planes).abs().max() < 1e-12
+    assert float(bands.square().sum() / planes.square().sum()) == pytest.approx(1, abs=0.1)
+    flat = wavelet_transform(torch.ones(1, 1, 64, 64, dtype=torch.float64))
+    assert float(flat[..., 2:, :].abs().max()) < 1e-9
+    assert flat[..., :2, :2].tolist() == [[[[pytest.approx(32)] * 2] * 2]]
 
 
 # Pictures of one pixel to a few: no kind may fail on them.

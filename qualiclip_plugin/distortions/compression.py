@@ -1,21 +1,16 @@
-"""Compression: JPEG as libjpeg computes it, batched, and JPEG 2000 by the real codec.
+"""JPEG as libjpeg computes it, batched.
 
-JPEG follows ITU-T T.81 and JFIF with libjpeg's defaults: 8-bit input, the Annex K tables scaled by quality, 4:2:0
+It follows ITU-T T.81 and JFIF with libjpeg's defaults: 8-bit input, the Annex K tables scaled by quality, 4:2:0
 chroma by 2 x 2 means, "fancy" (triangle) chroma upsampling. Every rounding of the format is a real one.
 """
 
 from __future__ import annotations
 
-import io
 import math
-import os
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from qualiclip_plugin.distortions.color import mix_channels
@@ -143,35 +138,3 @@ def jpeg(images: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
     chroma = _double(chroma[..., : (H + 1) // 2, : (W + 1) // 2])[..., :H, :W]
     rgb = mix_channels(torch.cat((luma, chroma - 128), dim=1), torch.tensor(_YCBCR_TO_RGB))
     return rgb.round_().clamp_(0, 255).div_(255)
-
-
-@lru_cache(maxsize=1)
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="jpeg2000")
-
-
-def _jpeg2000_array(image: np.ndarray, ratio: float) -> np.ndarray:
-    resolutions = max(1, min(6, int(math.log2(min(image.shape[:2]))) + 1))
-    with io.BytesIO() as file:
-        Image.fromarray(image).save(
-            file,
-            format="JPEG2000",
-            irreversible=True,
-            quality_mode="rates",
-            quality_layers=[ratio],
-            num_resolutions=resolutions,
-        )
-        with Image.open(file) as decoded:
-            return np.asarray(decoded)
-
-
-def jpeg2000(images: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
-    """Encode and decode as JPEG 2000 (9/7 wavelet, OpenJPEG) at a compression ratio of ``strength``, (N,).
-
-    The codec runs on the CPU, one thread per image; a GPU batch makes the trip there and back in 8 bits.
-    Shapes as in :func:`jpeg`.
-    """
-    bytes_hwc = (images * 255).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
-    decoded = list(_pool().map(_jpeg2000_array, bytes_hwc, strength.tolist()))
-    stacked = torch.from_numpy(np.stack(decoded)).to(images.device)
-    return stacked.permute(0, 3, 1, 2).to(images.dtype).div_(255).contiguous()

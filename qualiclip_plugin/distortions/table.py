@@ -18,7 +18,7 @@ from types import MappingProxyType
 
 from torch import Tensor
 
-from qualiclip_plugin.distortions import blur, brightness, color, compression, noise, sharpness, spatial
+from qualiclip_plugin.distortions import blur, brightness, color, compression, noise, sharpness, spatial, wavelet
 from qualiclip_plugin.errors import ConfigError
 
 Apply = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -81,7 +81,7 @@ _ORDERED = (
         notes="ARNIQA's level 1, 0.1, is the identity; 3 fills the gap between 2 and 5", camera=True,
     ),
     Distortion(
-        "lens_blur", "blur", blur.lens_blur, (1, 1.5, 2, 3.5, 10), "radius, pixels",
+        "lens_blur", "blur", blur.lens_blur, (1, 1.5, 2, 3, 8), "radius, pixels",
         notes="ARNIQA's 1, 2, 4, 6, 8 stop getting worse on fine regular patterns", camera=True,
     ),
     Distortion(
@@ -105,7 +105,7 @@ _ORDERED = (
         notes="ARNIQA's level 1, factor 1, is the identity, and above 4 colours fold back at the gamut's edge",
     ),
     # compression
-    Distortion("jpeg2000", "compression", compression.jpeg2000, (16, 32, 45, 120, 170), "compression ratio"),
+    Distortion("jpeg2000", "compression", wavelet.jpeg2000, (16, 32, 45, 120, 170), "compression ratio"),
     Distortion(
         "jpeg", "compression", compression.jpeg, (69, 40, 20, 10, 5), "libjpeg quality",
         notes="each level doubles the quantization steps, so the coarser steps are among the finer ones; ARNIQA's "
@@ -205,7 +205,7 @@ _ORIGINAL = (
     Distortion("color_shift", "color", color.color_shift_distance, (1, 3, 6, 8, 12), "pixels"),
     Distortion("saturation_hsv", "color", color.saturation_hsv, (0.4, 0.2, 0.1, 0, -0.4), "factor of HSV's S"),
     Distortion("saturation_lab", "color", color.saturation_lab, (1, 2, 3, 6, 9), "factor of a*, b*"),
-    Distortion("jpeg2000", "compression", compression.jpeg2000, (16, 32, 45, 120, 170), "compression ratio"),
+    Distortion("jpeg2000", "compression", wavelet.jpeg2000, (16, 32, 45, 120, 170), "compression ratio"),
     Distortion("jpeg", "compression", compression.jpeg, (43, 36, 24, 7, 4), "libjpeg quality"),
     Distortion("white_noise", "noise", noise.white_noise, (0.001, 0.002, 0.003, 0.005, 0.01), "variance"),
     Distortion("color_noise", "noise", noise.color_noise, (0.0001, 0.0005, 0.001, 0.002, 0.003), "variance"),
