@@ -37,14 +37,16 @@ class SingleQueryAttentionPool(nn.Module):
     def forward(self, feature_map: Tensor) -> Tensor:
         """Pool a feature map (N, C, H, W) to image features (N, D)."""
         tokens = feature_map.flatten(2)
-        tokens = cat([tokens.mean(dim=2, keepdim=True), tokens], dim=2)
+        mean = tokens.mean(dim=2, keepdim=True)
         if self.use_positional_embedding:
-            tokens = tokens + self._positional(tokens.shape[2]).to(tokens)
-        query = self.q_proj(tokens[:, :, 0]).unflatten(1, (self.num_heads, -1))
+            positions = self._positional(tokens.shape[2] + 1).to(tokens)
+            mean, tokens = mean + positions[:, :1], tokens + positions[:, 1:]
+        query = self.q_proj(mean[:, :, 0]).unflatten(1, (self.num_heads, -1))
         query = query * query.shape[-1] ** -0.5
-        keys = self.k_proj.weight.unflatten(0, (self.num_heads, -1))
-        weights = (einsum("nhd,hdc->nhc", query, keys) @ tokens).softmax(dim=-1)
-        pooled = weights @ tokens.transpose(1, 2)
+        keys = einsum("nhd,hdc->nhc", query, self.k_proj.weight.unflatten(0, (self.num_heads, -1)))
+        # The mean token stays apart: joined to the others it would copy the whole feature map.
+        weights = cat([keys @ mean, keys @ tokens], dim=2).softmax(dim=-1)
+        pooled = weights[:, :, 1:] @ tokens.transpose(1, 2) + weights[:, :, :1] * mean.transpose(1, 2)
         values = einsum("nhc,hdc->nhd", pooled, self.v_proj.weight.unflatten(0, (self.num_heads, -1)))
         return self.c_proj(values.flatten(1) + self.v_proj.bias)
 

@@ -8,6 +8,7 @@ similarities to the positive and the negative prompt, taken at the positive one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, einsum, nn
 
 from qualiclip_plugin.errors import ImageError
 from qualiclip_plugin.inference import autocast, check_precision
+from qualiclip_plugin.tiling import TILE_PIXELS, can_tile, encode_in_tiles
 
 MIN_SIZE = 32
 """Smallest height and width in pixels: the total stride of the convolutional towers."""
@@ -64,6 +66,9 @@ class QualiCLIP(nn.Module):
         attributes: P names, one per prompt pair.
         backbone: open_clip configuration of the image encoder, which travels with saved weights.
         precision: ``fp32``, ``fp16`` or ``bf16`` (autocast of the image tower; the score itself is fp32).
+        tile_pixels: Images with more pixels are encoded in tiles of at most so many, which bounds the memory and
+            leaves the score the same up to rounding (see ``tiling``). It applies to convolutional towers, in
+            evaluation mode, where no gradient is asked for; ``None`` never tiles.
     """
 
     text_features: Tensor
@@ -81,8 +86,10 @@ class QualiCLIP(nn.Module):
         *,
         backbone: Mapping[str, Any],
         precision: str = "fp32",
+        tile_pixels: int | None = TILE_PIXELS,
     ) -> None:
         super().__init__()
+        self.tile_pixels = tile_pixels
         self.image_encoder = image_encoder
         self.logit_scale = float(logit_scale)
         self.attributes = tuple(attributes)
@@ -105,11 +112,28 @@ class QualiCLIP(nn.Module):
             ImageError: The shape is not (N, 3, H, W) or an image is smaller than 32 x 32.
         """
         check_images(images)
-        normalised = (images - self.mean) / self.std
         with autocast(self.precision, images.device):
-            features = self.image_encoder(normalised.contiguous(memory_format=torch.channels_last))
+            features = self._encode_in_tiles(images)
+            if features is None:
+                features = self.image_encoder(self._normalise(images))
         features = features.float()
         return features / features.norm(dim=-1, keepdim=True)
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+    def _encode_in_tiles(self, images: Tensor) -> Tensor | None:
+        """The tower's features (N, D) of large images; ``None`` where tiles do not apply."""
+        # A compiled or exported graph has no place for a number of tiles that depends on the image.
+        if self.tile_pixels is None or self.training or torch.compiler.is_compiling():
+            return None
+        if images.shape[2] * images.shape[3] <= self.tile_pixels or not can_tile(self.image_encoder):
+            return None
+        inputs = (images, *self.image_encoder.parameters())
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
+            return None
+        encode = partial(encode_in_tiles, self.image_encoder, normalise=self._normalise)
+        return torch.cat([encode(image, tile_pixels=self.tile_pixels) for image in images.split(1)])
 
     def similarities(self, images: Tensor) -> Tensor:
         """Cosine similarities (N, P, 2) of images (N, 3, H, W) in [0, 1] to the prompt pairs."""

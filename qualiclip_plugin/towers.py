@@ -11,7 +11,6 @@ In a backbone configuration it stands in the place of open_clip's settings::
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import timm
@@ -48,14 +47,18 @@ class StagePoolTower(nn.Module):
         # What follows the blocks is never run; as identities they keep timm's class, whose layout others know.
         trunk.conv_head, trunk.bn2 = nn.Identity(), nn.Identity()
         self.trunk = trunk
-        self.strides = tuple(_stride(trunk, stage) for stage in self.stages)
+        # Where large images are cut in two passes: what comes before has most pixels and sees least far.
+        self.early = min(3, self.stages[0])
         self.head = nn.Linear(sum(_channels(trunk.blocks[stage]) for stage in self.stages), embed_dim)
 
-    def stage_maps(self, images: Tensor) -> list[Tensor]:
-        """Feature maps of the chosen stages for normalised images (N, 3, H, W), at ``strides`` pixels a step."""
-        features = self.trunk.bn1(self.trunk.conv_stem(images))
+    def early_map(self, images: Tensor) -> Tensor:
+        """Normalised images (N, 3, H, W) -> the feature map after the first ``early`` stages."""
+        return self.trunk.blocks[: self.early](self.trunk.bn1(self.trunk.conv_stem(images)))
+
+    def stage_maps(self, features: Tensor) -> list[Tensor]:
+        """The early map -> the feature maps of the chosen stages."""
         maps = []
-        for index, block in enumerate(self.trunk.blocks):
+        for index, block in enumerate(self.trunk.blocks[self.early :], start=self.early):
             features = block(features)
             if index in self.stages:
                 maps.append(features)
@@ -63,17 +66,11 @@ class StagePoolTower(nn.Module):
 
     def pool(self, images: Tensor) -> Tensor:
         """Normalised images (N, 3, H, W) -> means of the chosen stages side by side, (N, C)."""
-        return torch.cat([features.mean((2, 3)) for features in self.stage_maps(images)], dim=1)
+        return torch.cat([features.mean((2, 3)) for features in self.stage_maps(self.early_map(images))], dim=1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode normalised images (N, 3, H, W) to features (N, D), not of unit norm."""
         return self.head(self.pool(images))
-
-
-def _stride(trunk: EfficientNet, stage: int) -> int:
-    """Pixels of the image a step in the feature map of a stage: the product of all strides up to it."""
-    layers = [trunk.conv_stem, *trunk.blocks[: stage + 1].modules()]
-    return math.prod(layer.stride[0] for layer in layers if isinstance(layer, nn.Conv2d))
 
 
 def _channels(block: nn.Module) -> int:
