@@ -42,7 +42,7 @@ from qualiclip_plugin.model import QualiCLIP, prompt_similarities
 from qualiclip_plugin.objective import objective, ranking_accuracy
 from qualiclip_plugin.photos import SkipList
 from qualiclip_plugin.processes import CropEncoder, build_accelerator, device_name, places_of
-from qualiclip_plugin.run_folder import RunFolder, RunState, write_csv
+from qualiclip_plugin.run_folder import RunFolder, RunState, read_csv, write_csv
 from qualiclip_plugin.run_logs import RunLogs, tracker_config
 from qualiclip_plugin.sampling import DegradationPlan, degrade
 from qualiclip_plugin.stages import (
@@ -147,7 +147,7 @@ class Trainer:
         if self.main:
             self.folder.lock()
         self.pool = ThreadPoolExecutor(config.workers, thread_name_prefix="photos")
-        self.skipped = SkipList()
+        self.skipped = SkipList(read_skipped(self.folder.path) if resume else {})
         self.display = Display(enabled=self.main)
         check_plan(config)
         self.scored = read_scored_data(config.scored_data) if config.scored_data else None
@@ -340,6 +340,8 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of the current step."""
         states = gather_object([generator_states()])
+        for reasons in gather_object([dict(self.skipped.reasons)]):
+            self.skipped.reasons.update(reasons)
         if self.main:
             scaler = self.accelerator.scaler
             state = {
@@ -356,7 +358,7 @@ class Trainer:
     def write_skipped(self) -> None:
         """Write the list of photographs that were left out."""
         if self.main and len(self.skipped):
-            rows = [{"photograph": name, "reason": reason} for name, reason in self.skipped.reasons.items()]
+            rows = [{"photograph": name, "reason": reason} for name, reason in list(self.skipped.reasons.items())]
             write_csv(self.folder.path / "skipped.csv", ["photograph", "reason"], rows)
 
     def validate(self) -> dict[str, Any]:
@@ -441,6 +443,11 @@ class Trainer:
         if self.accelerator.num_processes == 1:
             return flag
         return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device)).item())
+
+
+def read_skipped(folder: Path) -> dict[str, str]:
+    """Photographs, with the reason, that ``skipped.csv`` lists."""
+    return {row["photograph"]: row["reason"] for row in read_csv(folder / "skipped.csv")}
 
 
 def read_figures(values: dict[str, Tensor], step: int) -> dict[str, float]:

@@ -341,6 +341,14 @@ def test_skipped_photographs_are_listed(settings, photos: str, tmp_path: Path) -
         run(settings | {"check_photos": check, "steps": 12}, str(folder), output)
         names = {Path(row["photograph"]).name for row in read_csv(output / "skipped.csv")}
         assert names == {"small.png", "broken.png"}
+    # What was met before an interruption stays listed.
+    (folder / "small.png").unlink()
+    (folder / "broken.png").unlink()
+    unchecked = settings | {"check_photos": False, "steps": 12}
+    (output / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match="photographs"):
+        run(unchecked, str(folder), output, resume=True)
+    assert len(read_csv(output / "skipped.csv")) == 2
 
 
 def test_no_usable_photograph_is_an_error(settings, photos: str, tmp_path: Path) -> None:
@@ -391,6 +399,15 @@ def test_gradient_checkpointing_changes_nothing(settings, photos: str, whole: Pa
     run(settings | {"gradient_checkpointing": True}, photos, tmp_path / "checkpointed")
     for name, value in weights(whole).items():
         torch.testing.assert_close(value, weights(tmp_path / "checkpointed")[name], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_compiled_run_agrees(settings, photos: str, whole: Path, tmp_path: Path) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler")
+    run(settings | {"compile": True}, photos, tmp_path / "compiled")
+    for compiled, plain in zip(losses(tmp_path / "compiled"), losses(whole), strict=True):
+        assert float(compiled[1]) == pytest.approx(float(plain[1]), abs=1e-2)
 
 
 def test_half_precision_results(settings, photos: str, tmp_path: Path) -> None:
