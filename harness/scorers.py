@@ -14,6 +14,7 @@ import difflib
 import hashlib
 import io
 import json
+import os
 import shlex
 import shutil
 import socket
@@ -26,6 +27,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.error import URLError
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -111,7 +113,7 @@ def create_scorer(name: str, *, device: str = "auto", precision: str = "fp32") -
     base, options = parse_name(name)
     chosen = pick_device(device)
     try:
-        with _silent():
+        with _silent(), _offline(not hub_reachable()):
             if base in OURS or base.startswith("qualiclip+"):
                 return _ours(name, base, options, chosen, precision)
             if base.startswith(COMMAND):
@@ -368,15 +370,43 @@ def availability(names: Iterable[str]) -> Iterator[tuple[str, str]]:
             yield name, ""
 
 
+@cache
+def hub_reachable() -> bool:
+    """Whether the Hub's name resolves, asked once; behind a proxy it need not."""
+    from huggingface_hub import constants
+
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    try:
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
+    except OSError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _offline(offline: bool) -> Iterator[None]:
+    # Without a network the Hub's client repeats every request for half a minute before it gives up.
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or offline
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
 @contextlib.contextmanager
 def _without_network() -> Iterator[None]:
     def refuse(*arguments: object, **options: object) -> None:
-        raise OSError("not on this machine (nothing was downloaded)")
+        raise OSError("no download was tried")
 
     connect, resolve = socket.socket.connect, socket.getaddrinfo
     socket.socket.connect, socket.getaddrinfo = refuse, refuse  # type: ignore[method-assign, assignment]
     try:
-        yield
+        with _offline(True):
+            yield
     finally:
         socket.socket.connect, socket.getaddrinfo = connect, resolve  # type: ignore[method-assign]
 
