@@ -134,6 +134,7 @@ def test_too_small_tiles_are_refused(model, photo):
 
 HUGE = """
 import resource, sys, torch
+from qualiclip_plugin.weights import load_model
 model = load_model(sys.argv[1])
 rows = torch.linspace(0, 1, 8660).view(-1, 1)
 image = torch.empty(1, 3, 8660, 11548)
