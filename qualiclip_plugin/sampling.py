@@ -190,15 +190,37 @@ def _draw_kinds(
 
 
 @contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
-    """Keep a caller's autocast and TF32 settings away from the degradations: JPEG rounds, ladders are ordered."""
-    precision = torch.get_float32_matmul_precision()
+def _exact_products() -> Iterator[None]:
+    """Switch TF32 (and bf16 on the CPU) off for matrix products, by the API that the caller switched it on with.
+
+    Since torch 2.9 there are two APIs, and reading the old one raises where the new one was used.
+    """
+    try:
+        precision = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        # torch's type stubs do not know the second.
+        backends = (torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul"))  # noqa: B009
+        before = [backend.fp32_precision for backend in backends]
+        try:
+            for backend in backends:
+                backend.fp32_precision = "ieee"
+            yield
+        finally:
+            for backend, value in zip(backends, before, strict=True):
+                backend.fp32_precision = value
+        return
     try:
         torch.set_float32_matmul_precision("highest")
-        with torch.autocast(device.type, enabled=False):
-            yield
+        yield
     finally:
         torch.set_float32_matmul_precision(precision)
+
+
+@contextmanager
+def _full_precision(device: torch.device) -> Iterator[None]:
+    """Keep a caller's autocast and TF32 settings away from the degradations: JPEG rounds, ladders are ordered."""
+    with _exact_products(), torch.autocast(device.type, enabled=False):
+        yield
 
 
 @torch.no_grad()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -193,6 +195,38 @@ def test_autocast_does_not_reach_the_degradations(crop_pairs: Tensor) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(degrade(crop_pairs, plan), expected)
     assert torch.get_float32_matmul_precision() == precision
+
+
+TF32_SETTINGS = {
+    "old": "torch.backends.cuda.matmul.allow_tf32 = True",
+    "medium": "torch.set_float32_matmul_precision('medium')",
+    "new": "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+}
+
+
+@pytest.mark.parametrize("setting", TF32_SETTINGS)
+def test_tf32_settings_are_given_back(setting: str) -> None:
+    if setting == "new" and not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        pytest.skip("this torch has no per-backend precision")
+    # A process of its own: once used, the two APIs of torch do not mix.
+    program = f"""
+import torch
+from qualiclip_plugin.sampling import degrade, sample_plan
+def state():
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return torch.backends.cuda.matmul.fp32_precision
+images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+plan = sample_plan(2, torch.Generator().manual_seed(0), distortions=["gaussian_blur", "jpeg"])
+expected = degrade(images, plan)
+{TF32_SETTINGS[setting]}
+before = state()
+assert before != "highest"
+assert torch.equal(degrade(images, plan), expected)
+assert state() == before
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_images_that_do_not_fit(images: Tensor) -> None:

@@ -105,9 +105,9 @@ def translate(planes: Tensor, down: Tensor, right: Tensor) -> Tensor:
     """Move each plane (N, C, H, W) by whole pixels (N,); the border pixels repeat."""
     N, C, H, W = planes.shape
     device = planes.device
-    rows = (torch.arange(H) - down.cpu()[:, None]).clamp_(0, H - 1)
-    columns = (torch.arange(W) - right.cpu()[:, None]).clamp_(0, W - 1)
-    index = (rows[:, :, None] * W + columns[:, None, :]).view(N, 1, H * W).to(device)
+    rows = (torch.arange(H, device=device) - down.to(device)[:, None]).clamp_(0, H - 1)
+    columns = (torch.arange(W, device=device) - right.to(device)[:, None]).clamp_(0, W - 1)
+    index = (rows[:, :, None] * W + columns[:, None, :]).view(N, 1, H * W)
     return planes.reshape(N, C, H * W).gather(2, index.expand(N, C, H * W)).view(N, C, H, W)
 
 

@@ -98,8 +98,8 @@ def color_block(images: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
 
 
 def _mean_operator(block: Tensor, size: int) -> Tensor:
-    """Matrices that replace each run of ``block`` pixels, (N,), by its mean, (N, size, size)."""
-    run = torch.arange(size) // block.cpu().long()[:, None]
+    """Matrices that replace each run of ``block`` pixels, int64 (N,), by its mean, float64 (N, size, size)."""
+    run = torch.arange(size, device=block.device) // block[:, None]
     same = (run[:, :, None] == run[:, None, :]).to(torch.float64)
     return same / same.sum(dim=2, keepdim=True)
 
@@ -109,7 +109,8 @@ def pixelate(images: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
 
     Where each side divides the next, the means are projections onto nested spaces: the error never falls.
     """
-    rows, columns = (_mean_operator(strength, size).to(images) for size in images.shape[-2:])
+    block = strength.to(images.device, torch.int64)
+    rows, columns = (_mean_operator(block, size).to(images.dtype) for size in images.shape[-2:])
     return separable(images, rows, columns).clamp_(0, 1)
 
 
