@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.metadata import MIN_IMAGES, check_metadata, check_rows, find_metadata, local_spec
+from harness.metadata import check_metadata, check_rows, find_metadata, local_spec
 from harness.specs import DatasetSpec, catalogue, find_spec
+from harness.statistics import MIN_IMAGES
 from qualiclip_plugin.errors import DatasetError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from harness.formats import one_line
-from harness.scorers import availability, known_scorers
+from harness.scorers import availability, known_scorers, lower_better
 from harness.specs import catalogue
 
 
@@ -29,8 +29,11 @@ def scorer_table(available: bool = False) -> str:
     """
     words = {True: "yes", False: "no", None: "?"}
     known = known_scorers()
-    rows = [[name, words[facts.opinion_aware], " ".join(facts.trained_on)] for name, facts in known.items()]
-    headers = ["scorer", "opinion-aware", "trained on"]
+    rows = [
+        [name, "lower" if lower_better(name) else "higher", words[facts.opinion_aware], " ".join(facts.trained_on)]
+        for name, facts in known.items()
+    ]
+    headers = ["scorer", "better", "opinion-aware", "trained on"]
     if available:
         reasons = dict(availability(known))
         rows = [[*row, "" if reasons[row[0]] else "yes", one_line(reasons[row[0]])[:100]] for row in rows]

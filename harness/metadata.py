@@ -11,10 +11,10 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
 
 from harness.specs import Columns, DatasetSpec, Opinion
+from harness.statistics import MIN_IMAGES
 from qualiclip_plugin.errors import DatasetError
 
 NAMES = ("metadata.csv", "metadata.jsonl")
-MIN_IMAGES = 3
 Row = dict[str, Any]
 UNBOUNDED = (-math.inf, math.inf)
 

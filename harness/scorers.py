@@ -168,6 +168,13 @@ def known_scorers() -> Mapping[str, Facts]:
     return {name: facts(name) for name in sorted({*OURS, *_pyiqa_names()})}
 
 
+def lower_better(name: str) -> bool:
+    """Declared direction of a scorer known by name; every metric of this project is higher-better."""
+    from pyiqa.default_model_configs import DEFAULT_CONFIGS
+
+    return bool(DEFAULT_CONFIGS.get(parse_name(name)[0], {}).get("lower_better"))
+
+
 def pick_device(device: str) -> str:
     """``auto`` becomes a GPU where there is one, else the CPU."""
     import torch

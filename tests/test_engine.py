@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -19,6 +20,8 @@ from harness import engine
 from harness.datasets import open_dataset
 from harness.engine import Options, Silent, evaluate, score_key, unavailable_cell
 from harness.figures import Settings
+from harness.formats import render
+from harness.metadata import local_spec
 from harness.runner import RunRequest, run_all
 from harness.store import Store
 from tests.harness_data import brightness, fake_scorer, opinion_folder, write_images, write_metadata
@@ -205,6 +208,16 @@ def test_scores_are_written_while_a_run_goes_on(tmp_path: Path, monkeypatch: pyt
 
     evaluate(fake_scorer(watching, batches=False), images, store, settings=FAST)
     assert seen == list(range(6))
+
+
+def test_a_partial_dataset_is_marked_in_its_cell(tmp_path: Path) -> None:
+    folder = opinion_folder(tmp_path / "set", 6)
+    spec = dataclasses.replace(local_spec(folder), images=7)
+    images = open_dataset("set", {"set": spec}, allow_partial=True)
+    cell = evaluate(fake_scorer(), images, Store(tmp_path / "r"), settings=FAST)
+    assert cell["status"] == "partial dataset"
+    assert cell["dataset"]["images_declared"] == 7
+    assert "fake: partial dataset" in render([cell])
 
 
 def test_a_cell_that_could_not_start_has_a_reason() -> None:

@@ -12,10 +12,12 @@ import torch
 from harness.scorers import (
     DEFAULT_SCORERS,
     ScorerError,
+    _same_in_batches,
     code_hash,
     create_scorer,
     facts,
     known_scorers,
+    lower_better,
     parse_name,
     weights_hash,
 )
@@ -92,6 +94,23 @@ def test_functions_are_scorers_with_a_declared_direction(images: torch.Tensor) -
         create_scorer("tests.harness_data:nothing")
     with pytest.raises(ScorerError, match="ModuleNotFoundError"):
         create_scorer("no_such_module:nothing")
+
+
+def test_metrics_that_mix_a_batch_are_found(images: torch.Tensor) -> None:
+    def mixing(batch: torch.Tensor) -> torch.Tensor:
+        return batch.mean(dim=(1, 2, 3)) - batch.mean()
+
+    def failing(batch: torch.Tensor) -> torch.Tensor:
+        return batch.mean(dim=(1, 2, 3)).reshape(1)
+
+    assert _same_in_batches(lambda batch: batch.mean(dim=(1, 2, 3)), "cpu")
+    assert not _same_in_batches(mixing, "cpu")
+    assert not _same_in_batches(failing, "cpu")
+
+
+def test_listed_directions_are_those_of_the_started_scorers() -> None:
+    for name in ("piqe", "entropy", "qualiclip-lite"):
+        assert create_scorer(name, device="cpu").lower_better == lower_better(name)
 
 
 def test_weights_hash_sees_every_tensor_and_array() -> None:
