@@ -51,7 +51,7 @@ def seeds() -> dict[str, bytes]:
         "bmp": (rgb, "BMP", {}),
         "bmp-palette": (rgb.quantize(16), "BMP", {}),
         "ppm": (rgb, "PPM", {}),
-        "pgm-16": (sixteen, "PPM", {}),
+        "pgm-16": (sixteen.convert("I"), "PPM", {}),
         "pbm": (rgb.convert("1"), "PPM", {}),
         "tiff": (rgb, "TIFF", {"exif": exif}),
         "tiff-16": (sixteen, "TIFF", {}),
