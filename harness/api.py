@@ -103,6 +103,9 @@ def _cells_of(store: Store, stored: Sequence[dict[str, Any]], name: str) -> dict
 
 
 def _compare(first: Cell, second: Cell, draws: int, seed: int) -> dict[str, Any]:
+    lacking = [cell for cell in (first, second) if not cell.measured]
+    if lacking:
+        return {"dataset": first.dataset, "reason": f"{lacking[0].scorer}: {lacking[0].content['reason']}"}
     common = sorted(set(first.rows["file_name"]) & set(second.rows["file_name"]))
     order = [[list(cell.rows["file_name"]).index(name) for name in common] for cell in (first, second)]
     a, b = (cell.scores[chosen] for cell, chosen in zip((first, second), order, strict=True))

@@ -19,6 +19,7 @@ from harness.figures import Settings
 from harness.inspection import difference_hash, inspect, near_duplicates, report
 from harness.loading import Decoded
 from harness.niqe import fit_niqe, sharp_features
+from harness.report import write_report
 from harness.scorers import ScorerError, availability, create_scorer
 from harness.store import StoreError
 from qualiclip_plugin.errors import DatasetError
@@ -122,6 +123,17 @@ def test_evaluate_and_compare_from_python(tmp_path: Path) -> None:
     assert turned["p_bootstrap"] == pytest.approx(row["p_bootstrap"])
     with pytest.raises(StoreError, match="no stored scores of 'missing'"):
         harness.compare("good", "missing", output=tmp_path / "results")
+
+
+def test_published_results_without_labels_say_so(tmp_path: Path) -> None:
+    folder = opinion_folder(tmp_path / "set", 6)
+    scorers = [fake_scorer(brightness, "one"), fake_scorer(brightness, "two")]
+    harness.evaluate(scorers, str(folder), output=tmp_path / "results", settings=Settings(draws=20))
+    next((tmp_path / "results/datasets").glob("*.parquet")).unlink()
+    row = harness.compare("one", "two", output=tmp_path / "results").iloc[0]
+    assert row["reason"].startswith("one: the labels are not in this results folder")
+    write_report(tmp_path / "results", tmp_path / "site", draws=0)
+    assert "the labels are not in this results folder" in (tmp_path / "site/cell-one--set.html").read_text()
 
 
 def test_ladders_are_compared_by_their_order(tmp_path: Path) -> None:
