@@ -24,6 +24,8 @@ from qualiclip_plugin.errors import ConfigError
 
 # Float32 rounding of an untouched flat area, far below any 8-bit step.
 ROUNDING = 1e-6
+# Where there is nothing but one colour, JPEG's error is the chance distance from it to the next colour it can code.
+ONE_COLOUR = 2 / 255
 
 # Of seed 9: saved plans must replay on later versions.
 GOLDEN_FIELD = [0.4973835, 0.3629453, 0.6724378]
@@ -167,6 +169,8 @@ def test_order_on_pristine_photographs(kind: Distortion, shared_dir: object) -> 
         pixels = np.asarray(Image.open(path).convert("RGB"))
         y, x = (rng.integers(side - 160 + 1) for side in pixels.shape[:2])
         crop = to_tensor(pixels[y : y + 160, x : x + 160])
+        if kind.name == "jpeg" and float(crop.std(dim=(1, 2)).max()) < ONE_COLOUR:
+            continue
         error = errors(ladder(kind, crop, number), crop)
         # A picture of one colour is coded all but exactly; a hundredth of an 8-bit step means nothing.
         assert (error.diff() > -0.01 / 255).all(), f"{path.name} at {y}, {x}: {error.tolist()}"

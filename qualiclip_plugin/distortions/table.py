@@ -108,8 +108,9 @@ _ORDERED = (
     Distortion("jpeg2000", "compression", wavelet.jpeg2000, (16, 32, 45, 120, 170), "compression ratio"),
     Distortion(
         "jpeg", "compression", compression.jpeg, (69, 40, 20, 10, 5), "libjpeg quality",
-        notes="each level doubles the quantization steps, so the coarser steps are among the finer ones; ARNIQA's "
-        "43, 36, 24, 7, 4 are out of order on flat areas", camera=True,
+        notes="each level doubles the quantization steps, so the coarser values are among the finer ones; ARNIQA's "
+        "43, 36, 24, 7, 4 are out of order on flat areas. Only a picture of a single colour escapes the order",
+        camera=True,
     ),
     # noise
     Distortion(
