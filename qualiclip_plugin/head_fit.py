@@ -66,18 +66,24 @@ def fit_head(model: QualiCLIP, crops: Iterable[Tensor], config: TrainConfig, not
     Raises:
         ConfigError: The network has another tower, or a prompt pair has nothing to learn from.
     """
-    if not isinstance(model.image_encoder, StagePoolTower):
-        raise ConfigError("head_fit needs a tower that pools stages (vision_cfg: stage_pool)")
     seen = collect_features(model, crops, config, notice)
     weight, bias = regress_levels(seen, config)
     write_head(model, weight, bias, seen, config)
+
+
+def stage_pool_tower(model: QualiCLIP) -> StagePoolTower:
+    """The image encoder; raises ``ConfigError`` where it is another tower."""
+    if not isinstance(model.image_encoder, StagePoolTower):
+        raise ConfigError("head_fit needs a tower that pools stages (vision_cfg: stage_pool)")
+    return model.image_encoder
 
 
 def collect_features(
     model: QualiCLIP, crops: Iterable[Tensor], config: TrainConfig, notice: Callable[[int], None]
 ) -> LevelFeatures:
     """Degrade crops as the training steps would, and pool the trunk's features of every level."""
-    encoder = prepare_for_inference(deepcopy(model.image_encoder))
+    tower = deepcopy(stage_pool_tower(model))
+    prepare_for_inference(tower)
     parts = []
     names = list(get_table(config.table))
     for step, batch in enumerate(crops):
@@ -86,7 +92,7 @@ def collect_features(
             # The second crop of a pair would tell little that is new about the photograph.
             images = degrade(to_float(batch[:, 0]), plan, include_pristine=True)
             normalised = (images.flatten(0, 1) - model.mean) / model.std
-            pooled = encoder.pool(normalised.contiguous(memory_format=torch.channels_last))
+            pooled = tower.pool(normalised.contiguous(memory_format=torch.channels_last))
         levels = torch.arange(config.levels + 1).expand(images.shape[:2])
         learning = learning_pairs(relevant_pairs(plan, config), config)[:, None].expand(*levels.shape, -1)
         relevant = learning | (levels == 0)[..., None]
@@ -196,10 +202,10 @@ def write_head(model: QualiCLIP, weight: Tensor, bias: Tensor, seen: LevelFeatur
     inverse = torch.linalg.pinv(differences)
     varying = (seen.features.double() @ weight.T + bias) @ inverse.T
     length = CONSTANT_SHARE * varying.norm(dim=1).max()
-    head = model.image_encoder.get_submodule("head")
+    head = stage_pool_tower(model).head
     with torch.no_grad():
-        head.get_parameter("weight").copy_(inverse @ weight)
-        head.get_parameter("bias").copy_(inverse @ bias + length * neutral_direction(prompts))
+        head.weight.copy_(inverse @ weight)
+        head.bias.copy_(inverse @ bias + length * neutral_direction(prompts))
     model.logit_scale = float(config.head_gain * length)
 
 

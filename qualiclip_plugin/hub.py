@@ -1,0 +1,67 @@
+"""Sharing trained weights through the Hugging Face Hub: ``push_to_hub`` and ``from_pretrained``.
+
+A repository holds the project's own file, which carries the architecture and all settings; ``config.json`` repeats
+them for people and search.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelHubMixin, hf_hub_download
+
+from qualiclip_plugin.checkpoint import build_model, read_weights, save_checkpoint
+from qualiclip_plugin.model import QualiCLIP
+
+FILE_NAME = "qualiclip.safetensors"
+
+
+class HubQualiCLIP(
+    QualiCLIP,
+    ModelHubMixin,
+    library_name="qualiclip-plugin",
+    tags=["image-quality-assessment", "no-reference", "qualiclip"],
+):
+    """QualiCLIP with the Hub's ``save_pretrained``, ``push_to_hub`` and ``from_pretrained``.
+
+    Takes the arguments of :class:`QualiCLIP`; :meth:`of` makes one of a trained model. Models whose BatchNorm was
+    folded for inference cannot be saved.
+    """
+
+    @classmethod
+    def of(cls, model: QualiCLIP) -> HubQualiCLIP:
+        """Share the parameters of a model (``load_model(..., inference=False)``)."""
+        return cls(
+            model.image_encoder,
+            model.text_features,
+            model.logit_scale,
+            model.mean.flatten().tolist(),
+            model.std.flatten().tolist(),
+            model.attributes,
+            backbone=model.backbone,
+            precision=model.precision,
+        )
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        save_checkpoint(save_directory / FILE_NAME, self, {"name": save_directory.name})
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        **settings: Any,
+    ) -> HubQualiCLIP:
+        path = Path(model_id) / FILE_NAME
+        if not Path(model_id).is_dir():
+            options: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "token": token}
+            options |= {"force_download": force_download, "local_files_only": local_files_only}
+            path = Path(hf_hub_download(model_id, FILE_NAME, **options))
+        # Everything else in `settings` is config.json's copy of what the file carries.
+        return cls.of(build_model(read_weights(path), precision=settings.get("precision", "fp32")))

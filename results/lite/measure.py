@@ -1,0 +1,177 @@
+"""Measure the lite model for its card: ladders, attributes, opinions, precision, speed.
+
+    python results/lite/measure.py --photos FOLDER --names held_out.txt --scored IMAGEFOLDER
+
+Writes ``figures.json``, ``attributes.csv`` and ``attributes.png`` beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from harness.statistics import d_test, l_test
+from qualiclip_plugin.distortions import DISTORTIONS, GROUPS
+from qualiclip_plugin.images import read_image, to_float
+from qualiclip_plugin.model import QualiCLIP
+from qualiclip_plugin.prompts import ATTRIBUTES
+from qualiclip_plugin.provenance import versions
+from qualiclip_plugin.weights import load_model
+
+HERE = Path(__file__).parent
+SIDE = 256
+WATERLOO = ("gaussian_blur", "white_noise", "jpeg", "jpeg2000")
+"""The kinds of the Waterloo Exploration database, for which D-test and L-test were defined."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--weights", default="lite")
+    parser.add_argument("--photos", type=Path, required=True, help="folder of photographs")
+    parser.add_argument("--names", type=Path, required=True, help="names of those not trained on, one a line")
+    parser.add_argument("--scored", type=Path, help="imagefolder with metadata.csv (file_name, mos)")
+    arguments = parser.parse_args()
+    model = load_model(arguments.weights)
+    crops = [centre_crop(arguments.photos / name) for name in arguments.names.read_text().split()]
+    scores, attributes = ladders(model, torch.stack(crops))
+    figures = {"photographs": len(crops), "ladders": ladder_figures(scores), "precision": precision(model, crops)}
+    figures["images_per_second_512x384_2_threads"] = speed(model)
+    if arguments.scored:
+        figures["opinions"] = opinions(model, arguments.scored)
+    figures |= {"device": "CPU", "date": time.strftime("%Y-%m-%d"), "versions": versions()}
+    (HERE / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
+    matrix = attribute_matrix(attributes)
+    matrix.round(3).to_csv(HERE / "attributes.csv")
+    draw(matrix)
+    print(json.dumps(figures, indent=1))
+    print(matrix.round(2).to_markdown())
+
+
+def centre_crop(path: Path) -> Tensor:
+    image = to_float(read_image(path))
+    top, left = (image.shape[1] - SIDE) // 2, (image.shape[2] - SIDE) // 2
+    return image[:, top : top + SIDE, left : left + SIDE]
+
+
+def ladders(model: QualiCLIP, crops: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Scores (kinds, N, 6) and pair scores (kinds, N, 6, 7) along the ladders, the pristine crop first."""
+    seeds = torch.arange(len(crops))
+    pristine = measure(model, crops)
+    scores, attributes = [], []
+    for kind in DISTORTIONS.values():
+        steps = [pristine]
+        for level in range(1, 6):
+            strength = torch.full((len(crops),), kind.strength(level))
+            steps.append(measure(model, kind.apply(crops, strength, seeds)))
+        scores.append(torch.stack([score for score, _ in steps], 1))
+        attributes.append(torch.stack([pairs for _, pairs in steps], 1))
+    return torch.stack(scores).numpy(), torch.stack(attributes).numpy()
+
+
+@torch.inference_mode()
+def measure(model: QualiCLIP, images: Tensor) -> tuple[Tensor, Tensor]:
+    score, pairs = model(images, attributes=True)
+    return score[:, 0], torch.stack(list(pairs.values()), 1)
+
+
+def ladder_figures(scores: np.ndarray) -> dict[str, dict[str, float]]:
+    names = list(DISTORTIONS)
+    chosen = {"waterloo": [names.index(name) for name in WATERLOO], "all": list(range(len(names)))}
+    return {name: dl_tests(scores[indices]) for name, indices in chosen.items()}
+
+
+def dl_tests(scores: np.ndarray) -> dict[str, float]:
+    kinds, contents, levels = (index.ravel() for index in np.indices(scores.shape))
+    counted = (levels > 0) | (kinds == 0)
+    return {
+        "d_test": d_test(scores.ravel()[counted], (levels == 0)[counted]).value,
+        "l_test": l_test(scores.ravel(), levels, contents, kinds).value,
+    }
+
+
+def attribute_matrix(attributes: np.ndarray) -> pd.DataFrame:
+    """Mean fall of each pair's score from the pristine crop to level 5, by distortion group."""
+    fall = (attributes[:, :, 0] - attributes[:, :, 5]).mean(1)
+    groups = [kind.group for kind in DISTORTIONS.values()]
+    table = pd.DataFrame(fall, columns=list(ATTRIBUTES)).groupby(groups).mean()
+    return table.loc[[group for group in GROUPS if group in table.index]]
+
+
+def precision(model: QualiCLIP, crops: list[Tensor]) -> dict[str, float]:
+    """Largest score difference of lower precisions from fp32."""
+    images = torch.stack(crops)
+    exact = measure(model, images)[0]
+    differences = {}
+    for name in ("fp16", "bf16"):
+        model.precision = name
+        differences[name] = float((measure(model, images)[0] - exact).abs().max())
+    model.precision = "fp32"
+    return differences
+
+
+def speed(model: QualiCLIP) -> float:
+    """Images of 512x384 a second, one at a time, two threads."""
+    torch.set_num_threads(2)
+    image = torch.rand(1, 3, 384, 512)
+    times = []
+    for _ in range(15):
+        began = time.perf_counter()
+        measure(model, image)
+        times.append(time.perf_counter() - began)
+    return float(1 / np.median(times))
+
+
+def opinions(model: QualiCLIP, folder: Path) -> dict[str, float]:
+    table = pd.read_csv(folder / "metadata.csv")
+    scores = [measure(model, to_float(read_image(folder / name))[None])[0].item() for name in table.file_name]
+    rank = [spearmanr(*pair)[0] for pair in bootstrap(np.array(scores), table.mos.to_numpy())]
+    low, high = np.percentile(scores, [5, 95])
+    return {
+        "n": len(scores),
+        "srcc": float(spearmanr(scores, table.mos)[0]),
+        "plcc_raw": float(np.corrcoef(scores, table.mos)[0, 1]),
+        "srcc_low": float(np.percentile(rank, 2.5)),
+        "srcc_high": float(np.percentile(rank, 97.5)),
+        "score_5th_percentile": float(low),
+        "score_95th_percentile": float(high),
+    }
+
+
+def bootstrap(scores: np.ndarray, mos: np.ndarray, rounds: int = 1000) -> list[tuple[np.ndarray, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    drawn = [rng.integers(len(mos), size=len(mos)) for _ in range(rounds)]
+    return [(scores[index], mos[index]) for index in drawn]
+
+
+def draw(matrix: pd.DataFrame) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 4.6), layout="constrained")
+    limit = float(np.abs(matrix.to_numpy()).max())
+    image = axes.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+    axes.set_xticks(
+        range(matrix.shape[1]), [name.replace("_", " ") for name in matrix.columns], rotation=30, ha="right"
+    )
+    axes.set_yticks(range(matrix.shape[0]), matrix.index)
+    for row, column in np.ndindex(*matrix.shape):
+        value = float(matrix.iat[row, column])
+        color = "white" if abs(value) > 0.6 * limit else "black"
+        axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=color)
+    axes.set_title("How far a prompt pair's score falls from pristine to level 5")
+    figure.colorbar(image, ax=axes)
+    figure.savefig(HERE / "attributes.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()
