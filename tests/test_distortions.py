@@ -24,8 +24,8 @@ from qualiclip_plugin.errors import ConfigError
 
 # Float32 rounding of an untouched flat area, far below any 8-bit step.
 ROUNDING = 1e-6
-# Where there is nothing but one colour, JPEG's error is the chance distance from it to the next colour it can code.
-ONE_COLOUR = 2 / 255
+# Where there is little but one colour, JPEG's error is the chance distance from it to the next colour it can code.
+ONE_COLOUR = 4 / 255
 
 # Of seed 9: saved plans must replay on later versions.
 GOLDEN_FIELD = [0.4973835, 0.3629453, 0.6724378]

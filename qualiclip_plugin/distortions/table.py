@@ -109,7 +109,7 @@ _ORDERED = (
     Distortion(
         "jpeg", "compression", compression.jpeg, (69, 40, 20, 10, 5), "libjpeg quality",
         notes="each level doubles the quantization steps, so the coarser values are among the finer ones; ARNIQA's "
-        "43, 36, 24, 7, 4 are out of order on flat areas. Only a picture of a single colour escapes the order",
+        "43, 36, 24, 7, 4 are out of order on flat areas. Pictures of nearly one colour escape the order",
         camera=True,
     ),
     # noise
