@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.cache import cache_folder
 from harness.download import fetch
+from harness.labels import label_table, undecoded
 from harness.metadata import Row, check_rows, read_rows
 from harness.specs import Archive, DatasetSpec, RemoteFile, Skip
 from harness.unpack import unpack
@@ -28,7 +29,6 @@ def open_archive(spec: DatasetSpec) -> tuple[pd.DataFrame, datasets.Dataset]:
         DatasetError: The files cannot be had or unpacked, a column or an image is missing, or a label is
             invalid; names the row.
     """
-    from harness.datasets import label_table, undecoded
 
     if spec.archive is None:
         raise DatasetError(f"{spec.name}: not an archive")

@@ -74,7 +74,7 @@ def table(
 ) -> None:
     """Rebuild leaderboard.csv and leaderboard.md from the stored results and print the table."""
     from harness.formats import render
-    from harness.leaderboard import write_tables
+    from harness.runner import write_tables
     from harness.store import Store
 
     store = Store(output)

@@ -7,13 +7,14 @@ handling of rotation is declared, while ``datasets`` would apply it without bein
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.labels import label_table, undecoded
 from harness.metadata import check_metadata, check_rows, find_metadata, local_spec
 from harness.specs import DatasetSpec, catalogue, find_spec
 from harness.statistics import MIN_IMAGES
@@ -23,14 +24,7 @@ if TYPE_CHECKING:
     import datasets
     import pandas as pd
 
-LABELS = ("file_name", "opinion", "std", "votes", "reference", "distortion", "level", "split")
-"""Columns of every opened dataset; those it lacks are empty. Columns for the P-test may follow."""
-
-FULL_REFERENCE = "full_reference_"
-"""Prefix of the columns with full-reference qualities, higher better, empty for pristine images."""
-
 _CHUNK = 64
-_NUMBERS = ("opinion", "std", "votes")
 
 
 @dataclass(frozen=True)
@@ -160,14 +154,6 @@ def load_table(path: Path, spec: DatasetSpec) -> tuple[pd.DataFrame, datasets.Da
     return labels, undecoded([str(path.parent.resolve() / name) for name in labels["file_name"]])
 
 
-def undecoded(paths: Sequence[str]) -> datasets.Dataset:
-    """Image files as a dataset of undecoded images."""
-    import datasets
-
-    features = datasets.Features({"image": datasets.Image(decode=False)})
-    return datasets.Dataset.from_dict({"image": [{"bytes": None, "path": path} for path in paths]}, features)
-
-
 def _from_rows(rows: datasets.Dataset, spec: DatasetSpec, where: str) -> tuple[pd.DataFrame, datasets.Dataset]:
     import datasets
 
@@ -220,25 +206,6 @@ def load_folder(folder: Path, spec: DatasetSpec) -> tuple[pd.DataFrame, datasets
         if not Path(path).match(name):
             raise DatasetError(f"{folder}: `datasets` gives {path} where the metadata has {name}")
     return labels, rows
-
-
-def label_table(rows: Sequence[Mapping[str, Any]], spec: DatasetSpec) -> pd.DataFrame:
-    """Labels of checked rows under the names of ``LABELS``; what the dataset lacks is empty.
-
-    Returns:
-        ``opinion``, ``std`` and ``votes`` float64 (NaN where there are none), ``level`` nullable integer, text.
-    """
-    import pandas as pd
-
-    columns = {**vars(spec.columns), "file_name": spec.columns.image}
-    table = pd.DataFrame({label: [row.get(columns[label]) for row in rows] for label in LABELS})
-    for label in _NUMBERS:
-        table[label] = pd.to_numeric(table[label]).astype("float64")
-    table["level"] = pd.to_numeric(table["level"]).astype("Int64")
-    for name in spec.full_reference:
-        table[f"{FULL_REFERENCE}{name}"] = pd.to_numeric([row.get(name) or None for row in rows]).astype("float64")
-    text = [label for label in LABELS if label not in (*_NUMBERS, "level")]
-    return table.assign(**{label: table[label].fillna("").astype(str) for label in text})
 
 
 def image_bytes(image: Mapping[str, Any]) -> bytes:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.specs import RemoteFile
-from qualiclip_plugin.errors import DatasetError
+from qualiclip_plugin.errors import DatasetError, first_line
 from qualiclip_plugin.files import atomic_write, sha256_file
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def _download(remote: RemoteFile, target: Path) -> None:
         except (requests.RequestException, OSError) as error:
             if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
                 raise
-            reason = _first_line(error)
+            reason = first_line(error)
             if not _worth_repeating(error):
                 break
     else:
@@ -157,7 +157,3 @@ def _worth_repeating(error: Exception) -> bool:
     # A name that does not resolve or a refused connection will not get better within seconds.
     text = str(error)
     return not any(word in text for word in ("NameResolutionError", "Name or service", "Connection refused"))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

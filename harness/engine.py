@@ -18,6 +18,7 @@ from harness.figures import Directions, Settings, cell_figures, join_scores
 from harness.loading import Decoded, batches, decoded
 from harness.scorers import Facts, Scorer, ScorerError, code_hash, facts, reading_code
 from harness.store import SCHEMA_VERSION, ScoreKey, Store
+from qualiclip_plugin.errors import out_of_memory
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -218,11 +219,6 @@ def run(scorer: Scorer, batch: Sequence[Decoded]) -> list[float]:
     if len(scores) != len(batch):
         raise ValueError(f"{len(scores)} scores for {len(batch)} images")
     return [float(score) for score in scores]
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory ran out."""
-    return isinstance(error, MemoryError) or "out of memory" in str(error).lower()
 
 
 def summarise(

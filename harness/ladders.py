@@ -9,9 +9,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
@@ -25,6 +22,7 @@ from harness.cache import cache_folder
 from harness.scorers import code_hash
 from harness.specs import DatasetSpec
 from qualiclip_plugin.errors import DatasetError
+from qualiclip_plugin.files import atomic_folder
 
 if TYPE_CHECKING:
     from qualiclip_plugin.distortions import Distortion
@@ -80,13 +78,8 @@ def generate(spec: DatasetSpec) -> Path:
     if folder.is_dir():
         return folder
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
-        try:
+        with atomic_folder(folder) as partial:
             write_ladders(partial, photographs)
-            _move(partial, folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise DatasetError(f"{folder}: cannot be written: {error.strerror or error}") from error
     return folder
@@ -188,19 +181,3 @@ def _save(path: Path, pixels: Pixels) -> None:
 
     path.parent.mkdir(exist_ok=True)
     Image.fromarray(pixels).save(path, compress_level=1)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
-
-
-def _move(partial: Path, folder: Path) -> None:
-    partial.chmod(0o777 & ~_umask())
-    try:
-        os.rename(partial, folder)
-    except OSError:
-        # Another run has finished the same recipe meanwhile.
-        if not folder.is_dir():
-            raise

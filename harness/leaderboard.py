@@ -12,7 +12,6 @@ import numpy as np
 
 from harness import statistics as st
 from harness.figures import FIGURES
-from harness.store import Store
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,21 +46,6 @@ def table(cells: Iterable[CellJson]) -> pd.DataFrame:
 def to_csv(frame: pd.DataFrame) -> str:
     """Plain numbers; an undefined figure is an empty cell."""
     return frame[list(COLUMNS)].to_csv(index=False, float_format="%.6g", lineterminator="\n")
-
-
-def write_tables(store: Store) -> pd.DataFrame:
-    """Write ``leaderboard.csv`` and ``leaderboard.md`` of all stored cells; returns the table.
-
-    Raises:
-        StoreError: A cell cannot be read, or the folder not be written.
-    """
-    from harness.formats import render
-
-    cells = list(store.cells())
-    frame = table(cells)
-    store.write_text(store.root / "leaderboard.csv", to_csv(frame))
-    store.write_text(store.root / "leaderboard.md", render(cells, "markdown"))
-    return frame
 
 
 def seen(cell: CellJson) -> bool | None:

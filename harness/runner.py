@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.datasets import ImageSet, open_dataset
 from harness.engine import Options, Reporter, evaluate, unavailable_cell
 from harness.figures import Settings
-from harness.leaderboard import write_tables
+from harness.formats import render
+from harness.leaderboard import table, to_csv
 from harness.scorers import DEFAULT_SCORERS, Scorer, ScorerError, create_scorer, pick_device
 from harness.specs import catalogue
 from harness.store import Store
 from qualiclip_plugin.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 DEFAULT_DATASETS = ("ladders",)
 
@@ -52,6 +56,19 @@ def run_all(request: RunRequest, reporter: Reporter) -> list[dict[str, Any]]:
         cells.extend(_run_scorer(scorer, opened, store, request, reporter))
     write_tables(store)
     return cells
+
+
+def write_tables(store: Store) -> pd.DataFrame:
+    """Write ``leaderboard.csv`` and ``leaderboard.md`` of all stored cells; returns the table.
+
+    Raises:
+        StoreError: A cell cannot be read, or the folder not be written.
+    """
+    cells = list(store.cells())
+    frame = table(cells)
+    store.write_text(store.root / "leaderboard.csv", to_csv(frame))
+    store.write_text(store.root / "leaderboard.md", render(cells, "markdown"))
+    return frame
 
 
 def settings(fit: str, draws: int) -> Settings:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import csv
-import difflib
 import hashlib
 import io
 import json
@@ -31,7 +30,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from qualiclip_plugin.errors import QualiCLIPError
+from qualiclip_plugin.errors import QualiCLIPError, did_you_mean
 from qualiclip_plugin.files import sha256_file
 
 if TYPE_CHECKING:
@@ -258,8 +257,7 @@ def _pyiqa(name: str, base: str, options: dict[str, Any], device: str) -> Scorer
     import pyiqa
 
     if base not in _pyiqa_names():
-        near = difflib.get_close_matches(base, known_scorers(), n=3, cutoff=0.4)
-        hint = f"; did you mean {', '.join(near)}?" if near else "; `iqa-harness list scorers` prints all"
+        hint = did_you_mean(base, known_scorers(), cutoff=0.4) or "; `iqa-harness list scorers` prints all"
         raise ScorerError(f"no scorer named {base!r}{hint}")
     metric = pyiqa.create_metric(base, device=device, **options)
     identity = {

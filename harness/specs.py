@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import yaml
 
-from qualiclip_plugin.errors import ConfigError, DatasetError
+from qualiclip_plugin.errors import ConfigError, DatasetError, did_you_mean
 
 SHIPPED = Path(__file__).parent / "datasets"
 
@@ -267,9 +267,7 @@ def find_spec(name: str, specs: Mapping[str, DatasetSpec]) -> DatasetSpec:
     """
     if name in specs:
         return specs[name]
-    near = difflib.get_close_matches(name, specs, n=3, cutoff=0.4)
-    hint = f"; did you mean {', '.join(near)}?" if near else ""
-    raise DatasetError(f"no dataset and no folder named {name!r}{hint}")
+    raise DatasetError(f"no dataset and no folder named {name!r}{did_you_mean(name, specs, cutoff=0.4)}")
 
 
 def _line_numbers(node: yaml.Node | None, prefix: str = "") -> dict[str, int]:

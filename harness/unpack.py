@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import stat
 import tarfile
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -15,6 +12,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
 
 from qualiclip_plugin.errors import DatasetError
+from qualiclip_plugin.files import atomic_folder
 
 _CHUNK = 1 << 20
 
@@ -54,14 +52,8 @@ def unpack(archive: Path, folder: Path, limits: Limits = Limits()) -> Path:
     if folder.is_dir():
         return folder
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
-        try:
+        with atomic_folder(folder) as partial:
             _unpack_into(archive, partial, limits)
-            partial.chmod(0o755)
-            os.replace(partial, folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise DatasetError(f"{archive}: damaged or not an archive: {error}") from error
     except OSError as error:

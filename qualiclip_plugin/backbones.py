@@ -7,7 +7,6 @@ model are covered by it. The towers returned here take images of any size.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from qualiclip_plugin.attention_pool import SingleQueryAttentionPool
-from qualiclip_plugin.errors import ConfigError
+from qualiclip_plugin.errors import ConfigError, did_you_mean
 from qualiclip_plugin.towers import StagePoolTower
 
 PYIQA_BACKBONES = {
@@ -52,8 +51,7 @@ def backbone_config(name: str) -> dict[str, Any]:
     """
     config = open_clip.get_model_config(PYIQA_BACKBONES.get(name, name))
     if config is None:
-        near = difflib.get_close_matches(name, [*PYIQA_BACKBONES, *open_clip.list_models()], n=3)
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        hint = did_you_mean(name, [*PYIQA_BACKBONES, *open_clip.list_models()])
         raise ConfigError(f"unknown backbone {name!r}{hint}")
     return config
 

@@ -31,7 +31,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from qualiclip_plugin.backbones import backbone_config, build_image_encoder, build_text_tower, build_tokenizer
-from qualiclip_plugin.errors import WeightsError
+from qualiclip_plugin.errors import WeightsError, first_line
 from qualiclip_plugin.files import atomic_write
 from qualiclip_plugin.model import QualiCLIP
 from qualiclip_plugin.prompt_learner import PromptLearner
@@ -90,7 +90,7 @@ def read_weights(path: str | os.PathLike[str]) -> WeightsFile:
         ) from error
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise WeightsError(
-            f"{path} is not a readable weights file (truncated or altered?): {_first_line(error)}"
+            f"{path} is not a readable weights file (truncated or altered?): {first_line(error)}"
         ) from error
 
 
@@ -303,8 +303,3 @@ def save_checkpoint(
     }
     with atomic_write(path) as file:
         file.write(save_safetensors(stored, metadata={HEADER: json.dumps(header, sort_keys=True)}))
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

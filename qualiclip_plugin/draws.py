@@ -21,9 +21,13 @@ def draw_crops(photo: Tensor, config: TrainConfig, draws: torch.Generator) -> Te
 
 def draw_plan(config: TrainConfig, step: int) -> DegradationPlan:
     """The degradations of all photographs of a step, the same in every process."""
-    draws = generator(config.seed, "plan", step)
+    return plan_of(config, config.batch_size, generator(config.seed, "plan", step))
+
+
+def plan_of(config: TrainConfig, photos: int, draws: torch.Generator) -> DegradationPlan:
+    """Degradations of a number of photographs as the configuration asks for them."""
     return sample_plan(
-        config.batch_size,
+        photos,
         draws,
         table=config.table,
         distortions=None if config.distortions == "all" else _names(config.distortions),

@@ -1,5 +1,10 @@
 """Errors that name what is wrong. Every one is an input problem a user can mend, shown without a traceback."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class QualiCLIPError(Exception):
     """Base of all declared errors of the plugin and the harness."""
@@ -19,3 +24,29 @@ class ConfigError(QualiCLIPError):
 
 class DatasetError(QualiCLIPError):
     """A dataset, its metadata or its photographs cannot be used."""
+
+
+def did_you_mean(name: str, known: Iterable[str], most: int = 3, cutoff: float = 0.6) -> str:
+    """``"; did you mean a, b?"`` for the known names nearest to ``name``; empty where none is near.
+
+    Args:
+        name: What was asked for.
+        known: What there is.
+        most: How many names at most.
+        cutoff: How near they must be, from 0 to 1 (see :func:`difflib.get_close_matches`).
+    """
+    near = difflib.get_close_matches(name, list(known), n=most, cutoff=cutoff)
+    return f"; did you mean {', '.join(near)}?" if near else ""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, at most 200 characters; its type where it has no text."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or a CPU."""
+    # Libraries raise their own types, or a plain RuntimeError whose text alone tells what happened.
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text

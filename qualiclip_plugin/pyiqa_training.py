@@ -21,7 +21,7 @@ from pyiqa.utils.registry import DATASET_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
 from torch import Tensor, nn
 
 from qualiclip_plugin.checkpoint import save_checkpoint
-from qualiclip_plugin.draws import draw_crops
+from qualiclip_plugin.draws import draw_crops, plan_of
 from qualiclip_plugin.errors import ConfigError, DatasetError
 from qualiclip_plugin.generators import generator
 from qualiclip_plugin.images import to_float
@@ -31,7 +31,7 @@ from qualiclip_plugin.objective import ranking_accuracy
 from qualiclip_plugin.photos import SkipList, check_all, open_photos
 from qualiclip_plugin.processes import CropEncoder
 from qualiclip_plugin.provenance import versions
-from qualiclip_plugin.sampling import degrade, sample_plan
+from qualiclip_plugin.sampling import degrade
 from qualiclip_plugin.stages import choose_stages, set_training_mode, train_only
 from qualiclip_plugin.train_config import TrainConfig, config_from_mapping
 
@@ -177,16 +177,8 @@ class QualiCLIPTrainingModel(GeneralIQAModel):
     def optimize_parameters(self, current_iter: int) -> None:
         """One step: degrade, encode, compare, losses, optimizer."""
         config, rank = self.config, self.opt.get("rank", 0)
-        plan = sample_plan(
-            len(self.crops),
-            generator(self.opt.get("manual_seed") or 0, "plan", current_iter, rank),
-            table=config.table,
-            distortions=None if config.distortions == "all" else list(config.distortions),
-            compositions=config.compositions,
-            levels=config.levels,
-            by_group=config.by_group,
-            share_noise=config.share_noise,
-        )
+        draws = generator(self.opt.get("manual_seed") or 0, "plan", current_iter, rank)
+        plan = plan_of(config, len(self.crops), draws)
         set_training_mode(self.quality.image_encoder, config.batch_norm)
         images = degrade(self.crops, plan)
         features = self.encoder(images.flatten(0, 2))

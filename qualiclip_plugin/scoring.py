@@ -23,7 +23,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from qualiclip_plugin.errors import ConfigError, ImageError
+from qualiclip_plugin.errors import ConfigError, ImageError, first_line, out_of_memory
 from qualiclip_plugin.images import MAX_PIXELS, WHITE, DecodedImage, decode_image, portable, to_float
 
 BATCH_TOLERANCE = 1e-6
@@ -122,8 +122,7 @@ def check_device(name: str) -> str:
     try:
         torch.empty(1, device=name)
     except Exception as error:  # torch reports a missing device by type of backend: AssertionError, RuntimeError, ...
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"device {name!r} cannot be used: {reason}") from error
+        raise ConfigError(f"device {name!r} cannot be used: {first_line(error)}") from error
     return name
 
 
@@ -222,7 +221,7 @@ def _score_batch(
     try:
         scores, named = _forward(batch, model, device, attributes)
     except (ImageError, MemoryError, RuntimeError) as error:
-        if not isinstance(error, ImageError) and not _is_out_of_memory(error):
+        if not isinstance(error, ImageError) and not out_of_memory(error):
             raise
         if len(batch) > 1:
             for item in batch:
@@ -256,8 +255,3 @@ def _forward(
 
 def _floats(values: Tensor) -> list[float]:
     return values.float().flatten().tolist()
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # CPU allocations fail with a plain RuntimeError whose text alone tells what happened.
-    return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "allocate memory" in str(error)

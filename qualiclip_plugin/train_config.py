@@ -8,7 +8,6 @@ something else.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import types
 import typing
@@ -19,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from qualiclip_plugin.errors import ConfigError
+from qualiclip_plugin.errors import ConfigError, did_you_mean
 from qualiclip_plugin.objective import ObjectiveConfig, check_choice
 from qualiclip_plugin.prompts import ATTRIBUTES
 
@@ -232,9 +231,7 @@ def config_from_mapping(values: Mapping[str, Any], source: str = "configuration"
     known = [entry.name for entry in dataclasses.fields(TrainConfig)]
     for key in values:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=3)
-            hint = f"; did you mean {', '.join(near)}?" if near else ""
-            raise ConfigError(f"{source}: unknown setting {key!r}{hint}")
+            raise ConfigError(f"{source}: unknown setting {key!r}{did_you_mean(str(key), known)}")
     return TrainConfig(**{key: convert(key, value, hints[key]) for key, value in values.items()})
 
 

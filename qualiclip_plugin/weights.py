@@ -6,7 +6,6 @@ A weight is chosen in this order: the explicit argument (a card's name or a path
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 from collections.abc import Iterable, Mapping
@@ -15,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qualiclip_plugin.errors import WeightsError
+from qualiclip_plugin.errors import WeightsError, did_you_mean
 from qualiclip_plugin.files import atomic_write, sha256_file
 
 if sys.version_info >= (3, 11):
@@ -98,8 +97,7 @@ def get_card(name: str) -> Card:
     cards = load_cards()
     if name in cards:
         return cards[name]
-    near = difflib.get_close_matches(name, cards, n=3)
-    hint = f"; did you mean {', '.join(near)}?" if near else f" (known names: {', '.join(cards)})"
+    hint = did_you_mean(name, cards) or f" (known names: {', '.join(cards)})"
     raise WeightsError(f"unknown weights {name!r}: neither a known name nor a file{hint}")
 
 

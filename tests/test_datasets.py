@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from harness import ladders
-from harness.datasets import LABELS, image_bytes, open_dataset
+from harness.datasets import image_bytes, open_dataset
+from harness.labels import LABELS
 from harness.loading import batches, decoded, in_background, resize_shorter_side
 from harness.metadata import local_spec
 from harness.specs import (
