@@ -159,3 +159,28 @@ def test_noise_moves_the_noise_pair_most(falls: dict[str, dict[str, float]], kin
     fall = falls[kind]
     assert fall["noise_free"] > 0.3
     assert max(fall, key=lambda name: fall[name]) == "noise_free"
+
+
+def test_fit_learns_from_photographs(photographs: list[np.ndarray]) -> None:
+    # The shipped trunk: one of random weights has no feature that tells blur.
+    network = load_model("lite", inference=False).eval()
+    config = dataclasses.replace(
+        TrainConfig(),
+        batch_size=4,
+        crop_size=96,
+        distortions=("gaussian_blur", "white_noise"),
+        by_group=False,
+        attribute_kinds={"noise": ("noise_free",)},
+    )
+    crops = torch.stack([torch.from_numpy(photo[40:136, 100:196].copy()).permute(2, 0, 1) for photo in photographs])
+    tower = network.image_encoder
+    assert isinstance(tower, StagePoolTower)
+    before = {name: value.clone() for name, value in tower.trunk.named_parameters()}
+    head = tower.head.weight.clone()
+    fit_head(network, [crops[:, None].expand(-1, 2, -1, -1, -1)] * 3, config, lambda done: None)
+    assert all(torch.equal(value, before[name]) for name, value in tower.trunk.named_parameters())
+    assert not torch.allclose(tower.head.weight, head)
+    images = crops.float() / 255
+    blurred = DISTORTIONS["gaussian_blur"].apply(images, torch.full((4,), 5.0), torch.zeros(4, dtype=torch.long))
+    with torch.no_grad():
+        assert (network(images) > network(blurred)).all()
