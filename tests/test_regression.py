@@ -292,4 +292,4 @@ def test_pytest_fixture(pytester, folder):
         def test_lower_is_better(assert_quality):
             assert_quality({str(folder / "0.png")!r}, metric="piqe", max=100)
     """)
-    pytester.runpytest_inprocess("-p", "harness.pytest_plugin", "-p", "no:cacheprovider").assert_outcomes(passed=4)
+    pytester.runpytest_inprocess("-p", "no:cacheprovider").assert_outcomes(passed=4)
