@@ -26,6 +26,8 @@ from harness.runner import RunRequest, run_all
 from harness.store import Store
 from tests.harness_data import brightness, fake_scorer, opinion_folder, write_images, write_metadata
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FAST = Settings(draws=50)
 ROOT = Path(__file__).parents[1]
 

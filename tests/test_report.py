@@ -345,7 +345,8 @@ def visit(browser: Any, site: Path) -> Iterator[Callable[..., Any]]:
             lambda request: request.url.startswith((site.as_uri(), "data:")) or problems.append(request.url),
         )
         page.on("requestfailed", lambda request: problems.append(f"failed: {request.url}"))
-        page.goto((site / name).as_uri())
+        # Leaving a page whose pictures still load would abort their requests.
+        page.goto((site / name).as_uri(), wait_until="networkidle")
         return page
 
     yield open_page
@@ -446,7 +447,8 @@ def test_theme_follows_the_system_and_the_button(visit: Callable[..., Any]) -> N
 def test_no_page_is_wider_than_the_screen(visit: Callable[..., Any], site: Path, width: int) -> None:
     page = visit("index.html", viewport={"width": width, "height": 800})
     for name in sorted(path.name for path in site.glob("*.html")):
-        page.goto((site / name).as_uri())
+        # Leaving a page whose pictures still load would abort their requests.
+        page.goto((site / name).as_uri(), wait_until="networkidle")
         assert page.evaluate("document.documentElement.scrollWidth") <= width, name
 
 
