@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from harness.check_cli import check
+from harness.guard.cli import check
 from qualiclip_plugin.errors import QualiCLIPError
 
 app = typer.Typer(
@@ -136,9 +136,9 @@ def data_check(
 
     The exit code is 1 where something needs a second look.
     """
-    from harness.datasets import open_dataset
-    from harness.inspection import inspect, report
-    from harness.specs import catalogue
+    from harness.data.datasets import open_dataset
+    from harness.data.inspection import inspect, report
+    from harness.data.specs import catalogue
 
     found = inspect(open_dataset(dataset, catalogue(include or ()), allow_partial=True), workers)
     typer.echo(report(found))

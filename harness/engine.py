@@ -13,9 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from harness.datasets import ImageSet
+from harness.data.datasets import ImageSet
+from harness.data.loading import Decoded, batches, decoded
 from harness.figures import Directions, Settings, cell_figures, join_scores
-from harness.loading import Decoded, batches, decoded
 from harness.scorers import Facts, Scorer, ScorerError, code_hash, facts, reading_code
 from harness.store import SCHEMA_VERSION, ScoreKey, Store
 from qualiclip_plugin.errors import out_of_memory

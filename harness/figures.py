@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness import statistics as st
-from harness.labels import FULL_REFERENCE
+from harness.data.labels import FULL_REFERENCE
 from harness.statistics import Estimate, Interval
 from harness.statistics.fitting import Form
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from harness.data.specs import catalogue
 from harness.formats import one_line
 from harness.scorers import availability, known_scorers, lower_better
-from harness.specs import catalogue
 
 
 def dataset_table(include: Iterable[Path] = ()) -> str:

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.datasets import ImageSet, open_dataset
+from harness.data.datasets import ImageSet, open_dataset
+from harness.data.specs import catalogue
 from harness.engine import Options, Reporter, evaluate, unavailable_cell
 from harness.figures import Settings
 from harness.formats import render
 from harness.leaderboard import table, to_csv
 from harness.scorers import DEFAULT_SCORERS, Scorer, ScorerError, create_scorer, pick_device
-from harness.specs import catalogue
 from harness.store import Store
 from qualiclip_plugin.errors import ConfigError
 

@@ -49,7 +49,17 @@ NOT_PER_IMAGE = frozenset({"fid", "sfid", "fid_dinov2", "inception_score"})
 
 _PACKAGE = Path(__file__).parent.parent / "qualiclip_plugin"
 _READING_CODE = ("images.py",)
-_MODEL_CODE = ("attention_pool.py", "backbones.py", "checkpoint.py", "inference.py", "model.py", "prompts.py")
+_MODEL_CODE = (
+    "attention_pool.py",
+    "backbones.py",
+    "checkpoint.py",
+    "inference.py",
+    "model.py",
+    "prompt_learner.py",
+    "prompts.py",
+    "tiling.py",
+    "towers.py",
+)
 
 
 class ScorerError(QualiCLIPError):

@@ -14,12 +14,12 @@ import typer
 
 from qualiclip_plugin import __version__
 from qualiclip_plugin.errors import ConfigError, QualiCLIPError
-from qualiclip_plugin.train_cli import train_command
+from qualiclip_plugin.training.cli import train_command
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from qualiclip_plugin.scoring import ScoredImage
+    from qualiclip_plugin.scoring.score_files import ScoredImage
 
 FAILED, USAGE = 1, 2
 """Exit codes: some images have no score; the command could not start."""
@@ -89,8 +89,8 @@ def score(
     Exit code: 0 all images have a score, 1 some have none, 2 the command could not start.
     """
     from qualiclip_plugin.images import images_in
-    from qualiclip_plugin.score_table import check_output, to_frame, write_scores
-    from qualiclip_plugin.scoring import check_device, score_files
+    from qualiclip_plugin.scoring.score_files import check_device, score_files
+    from qualiclip_plugin.scoring.score_table import check_output, to_frame, write_scores
 
     # What Pillow warns of is an error or a note in the table.
     warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -142,7 +142,7 @@ def _with_progress(rows: Iterable[ScoredImage], total: int) -> Iterable[ScoredIm
 
 
 def _print_table(frame: DataFrame) -> None:
-    from qualiclip_plugin.score_table import plain_table, rich_table
+    from qualiclip_plugin.scoring.score_table import plain_table, rich_table
 
     if not sys.stdout.isatty():
         typer.echo(plain_table(frame))
@@ -165,8 +165,8 @@ def degrade(
     ] = None,
 ) -> None:
     """Degrade a picture as the training does; print the path of what was written."""
-    from qualiclip_plugin.contact_sheet import contact_sheet, degrade_file
     from qualiclip_plugin.images import read_image
+    from qualiclip_plugin.training.contact_sheet import contact_sheet, degrade_file
 
     if sheet is not None and output is not None:
         raise ConfigError("--sheet and --output are two different pictures: give one of them")

@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from harness import download
-from harness.datasets import image_bytes, open_dataset
-from harness.download import fetch
-from harness.specs import Archive, Columns, DatasetSpec, Opinion, RemoteFile, Skip
-from harness.unpack import Limits, unpack
+from harness.data import download
+from harness.data.datasets import image_bytes, open_dataset
+from harness.data.download import fetch
+from harness.data.specs import Archive, Columns, DatasetSpec, Opinion, RemoteFile, Skip
+from harness.data.unpack import Limits, unpack
 from qualiclip_plugin.errors import DatasetError
 from tests.harness_data import picture
 

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from qualiclip_plugin.contact_sheet import contact_sheet, degrade_file, degrade_image
 from qualiclip_plugin.distortions import DISTORTIONS, get_distortion
 from qualiclip_plugin.errors import ConfigError, ImageError
+from qualiclip_plugin.training.contact_sheet import contact_sheet, degrade_file, degrade_image
 
 
 @pytest.fixture

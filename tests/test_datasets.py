@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness import ladders
-from harness.datasets import image_bytes, open_dataset
-from harness.labels import LABELS
-from harness.loading import batches, decoded, in_background, resize_shorter_side
-from harness.metadata import local_spec
-from harness.specs import (
+from harness.data import ladders
+from harness.data.datasets import image_bytes, open_dataset
+from harness.data.labels import LABELS
+from harness.data.loading import batches, decoded, in_background, resize_shorter_side
+from harness.data.metadata import local_spec
+from harness.data.specs import (
     Columns,
     DatasetSpec,
     Hub,
@@ -143,7 +143,7 @@ def test_an_unknown_name_suggests_near_ones() -> None:
 
 
 def test_shipped_specs_are_valid_and_named_like_their_files() -> None:
-    from harness.specs import SHIPPED
+    from harness.data.specs import SHIPPED
 
     assert set(shipped_specs()) == {path.stem for path in SHIPPED.glob("*.yaml")}
 

@@ -17,11 +17,11 @@ import pytest
 import torch
 
 from harness import engine
-from harness.datasets import open_dataset
+from harness.data.datasets import open_dataset
+from harness.data.metadata import local_spec
 from harness.engine import Options, Silent, evaluate, score_key, unavailable_cell
 from harness.figures import Settings
 from harness.formats import render
-from harness.metadata import local_spec
 from harness.runner import RunRequest, run_all
 from harness.store import Store
 from tests.harness_data import brightness, fake_scorer, opinion_folder, write_images, write_metadata

@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 
 import harness
 from harness.cli import app
-from harness.datasets import open_dataset
+from harness.data.datasets import open_dataset
+from harness.data.inspection import difference_hash, inspect, near_duplicates, report
+from harness.data.loading import Decoded
 from harness.figures import Settings
-from harness.inspection import difference_hash, inspect, near_duplicates, report
-from harness.loading import Decoded
 from harness.niqe import fit_niqe, sharp_features
 from harness.report import write_report
 from harness.scorers import ScorerError, availability, create_scorer

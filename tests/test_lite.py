@@ -11,12 +11,12 @@ import torch
 from qualiclip_plugin.checkpoint import build_model, read_weights, save_checkpoint
 from qualiclip_plugin.distortions import DISTORTIONS
 from qualiclip_plugin.errors import ConfigError
-from qualiclip_plugin.head_fit import LevelFeatures, fit_head, neutral_direction, ridge, write_head
 from qualiclip_plugin.inference import prepare_for_inference
 from qualiclip_plugin.model import QualiCLIP
 from qualiclip_plugin.prompts import ATTRIBUTES
 from qualiclip_plugin.towers import StagePoolTower
-from qualiclip_plugin.train_config import TrainConfig, load_config
+from qualiclip_plugin.training.config import TrainConfig, load_config
+from qualiclip_plugin.training.head_fit import LevelFeatures, fit_head, neutral_direction, ridge, write_head
 from qualiclip_plugin.weights import get_card, load_model
 
 BACKBONE = {"embed_dim": 32, "vision_cfg": {"stage_pool": {"model": "tf_efficientnet_lite0", "stages": [1, 2]}}}

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from qualiclip_plugin.errors import ConfigError
-from qualiclip_plugin.full_reference import gmsd
-from qualiclip_plugin.losses import (
+from qualiclip_plugin.training.full_reference import gmsd
+from qualiclip_plugin.training.losses import (
     attribute_loss,
     consistency_loss,
     content_ranking_loss,

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from qualiclip_plugin.errors import ConfigError
-from qualiclip_plugin.losses import consistency_loss, negative_ranking_loss, positive_ranking_loss
 from qualiclip_plugin.model import QualiCLIP
-from qualiclip_plugin.objective import (
+from qualiclip_plugin.prompts import ATTRIBUTES
+from qualiclip_plugin.training.losses import consistency_loss, negative_ranking_loss, positive_ranking_loss
+from qualiclip_plugin.training.objective import (
     Objective,
     ObjectiveConfig,
     content_levels,
@@ -19,7 +20,6 @@ from qualiclip_plugin.objective import (
     ranking_accuracy,
     selected_prompt_pairs,
 )
-from qualiclip_plugin.prompts import ATTRIBUTES
 
 
 class TextTower(nn.Module):

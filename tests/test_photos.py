@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from qualiclip_plugin.errors import DatasetError
-from qualiclip_plugin.generators import derive_seed
-from qualiclip_plugin.photos import (
+from qualiclip_plugin.training.generators import derive_seed
+from qualiclip_plugin.training.photos import (
     SKIMAGE,
     SKIMAGE_FILES,
     PhotoOrder,

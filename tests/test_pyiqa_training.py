@@ -15,8 +15,8 @@ import yaml
 from PIL import Image
 
 from qualiclip_plugin.errors import ConfigError, DatasetError
-from qualiclip_plugin.losses import consistency_loss, negative_ranking_loss, positive_ranking_loss
-from qualiclip_plugin.train_config import CONFIGS
+from qualiclip_plugin.training.config import CONFIGS
+from qualiclip_plugin.training.losses import consistency_loss, negative_ranking_loss, positive_ranking_loss
 from qualiclip_plugin.weights import load_model
 
 
@@ -95,14 +95,14 @@ def test_registries_know_everything_by_name() -> None:
 
 
 def test_registering_twice_is_harmless() -> None:
-    from qualiclip_plugin.pyiqa_training import register_dataset, register_losses, register_model
+    from qualiclip_plugin.training.pyiqa import register_dataset, register_losses, register_model
 
     for register in (register_dataset, register_losses, register_model) * 2:
         register()
 
 
 def test_the_dataset_gives_crop_pairs_and_draws_anew(photos: Path) -> None:
-    from qualiclip_plugin.pyiqa_training import QualiCLIPPristineDataset
+    from qualiclip_plugin.training.pyiqa import QualiCLIPPristineDataset
 
     dataset = QualiCLIPPristineDataset({"photos": str(photos), "crop_size": 48, "name": "x", "phase": "train"})
     assert len(dataset) == 4

@@ -17,10 +17,11 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from harness import check_report, regression
 from harness.cli import app
-from harness.guard_images import CHANGES, guard_images
-from harness.regression import IncomparableError, Limits, Tolerance
+from harness.guard import regression
+from harness.guard import report as check_report
+from harness.guard.images import CHANGES, guard_images
+from harness.guard.regression import IncomparableError, Limits, Tolerance
 from qualiclip_plugin.checkpoint import save_checkpoint
 from qualiclip_plugin.errors import QualiCLIPError
 from qualiclip_plugin.weights import load_model

@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from harness.datasets import open_dataset
+from harness.data.datasets import open_dataset
 from harness.engine import evaluate, unavailable_cell
 from harness.figures import Settings
 from harness.report import charts, data, write_report

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qualiclip_plugin.distortions import DISTORTIONS, GROUPS, get_distortion, get_table
 from qualiclip_plugin.errors import ConfigError, ImageError
-from qualiclip_plugin.sampling import DegradationPlan, degrade, sample_crop_pairs, sample_plan
+from qualiclip_plugin.training.sampling import DegradationPlan, degrade, sample_crop_pairs, sample_plan
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -211,7 +211,7 @@ def test_tf32_settings_are_given_back(setting: str) -> None:
     # A process of its own: once used, the two APIs of torch do not mix.
     program = f"""
 import torch
-from qualiclip_plugin.sampling import degrade, sample_plan
+from qualiclip_plugin.training.sampling import degrade, sample_plan
 def state():
     try:
         return torch.get_float32_matmul_precision()

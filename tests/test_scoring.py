@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from qualiclip_plugin import scoring
 from qualiclip_plugin.errors import ConfigError
 from qualiclip_plugin.model import QualiCLIP
-from qualiclip_plugin.score_table import check_output, plain_table, rich_table, to_frame, write_scores
-from qualiclip_plugin.scoring import BATCH_TOLERANCE, ScoredImage, check_device, score_files
+from qualiclip_plugin.scoring import score_files as scoring
+from qualiclip_plugin.scoring.score_files import BATCH_TOLERANCE, ScoredImage, check_device, score_files
+from qualiclip_plugin.scoring.score_table import check_output, plain_table, rich_table, to_frame, write_scores
 from qualiclip_plugin.weights import load_model
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from qualiclip_plugin.backbones import backbone_config, build_image_encoder
 from qualiclip_plugin.errors import ConfigError
-from qualiclip_plugin.stages import (
+from qualiclip_plugin.training.stages import (
     choose_stages,
     movement,
     pull_to_start,

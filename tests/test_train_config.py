@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from qualiclip_plugin.draws import check_plan
 from qualiclip_plugin.errors import ConfigError
-from qualiclip_plugin.train_config import (
+from qualiclip_plugin.training.config import (
     CONFIGS,
     TrainConfig,
     config_from_mapping,
@@ -17,6 +16,7 @@ from qualiclip_plugin.train_config import (
     differences,
     load_config,
 )
+from qualiclip_plugin.training.draws import check_plan
 
 
 def test_every_shipped_configuration_is_valid() -> None:

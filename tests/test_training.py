@@ -22,16 +22,16 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from qualiclip_plugin import run_folder
-from qualiclip_plugin.draws import draw_plan, relevant_pairs
 from qualiclip_plugin.errors import ConfigError, DatasetError
-from qualiclip_plugin.run_folder import RunFolder, read_csv
-from qualiclip_plugin.train_cli import train_command
-from qualiclip_plugin.train_config import config_from_mapping
-from qualiclip_plugin.training import Batch, Trainer, TrainResult, learning_rate
+from qualiclip_plugin.training import run_folder
+from qualiclip_plugin.training.cli import train_command
+from qualiclip_plugin.training.config import config_from_mapping
+from qualiclip_plugin.training.draws import draw_plan, relevant_pairs
+from qualiclip_plugin.training.run_folder import RunFolder, read_csv
+from qualiclip_plugin.training.trainer import Batch, Trainer, TrainResult, learning_rate
 from qualiclip_plugin.weights import load_model
 
-RUN = [sys.executable, "-m", "qualiclip_plugin.train_cli"]
+RUN = [sys.executable, "-m", "qualiclip_plugin.training.cli"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import nn
 
 from qualiclip_plugin.distortions import get_table
-from qualiclip_plugin.train_config import TrainConfig
-from qualiclip_plugin.validation import ScoredData, held_out_crops, ladder_scores, validate
+from qualiclip_plugin.training.config import TrainConfig
+from qualiclip_plugin.training.validation import ScoredData, held_out_crops, ladder_scores, validate
 
 
 class Brightness(nn.Module):

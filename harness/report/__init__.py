@@ -52,7 +52,7 @@ def write_report(
         StoreError: Results cannot be read, or the report not be written.
         QualiCLIPError: A dataset given for pictures cannot be opened.
     """
-    from harness.specs import catalogue
+    from harness.data.specs import catalogue
 
     target = Path(output)
     _check_target(target)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from harness.datasets import ImageSet, image_bytes, open_dataset
-from harness.specs import DatasetSpec
+from harness.data.datasets import ImageSet, image_bytes, open_dataset
+from harness.data.specs import DatasetSpec
 from qualiclip_plugin.errors import QualiCLIPError
 from qualiclip_plugin.images import read_image
 

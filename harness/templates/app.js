@@ -83,7 +83,11 @@ for (const cell of document.querySelectorAll("[data-tip]")) {
   cell.addEventListener("blur", hideTip);
 }
 
-document.addEventListener("keydown", (event) => { if (event.key === "Escape") hideTip(); });
+function onEscape(action) {
+  document.addEventListener("keydown", (event) => { if (event.key === "Escape") action(); });
+}
+
+onEscape(hideTip);
 
 // --- scatter plot --------------------------------------------------------------------------------------
 
@@ -114,6 +118,8 @@ for (const plot of document.querySelectorAll("svg.scatter")) {
   });
   plot.addEventListener("pointerleave", () => select(-1));
   plot.addEventListener("blur", () => select(-1));
+  // Hiding the tip alone would not do: a picture that loads late shows the tip of the current point again.
+  onEscape(() => select(-1));
   plot.addEventListener("keydown", (event) => {
     const step = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1 }[event.key];
     if (!step || !points.length) return;

@@ -1,0 +1,1 @@
+"""Datasets: what they are (``harness/datasets/*.yaml``), how they are fetched, checked, read and decoded."""

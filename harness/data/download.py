@@ -1,0 +1,159 @@
+"""Files from the network: resumed where a connection broke, verified, and in place only when whole."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.data.specs import RemoteFile
+from qualiclip_plugin.errors import DatasetError, first_line
+from qualiclip_plugin.files import atomic_write, sha256_file
+
+if TYPE_CHECKING:
+    import requests
+
+TIMEOUT_SECONDS = (10.0, 60.0)
+"""To connect; between two pieces. A stalled server ends in an error, not in a hang."""
+
+ATTEMPTS = 5
+_CHUNK = 1 << 16
+_PARTIAL_CONTENT, _RANGE_NOT_SATISFIABLE = 206, 416
+
+
+def fetch(remote: RemoteFile, folder: Path) -> Path:
+    """Make sure that a file is in a folder, downloaded and verified.
+
+    Args:
+        remote: What to fetch.
+        folder: Where it is kept; an interrupted download leaves ``<file>.part`` there and goes on from it.
+
+    Returns:
+        The verified file.
+
+    Raises:
+        DatasetError: It cannot be had, or its size or hash is not the expected one.
+    """
+    from filelock import FileLock
+
+    target = folder / Path(remote.file).name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f".{target.name}.lock"):
+            if not target.exists():
+                _download(remote, target)
+            verify(remote, target)
+    except OSError as error:
+        raise DatasetError(f"{target}: cannot be written: {error.strerror or error}") from error
+    return target
+
+
+def address(remote: RemoteFile) -> str:
+    """Where the file is."""
+    if remote.address:
+        return remote.address
+    from huggingface_hub import hf_hub_url
+
+    return hf_hub_url(remote.repository, remote.file, repo_type="dataset", revision=remote.revision or None)
+
+
+def verify(remote: RemoteFile, path: Path) -> None:
+    """Check a file against the declared hash, or the one recorded when it was first downloaded.
+
+    Raises:
+        DatasetError: The content differs; the file is left as it is.
+    """
+    record = path.with_name(f"{path.name}.sha256")
+    known = path.with_name(f"{path.name}.verified")
+    stamp = f"{path.stat().st_size} {path.stat().st_mtime_ns}"
+    # Hashing tens of gigabytes at every start would take minutes; the file's size and time vouch for it.
+    if known.exists() and known.read_text("ascii") == f"{stamp} {remote.sha256}":
+        return
+    actual = sha256_file(path)
+    expected = remote.sha256 or (record.read_text("ascii").split()[0] if record.exists() else actual)
+    if actual != expected:
+        raise DatasetError(
+            f"{path}: sha256 {actual[:16]}..., expected {expected[:16]}...; delete it to download it again"
+        )
+    for file, text in ((record, f"{actual}  {path.name}\n"), (known, f"{stamp} {remote.sha256}")):
+        with atomic_write(file, "w") as opened:
+            opened.write(text)
+
+
+def _download(remote: RemoteFile, target: Path) -> None:
+    import requests
+
+    url = address(remote)
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        raise DatasetError(f"{url} is not here ({target}), and HF_HUB_OFFLINE is set")
+    partial = target.with_name(f"{target.name}.part")
+    reason = ""
+    for _ in range(ATTEMPTS):
+        try:
+            if _receive(url, partial, remote):
+                break
+        except (requests.RequestException, OSError) as error:
+            if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
+                raise
+            reason = first_line(error)
+            if not _worth_repeating(error):
+                break
+    else:
+        raise DatasetError(f"{url}: the download broke off {ATTEMPTS} times ({reason}); run again to go on")
+    if not partial.exists():
+        raise DatasetError(f"{url}: cannot be fetched: {reason}")
+    _check(partial, remote, url)
+    os.replace(partial, target)
+
+
+def _receive(url: str, partial: Path, remote: RemoteFile) -> bool:
+    """Append to the partial file; whether it is whole now."""
+    import requests
+
+    have = partial.stat().st_size if partial.exists() else 0
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    # Compressed transfers would make lengths and ranges mean something else than bytes of the file.
+    headers["Accept-Encoding"] = "identity"
+    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as response:
+        if response.status_code == _RANGE_NOT_SATISFIABLE:
+            return _finished_before(response, have, partial)
+        response.raise_for_status()
+        resumed = response.status_code == _PARTIAL_CONTENT
+        total = int(response.headers.get("Content-Length", 0)) + (have if resumed else 0)
+        with partial.open("ab" if resumed else "wb") as file:
+            for chunk in response.iter_content(_CHUNK):
+                file.write(chunk)
+                if remote.bytes and file.tell() > remote.bytes:
+                    raise DatasetError(f"{url}: more than the declared {remote.bytes} bytes")
+            file.flush()
+            os.fsync(file.fileno())
+            return not total or file.tell() == total
+
+
+def _finished_before(response: requests.Response, have: int, partial: Path) -> bool:
+    total = response.headers.get("Content-Range", "").rpartition("/")[2]
+    if total == str(have):
+        return True
+    partial.unlink()
+    return False
+
+
+def _check(partial: Path, remote: RemoteFile, url: str) -> None:
+    size = partial.stat().st_size
+    problem = f"{size} bytes, {remote.bytes} declared" if remote.bytes and size != remote.bytes else ""
+    if not problem and remote.sha256:
+        actual = sha256_file(partial)
+        problem = f"sha256 {actual[:16]}..., {remote.sha256[:16]}... declared" if actual != remote.sha256 else ""
+    if problem:
+        partial.unlink()
+        raise DatasetError(f"{url}: not the declared file: {problem}")
+
+
+def _worth_repeating(error: Exception) -> bool:
+    import requests
+
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return error.response.status_code >= 500
+    # A name that does not resolve or a refused connection will not get better within seconds.
+    text = str(error)
+    return not any(word in text for word in ("NameResolutionError", "Name or service", "Connection refused"))

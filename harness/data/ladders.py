@@ -1,0 +1,183 @@
+"""The dataset ``ladders``: photographs that ship with scikit-image, degraded step by step. No download.
+
+Each photograph meets every distortion type of :data:`qualiclip_plugin.distortions.DISTORTIONS` at each of its
+strengths, with one noise draw per photograph and type, so that only the strength moves along a ladder.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.data.cache import cache_folder
+from harness.data.specs import DatasetSpec
+from harness.scorers import code_hash
+from qualiclip_plugin.errors import DatasetError
+from qualiclip_plugin.files import atomic_folder
+
+if TYPE_CHECKING:
+    from qualiclip_plugin.distortions import Distortion
+
+Pixels = NDArray[np.uint8]
+
+SIDE = 320
+"""Longest side of the centre that is used, in pixels: whole photographs would take several times as long."""
+
+PRISTINE = "pristine"
+FULL_REFERENCE = ("psnr", "ssim", "gmsd")
+
+
+def _motorcycle() -> Pixels:
+    from skimage import data
+
+    return np.asarray(data.stereo_motorcycle()[0])
+
+
+def _named(name: str) -> Callable[[], Pixels]:
+    def load() -> Pixels:
+        from skimage import data
+
+        return np.asarray(getattr(data, name)())
+
+    return load
+
+
+PHOTOGRAPHS: Mapping[str, Callable[[], Pixels]] = {
+    "astronaut": _named("astronaut"),
+    "chelsea": _named("chelsea"),
+    "coffee": _named("coffee"),
+    "motorcycle": _motorcycle,
+    "rocket": _named("rocket"),
+}
+"""Colour photographs inside the scikit-image wheel; its graphics, textures and grey pictures are left out."""
+
+
+def generate(spec: DatasetSpec) -> Path:
+    """Generate the ladders, unless the same recipe was followed before.
+
+    Args:
+        spec: Its version is part of the recipe.
+
+    Returns:
+        A folder with images and ``metadata.csv``.
+
+    Raises:
+        DatasetError: A photograph is not in the installed scikit-image, or the folder cannot be written.
+    """
+    photographs = {name: photograph(name) for name in PHOTOGRAPHS}
+    folder = cache_folder("datasets", spec.name, recipe_hash(spec, photographs))
+    if folder.is_dir():
+        return folder
+    try:
+        with atomic_folder(folder) as partial:
+            write_ladders(partial, photographs)
+    except OSError as error:
+        raise DatasetError(f"{folder}: cannot be written: {error.strerror or error}") from error
+    return folder
+
+
+def photograph(name: str) -> Pixels:
+    """The centre of a photograph, RGB, uint8, (H, W, 3), at most ``SIDE`` on either side.
+
+    Raises:
+        DatasetError: The installed scikit-image does not have it.
+    """
+    try:
+        pixels = PHOTOGRAPHS[name]()
+    except Exception as error:
+        raise DatasetError(f"ladders: scikit-image does not provide the photograph {name}: {error}") from error
+    top, left = (max(0, size - SIDE) // 2 for size in pixels.shape[:2])
+    return np.ascontiguousarray(pixels[top : top + SIDE, left : left + SIDE])
+
+
+def recipe_hash(spec: DatasetSpec, photographs: Mapping[str, Pixels]) -> str:
+    """Fingerprint of all that decides the pixels: photographs, distortions, code and library versions."""
+    from qualiclip_plugin import distortions
+    from qualiclip_plugin.training import full_reference as full_reference_module
+
+    recipe = {
+        "version": spec.version,
+        "full_reference": code_hash([Path(full_reference_module.__file__)]),
+        "photographs": {name: hashlib.sha256(p.tobytes()).hexdigest() for name, p in photographs.items()},
+        "strengths": {name: list(kind.strengths) for name, kind in distortions.DISTORTIONS.items()},
+        "code": code_hash([*sorted(Path(distortions.__file__).parent.glob("*.py")), Path(__file__)]),
+        "versions": {name: metadata.version(name) for name in ("torch", "torchvision", "Pillow", "numpy")},
+    }
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def ladder(pixels: Pixels, kind: Distortion, seed: int) -> list[Pixels]:
+    """One photograph (H, W, 3) at every strength of one distortion type, mild to severe."""
+    import torch
+
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+    steps = []
+    for strength in kind.strengths:
+        noise = torch.tensor([seed])
+        degraded = kind.apply(image.clone(), torch.tensor([float(strength)]), noise)
+        steps.append((degraded[0].permute(1, 2, 0) * 255).round().clamp(0, 255).to(torch.uint8).numpy())
+    return steps
+
+
+def full_reference(degraded: Pixels, pristine: Pixels) -> dict[str, float]:
+    """Qualities of a degraded photograph (H, W, 3) by comparison with the pristine one, higher is better.
+
+    PSNR in dB (100 for equal images), SSIM (Wang et al. 2004) of the luma, and GMSD (Xue et al. 2014) negated.
+    """
+    import torch
+    from skimage.color import rgb2gray
+    from skimage.metrics import structural_similarity
+
+    from qualiclip_plugin.training.full_reference import gmsd
+
+    error = np.mean(np.square(degraded.astype(np.float64) - pristine))
+    first, second = (torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255 for image in (degraded, pristine))
+    values = (
+        10 * np.log10(255**2 / error) if error else 100.0,
+        structural_similarity(rgb2gray(degraded), rgb2gray(pristine), data_range=1.0),
+        -float(gmsd(first, second)),
+    )
+    return {name: round(float(value), 6) for name, value in zip(FULL_REFERENCE, values, strict=True)}
+
+
+def write_ladders(folder: Path, photographs: Mapping[str, Pixels]) -> None:
+    """Write all images as PNG and their ``metadata.csv``."""
+    with (folder / "metadata.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["file_name", "reference", "distortion", "level", *FULL_REFERENCE])
+        writer.writeheader()
+        for row, pixels in _rows(photographs):
+            _save(folder / row["file_name"], pixels)
+            writer.writerow(row)
+
+
+def _rows(photographs: Mapping[str, Pixels]) -> Iterator[tuple[dict[str, Any], Pixels]]:
+    from qualiclip_plugin.distortions import DISTORTIONS
+
+    for reference, pixels in photographs.items():
+        yield _row(reference, "", 0), pixels
+        for name, kind in DISTORTIONS.items():
+            # zlib.crc32 is the same in every process, unlike hash().
+            steps = ladder(pixels, kind, seed=zlib.crc32(f"{reference}/{name}".encode()))
+            for level, degraded in enumerate(steps, start=1):
+                yield {**_row(reference, name, level), **full_reference(degraded, pixels)}, degraded
+
+
+def _row(reference: str, distortion: str, level: int) -> dict[str, Any]:
+    name = f"{reference}/{distortion}_{level}.png" if distortion else f"{reference}/{PRISTINE}.png"
+    return {"file_name": name, "reference": reference, "distortion": distortion, "level": level}
+
+
+def _save(path: Path, pixels: Pixels) -> None:
+    from PIL import Image
+
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(pixels).save(path, compress_level=1)

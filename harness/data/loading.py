@@ -1,0 +1,163 @@
+"""Decoding ahead of the scorer, and batches of equal size."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from harness.data.datasets import ImageSet, image_bytes
+from qualiclip_plugin.errors import ImageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+AHEAD = 4
+"""Decoded images per worker that wait for the scorer."""
+
+MAX_WAITING_PIXELS = 64_000_000
+"""Decoded pixels that may wait for others of their size; 3 bytes each."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One image, or why there is none.
+
+    Attributes:
+        index: Position in the dataset.
+        pixels: RGB, uint8, (3, H, W); none where it cannot be read.
+        error: Why it cannot be read.
+    """
+
+    index: int
+    pixels: NDArray[np.uint8] | None
+    error: str = ""
+
+
+def decoded(images: ImageSet, indices: Sequence[int], workers: int = 0) -> Iterator[Decoded]:
+    """Decode images in order, ahead of their use.
+
+    Args:
+        images: The dataset.
+        indices: Positions in it.
+        workers: Processes; 0 decodes in a thread of this process.
+    """
+    from torch.utils.data import DataLoader
+
+    loader: DataLoader[Decoded] = DataLoader(
+        _Decoder(images, indices),  # type: ignore[arg-type]  # any object with a length and items will do
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=AHEAD if workers else None,
+        # Arrays travel through a pipe; tensors would need shared memory, which containers keep small.
+        collate_fn=_unchanged,
+    )
+    return in_background(loader, AHEAD)
+
+
+class _Decoder:
+    """What a worker process needs to decode one image."""
+
+    def __init__(self, images: ImageSet, indices: Sequence[int]) -> None:
+        self.rows, self.spec = images.rows, images.spec
+        self.names = images.table["file_name"].tolist()
+        self.indices = list(indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> Decoded:
+        from qualiclip_plugin.images import read_image
+
+        index = self.indices[position]
+        try:
+            pixels = read_image(image_bytes(self.rows[index]["image"]), exif=self.spec.exif)
+        except (ImageError, OSError, MemoryError) as error:
+            return Decoded(index, None, f"{type(error).__name__}: {error}"[:500])
+        if self.spec.resize:
+            pixels = resize_shorter_side(pixels, self.spec.resize)
+        return Decoded(index, pixels.numpy())
+
+
+def resize_shorter_side(pixels: Any, size: int) -> Any:
+    """Resize (3, H, W) uint8 so that its shorter side has ``size`` pixels, bicubic with antialiasing.
+
+    What pyiqa's dataset definitions do (SPAQ: 448), through torchvision.
+    """
+    from torchvision.transforms.v2.functional import (  # type: ignore[import-untyped]
+        InterpolationMode,
+        resize,
+    )
+
+    return resize(pixels, [size], interpolation=InterpolationMode.BICUBIC, antialias=True)
+
+
+def batches(items: Iterable[Decoded], fits: Callable[[int, int, int], bool]) -> Iterator[list[Decoded]]:
+    """Group images of one size.
+
+    Args:
+        items: Images in any order of sizes.
+        fits: Whether so many images of a height and width are one batch.
+
+    Yields:
+        Images of one size, in their order; an unreadable image comes alone. A batch leaves as soon as one
+        more image would not fit, or when too many pixels wait.
+    """
+    waiting: dict[tuple[int, int], list[Decoded]] = {}
+    for item in items:
+        if item.pixels is None:
+            yield [item]
+            continue
+        height, width = item.pixels.shape[1:]
+        group = waiting.setdefault((height, width), [])
+        group.append(item)
+        if not fits(len(group) + 1, height, width):
+            yield waiting.pop((height, width))
+        elif sum(h * w * len(group) for (h, w), group in waiting.items()) > MAX_WAITING_PIXELS:
+            yield waiting.pop(max(waiting, key=lambda size: size[0] * size[1] * len(waiting[size])))
+    yield from waiting.values()
+
+
+def in_background(items: Iterable[Any], ahead: int) -> Iterator[Any]:
+    """Iterate in a thread, at most ``ahead`` items before they are asked for; errors are raised here."""
+    ready: queue.Queue[tuple[Any, BaseException | None, bool]] = queue.Queue(max(1, ahead))
+    stopped = threading.Event()
+
+    def put(entry: tuple[Any, BaseException | None, bool]) -> None:
+        while not stopped.is_set():
+            try:
+                ready.put(entry, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for item in items:
+                put((item, None, False))
+                if stopped.is_set():
+                    return
+            put((None, None, True))
+        except BaseException as error:
+            put((None, error, True))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error, done = ready.get()
+            if error is not None:
+                raise error
+            if done:
+                return
+            yield item
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def _unchanged(item: Any) -> Any:
+    return item

@@ -1,0 +1,1 @@
+"""From image files to scores: reading ahead, batches, tables."""

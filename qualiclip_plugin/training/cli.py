@@ -1,0 +1,51 @@
+"""``qualiclip train``: the command around :mod:`qualiclip_plugin.training.trainer`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+SIGNAL_EXITS = {"SIGINT": 130, "SIGTERM": 143}
+"""Exit codes that shells expect of a program that a signal ended."""
+
+
+def train_command(
+    photos: Annotated[
+        str,
+        typer.Option(
+            help="Pristine photographs: a folder, a Hugging Face dataset, or 'skimage' for the ones in scikit-image.",
+        ),
+    ],
+    output: Annotated[str, typer.Option(help="Folder of the run.")],
+    config: Annotated[str, typer.Option(help="paper, laptop, lite, or a YAML file.")] = "laptop",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard logs too.")] = False,
+) -> None:
+    """Train QualiCLIP on your own pristine photographs; no human scores are needed.
+
+    The result is OUTPUT/model.safetensors; its path can stand wherever a weight name can. A stopped run (Ctrl-C,
+    SIGTERM, a crash) continues with --resume as if it had not been stopped.
+    """
+    from qualiclip_plugin.errors import QualiCLIPError
+    from qualiclip_plugin.training.config import load_config
+
+    try:
+        loaded = load_config(config, settings or ())
+        from qualiclip_plugin.training.trainer import train
+
+        result = train(loaded, photos, output, resume=resume, tensorboard=tensorboard)
+    except QualiCLIPError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
+    if result.stopped_by:
+        typer.echo(f"stopped by {result.stopped_by} after step {result.step}; continue with --resume", err=True)
+        raise typer.Exit(SIGNAL_EXITS.get(result.stopped_by, 1))
+
+
+if __name__ == "__main__":
+    typer.run(train_command)

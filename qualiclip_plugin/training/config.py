@@ -1,0 +1,320 @@
+"""One configuration object for training: what it holds, where it is read from, and what is refused.
+
+A configuration is a YAML file (a name such as ``paper`` means a file shipped in ``configs/``), changed by
+``key=value`` settings. Unknown keys and values of a wrong type are errors, so that a spelling mistake never trains
+something else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from qualiclip_plugin.errors import ConfigError, did_you_mean
+from qualiclip_plugin.prompts import ATTRIBUTES
+from qualiclip_plugin.training.objective import ObjectiveConfig, check_choice
+
+CONFIGS = Path(__file__).parent / "configs"
+SCHEDULES = ("constant", "cosine", "onecycle")
+OPTIMIZERS = ("adamw", "sgd")
+MIXED_PRECISIONS = ("fp32", "bf16", "fp16")
+
+UNCHANGED_RESULT = frozenset(
+    {
+        "check_photos",
+        "keep",
+        "licence",
+        "save_every",
+        "save_precision",
+        "scored_data",
+        "validate_every",
+        "validation_size",
+        "workers",
+    }
+)
+"""Settings that may differ between a run and its continuation: no weight depends on them."""
+
+
+@dataclass(frozen=True)
+class TrainConfig(ObjectiveConfig):
+    """Everything that decides a training run, besides its photographs. Losses: see :class:`ObjectiveConfig`.
+
+    Attributes:
+        weights: Starting weights, a name or a path; they bring the architecture and the prompt features.
+        steps: Optimizer steps of the whole run.
+        seed: Every random draw of step t depends on this and t only.
+        batch_size: Photographs a step, over all processes.
+        crop_size: Side of a crop in pixels.
+        crop_scale: Range of the factor by which a photograph is resized before its crops are cut out.
+        crop_overlap: Smallest share of a crop that its pair covers.
+        table: Name of the distortion table (``default``, ``paper``, ``camera``, ``arniqa``).
+        distortions: ``all``, or names of the kinds that are drawn.
+        levels: Degraded levels L.
+        compositions: Number of kinds, of different groups, on one photograph, or its range.
+        by_group: Draw a group first, so that groups are equally likely; else all kinds are.
+        share_noise: The levels of a ladder share their random draw, so that only the strength moves.
+        attribute_kinds: Distortion kinds or groups -> the prompt pairs that name them, for the attribute loss.
+        head_fit: Batches of crops that the head is fitted to in closed form before the first step (``head_fit.py``);
+            0 leaves it as it is.
+        head_weights: Distortion kind -> its weight in that fit; kinds that are not named weigh 1.
+        head_penalty: Ridge penalty of that fit, in units of a feature's variance.
+        head_gain: Argument of the score's sigmoid for an average pristine crop after that fit.
+        optimizer: ``adamw`` or ``sgd`` (momentum .9).
+        learning_rate: Its largest value.
+        weight_decay: Decoupled (adamw) or L2 (sgd).
+        schedule: Learning rate over the steps: ``constant``, ``cosine`` or ``onecycle``.
+        warmup: Steps of linear rise (constant, cosine), or None for the schedule's own (onecycle: 30 %).
+        clip_norm: Largest norm of the gradient; None does not clip.
+        batch_norm: ``eval`` keeps the running statistics, ``train`` uses and updates batch statistics.
+        train_layers: ``all``, the number of last stages, or their names.
+        start_pull: Weight of the pull towards the starting weights (L2-SP).
+        ema: Decay of the averaged weights, which are then validated and saved; 0 switches averaging off.
+        mixed_precision: What the network computes in: ``fp32``, ``bf16`` or ``fp16``; its weights stay fp32.
+        channels_last: Memory format of the network.
+        compile: Compile the network with torch.compile.
+        gradient_checkpointing: Recompute stages in the backward pass to save memory.
+        tf32: Let CUDA multiply fp32 matrices in TensorFloat-32.
+        cpu: Train on the CPU even where there is a GPU.
+        workers: Threads that read, decode and crop photographs.
+        image_column: Column of a Hugging Face dataset; None takes its only image column.
+        split: Split of a Hugging Face dataset.
+        streaming: Read a Hugging Face dataset as a stream.
+        shuffle_buffer: Photographs in the shuffle buffer of a stream.
+        check_photos: Decode every photograph once before training, and leave out those that cannot be used.
+        validation_photos: Photographs held out of training for validation.
+        validate_every: Steps between validations; 0 validates only at the end.
+        validation_size: Side in pixels of the validation crops.
+        scored_data: imagefolder with ``metadata.csv`` (``file_name,mos``) to correlate with; never in a loss.
+        save_every: Steps between checkpoints.
+        keep: Number of checkpoints that are kept.
+        save_precision: Stored type of the result: ``fp32`` or ``fp16``.
+        licence: Licence of the result, as its card will state it.
+    """
+
+    weights: str = "clip"
+    steps: int = 87_500
+    seed: int = 0
+    batch_size: int = 16
+    crop_size: int = 224
+    crop_scale: tuple[float, float] = (1.0, 1.0)
+    crop_overlap: float = 0.25
+    table: str = "default"
+    distortions: str | tuple[str, ...] = "all"
+    levels: int = 5
+    compositions: int | tuple[int, int] = 1
+    by_group: bool = True
+    share_noise: bool = True
+    attribute_kinds: Mapping[str, tuple[str, ...]] = field(
+        default_factory=lambda: {"blur": ("sharp_image", "sharp_edges"), "noise": ("noise_free",)}
+    )
+    head_fit: int = 0
+    head_weights: Mapping[str, float] = field(default_factory=dict)
+    head_penalty: float = 1.0
+    head_gain: float = 4.0
+    optimizer: str = "adamw"
+    learning_rate: float = 1e-9
+    weight_decay: float = 1e-2
+    schedule: str = "constant"
+    warmup: int | None = None
+    clip_norm: float | None = None
+    batch_norm: str = "eval"
+    train_layers: str | int | tuple[str, ...] = "all"
+    start_pull: float = 0.0
+    ema: float = 0.0
+    mixed_precision: str = "fp32"
+    channels_last: bool = False
+    compile: bool = False
+    gradient_checkpointing: bool = False
+    tf32: bool = False
+    cpu: bool = False
+    workers: int = 4
+    image_column: str | None = None
+    split: str = "train"
+    streaming: bool = False
+    shuffle_buffer: int = 1000
+    check_photos: bool = True
+    validation_photos: int = 4
+    validate_every: int = 0
+    validation_size: int = 224
+    scored_data: str | None = None
+    save_every: int = 1000
+    keep: int = 2
+    save_precision: str = "fp32"
+    licence: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("mixed_precision", self.mixed_precision, MIXED_PRECISIONS)
+        check_choice("save_precision", self.save_precision, ("fp32", "fp16"))
+        check_choice("batch_norm", self.batch_norm, ("eval", "train"))
+        for name, (low, high) in RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise ConfigError(f"{name} must be in [{low}, {high}], not {value}")
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1]:
+            raise ConfigError(f"crop_scale must be two factors 0 < low <= high, not {self.crop_scale}")
+        if self.gradient_checkpointing and self.batch_norm == "train":
+            raise ConfigError("gradient_checkpointing would update batch statistics twice: use batch_norm: eval")
+        for name in (name for names in self.attribute_kinds.values() for name in names):
+            check_choice("attribute_kinds", name, ATTRIBUTES)
+
+    @property
+    def smallest_photo(self) -> int:
+        """Least height and width in pixels of a photograph that crops can be cut from."""
+        return max(self.crop_size, math.ceil(self.crop_size / self.crop_scale[1]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON and YAML; :func:`config_from_mapping` reads them back."""
+        return {name: _plain(value) for name, value in dataclasses.asdict(self).items()}
+
+
+RANGES: dict[str, tuple[float, float]] = {
+    "steps": (0, 10**9),
+    "head_fit": (0, 10**6),
+    "head_penalty": (0, 1e12),
+    "head_gain": (1e-6, 1e6),
+    "seed": (0, 2**63 - 1),
+    "batch_size": (1, 10**6),
+    "crop_size": (32, 4096),
+    "crop_overlap": (0, 1),
+    "levels": (2, 100),
+    "learning_rate": (0, 1e3),
+    "weight_decay": (0, 1e3),
+    "warmup": (0, 10**9),
+    "clip_norm": (1e-12, 1e12),
+    "start_pull": (0, 1e12),
+    "ema": (0, 1 - 1e-9),
+    "workers": (1, 256),
+    "shuffle_buffer": (1, 10**7),
+    "validation_photos": (0, 10**6),
+    "validate_every": (0, 10**9),
+    "validation_size": (32, 4096),
+    "save_every": (1, 10**9),
+    "keep": (1, 10**6),
+}
+"""Smallest and largest value of the numbers."""
+
+
+def load_config(name: str, settings: Iterable[str] = ()) -> TrainConfig:
+    """Read a configuration and change it.
+
+    Args:
+        name: A file in ``configs/`` without its suffix, or a path to a YAML file.
+        settings: ``key=value``, the value in YAML.
+
+    Raises:
+        ConfigError: The file is missing or no mapping, a key is unknown (near names are suggested), or a value is
+            of a wrong type or out of its range.
+    """
+    values = _read_yaml(name)
+    for setting in settings:
+        key, sign, text = setting.partition("=")
+        if not sign:
+            raise ConfigError(f"--set {setting}: write key=value")
+        values[key.strip()] = _parse_yaml(text, f"--set {setting}")
+    return config_from_mapping(values, name)
+
+
+def config_from_mapping(values: Mapping[str, Any], source: str = "configuration") -> TrainConfig:
+    """Build a validated configuration from plain values; errors as :func:`load_config`."""
+    hints = typing.get_type_hints(TrainConfig)
+    known = [entry.name for entry in dataclasses.fields(TrainConfig)]
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"{source}: unknown setting {key!r}{did_you_mean(str(key), known)}")
+    return TrainConfig(**{key: convert(key, value, hints[key]) for key, value in values.items()})
+
+
+def config_names() -> list[str]:
+    """Names of the configurations shipped with the package."""
+    return sorted(path.stem for path in CONFIGS.glob("*.yaml") if not path.stem.startswith("pyiqa"))
+
+
+def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """Settings that decide the result and differ, as ``name: old -> new``."""
+    keys = [key for key in sorted({*first, *second}) if key not in UNCHANGED_RESULT]
+    return [f"{key}: {first.get(key)} -> {second.get(key)}" for key in keys if first.get(key) != second.get(key)]
+
+
+def convert(name: str, value: Any, annotation: Any) -> Any:
+    """Turn a plain value into the annotated type.
+
+    Raises:
+        ConfigError: It is of another type; text is never taken for a truth value and no fraction is cut off.
+    """
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return _convert_union(name, value, typing.get_args(annotation))
+    if annotation is type(None) and value is None:
+        return None
+    if annotation is float and not isinstance(value, bool):
+        # YAML 1.1 reads 3e-4 as text because it has no dot.
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            pass
+    elif annotation in (bool, int, str) and type(value) is annotation:
+        return value
+    elif typing.get_origin(annotation) is tuple and isinstance(value, list | tuple):
+        return _convert_tuple(name, value, typing.get_args(annotation))
+    elif typing.get_origin(annotation) is not None and isinstance(value, Mapping):
+        kinds = typing.get_args(annotation)
+        return {convert(name, key, kinds[0]): convert(name, item, kinds[1]) for key, item in value.items()}
+    raise ConfigError(f"{name} must be {_type_name(annotation)}, not {value!r}")
+
+
+def _convert_union(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
+    for choice in choices:
+        try:
+            return convert(name, value, choice)
+        except ConfigError:
+            continue
+    raise ConfigError(f"{name} must be {' or '.join(map(_type_name, choices))}, not {value!r}")
+
+
+def _convert_tuple(name: str, value: Iterable[Any], kinds: tuple[Any, ...]) -> tuple[Any, ...]:
+    items = list(value)
+    if kinds[-1] is Ellipsis:
+        kinds = (kinds[0],) * len(items)
+    if len(items) != len(kinds):
+        raise ConfigError(f"{name} must be {len(kinds)} values, not {items!r}")
+    return tuple(convert(name, item, kind) for item, kind in zip(items, kinds, strict=True))
+
+
+def _type_name(annotation: Any) -> str:
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null"}
+    return names.get(annotation, "a list" if typing.get_origin(annotation) is tuple else "a mapping")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def _read_yaml(name: str) -> dict[str, Any]:
+    path = CONFIGS / f"{name}.yaml" if name in config_names() else Path(name)
+    if not path.is_file():
+        raise ConfigError(f"no configuration {name!r}: give a YAML file or one of {', '.join(config_names())}")
+    values = _parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must be a mapping of settings")
+    return values
+
+
+def _parse_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: {' '.join(str(error).split())}") from error

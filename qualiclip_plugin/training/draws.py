@@ -1,0 +1,68 @@
+"""What is drawn for a training step: degradations and crops, from the seed and the step's number alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qualiclip_plugin.distortions import GROUPS, get_table
+from qualiclip_plugin.errors import ConfigError
+from qualiclip_plugin.prompts import ATTRIBUTES
+from qualiclip_plugin.training.config import TrainConfig
+from qualiclip_plugin.training.generators import generator
+from qualiclip_plugin.training.objective import content_levels
+from qualiclip_plugin.training.sampling import DegradationPlan, sample_crop_pairs, sample_plan
+
+
+def draw_crops(photo: Tensor, config: TrainConfig, draws: torch.Generator) -> Tensor:
+    """Two overlapping crops of a photograph, uint8, (3, H, W) -> (2, 3, crop_size, crop_size)."""
+    return sample_crop_pairs(photo, config.crop_size, draws, scale=config.crop_scale, min_overlap=config.crop_overlap)
+
+
+def draw_plan(config: TrainConfig, step: int) -> DegradationPlan:
+    """The degradations of all photographs of a step, the same in every process."""
+    return plan_of(config, config.batch_size, generator(config.seed, "plan", step))
+
+
+def plan_of(config: TrainConfig, photos: int, draws: torch.Generator) -> DegradationPlan:
+    """Degradations of a number of photographs as the configuration asks for them."""
+    return sample_plan(
+        photos,
+        draws,
+        table=config.table,
+        distortions=None if config.distortions == "all" else _names(config.distortions),
+        compositions=config.compositions,
+        levels=config.levels,
+        by_group=config.by_group,
+        share_noise=config.share_noise,
+    )
+
+
+def check_plan(config: TrainConfig) -> None:
+    """Raise :class:`ConfigError` where kinds, levels or their number cannot be drawn, before any work."""
+    draw_plan(config, 0)
+    table = get_table(config.table)
+    for kind in table if config.distortions == "all" else _names(config.distortions):
+        for level in range(1, config.levels + 1):
+            table[kind].strength(level)
+    if config.content_weight:
+        content_levels(config, config.levels + config.pristine)
+    for key in config.attribute_kinds:
+        if key not in table and key not in GROUPS:
+            raise ConfigError(f"attribute_kinds: {key!r} is neither a distortion group nor a kind of {config.table}")
+
+
+def _names(value: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else value
+
+
+def relevant_pairs(plan: DegradationPlan, config: TrainConfig) -> Tensor:
+    """Prompt pairs that name the distortions of each photograph of a plan, (B, P) bool."""
+    table = get_table(config.table)
+    relevant = torch.zeros(config.batch_size, len(ATTRIBUTES), dtype=torch.bool)
+    for place, kinds in enumerate(plan.kinds):
+        for kind in kinds:
+            for key in (kind, table[kind].group):
+                for name in config.attribute_kinds.get(key, ()):
+                    relevant[place, ATTRIBUTES.index(name)] = True
+    return relevant

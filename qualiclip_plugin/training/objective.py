@@ -1,0 +1,220 @@
+"""The training objective: crop pairs in, the loss and its named parts out.
+
+:class:`ObjectiveConfig` holds every margin, weight and choice; its defaults are the paper's reading
+(arXiv 2403.11176): three losses of weight 1 on every pair of levels and every prompt pair, without the pristine
+level. :func:`objective` needs similarities only, so a distributed trainer can gather them first; :class:`Objective`
+is the thin module for everybody else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from qualiclip_plugin.errors import ConfigError
+from qualiclip_plugin.model import QualiCLIP
+from qualiclip_plugin.prompts import ATTRIBUTES
+from qualiclip_plugin.training.losses import (
+    PAIRS,
+    REDUCTIONS,
+    attribute_loss,
+    consistency_loss,
+    content_ranking_loss,
+    level_pairs,
+    metric_order_loss,
+    negative_ranking_loss,
+    positive_ranking_loss,
+)
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """Margins, weights and choices of the losses; a weight of 0 switches a loss off.
+
+    Attributes:
+        pristine: The pristine crops take part as level 0.
+        level_pairs: Levels that the ranking losses compare: ``all`` or ``neighbours``.
+        prompt_pairs: ``all``, or the names of the prompt pairs (see ``prompts.ATTRIBUTES``) that are trained.
+        reduction: How the terms of one photograph are joined: ``sum`` or ``mean``.
+        consistency_margin, ranking_margin: Margins of the three losses, in cosine similarity.
+        consistency_weight, positive_weight, negative_weight: Weights of the three losses.
+        content_weight: Weight of the ranking across contents.
+        content_margin: Its margin, in s_positive - s_negative.
+        content_mild, content_severe: Levels up to the first rank above levels from the second on.
+        metric_weight: Weight of the order across contents given by GMSD.
+        metric_margin, metric_gap: Its margin in s_positive - s_negative, and the GMSD difference that counts.
+        attribute_weight: Weight of the loss that ties distortion groups to the prompt pairs that name them.
+        attribute_margin: Its margin, in s_positive - s_negative.
+    """
+
+    pristine: bool = False
+    level_pairs: str = "all"
+    prompt_pairs: str | tuple[str, ...] = "all"
+    reduction: str = "sum"
+    consistency_margin: float = 2.5e-3
+    ranking_margin: float = 6.75e-2
+    consistency_weight: float = 1.0
+    positive_weight: float = 1.0
+    negative_weight: float = 1.0
+    content_weight: float = 0.0
+    content_margin: float = 6.75e-2
+    content_mild: int = 1
+    content_severe: int = 4
+    metric_weight: float = 0.0
+    metric_margin: float = 6.75e-2
+    metric_gap: float = 0.05
+    attribute_weight: float = 0.0
+    attribute_margin: float = 6.75e-2
+
+    def __post_init__(self) -> None:
+        check_choice("level_pairs", self.level_pairs, PAIRS)
+        check_choice("reduction", self.reduction, REDUCTIONS)
+        if self.prompt_pairs != "all":
+            selected_prompt_pairs(self)
+        for name in (name for name in self.__dict__ if name.endswith(("_weight", "_margin", "_gap"))):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"{name} must be finite and at least 0, not {getattr(self, name)}")
+        if self.content_mild >= self.content_severe:
+            raise ConfigError(
+                f"content_mild ({self.content_mild}) must be below content_severe ({self.content_severe})"
+            )
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raise :class:`ConfigError` unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+
+
+def selected_prompt_pairs(config: ObjectiveConfig) -> list[int]:
+    """Indices on the prompt-pair axis that take part in the losses.
+
+    Raises:
+        ConfigError: A name is not a prompt pair, or none is selected.
+    """
+    if config.prompt_pairs == "all":
+        return list(range(len(ATTRIBUTES)))
+    names = [config.prompt_pairs] if isinstance(config.prompt_pairs, str) else list(config.prompt_pairs)
+    for name in names:
+        check_choice("prompt_pairs", name, ATTRIBUTES)
+    if not names:
+        raise ConfigError("prompt_pairs selects nothing; write all or some of: " + ", ".join(ATTRIBUTES))
+    return [ATTRIBUTES.index(name) for name in names]
+
+
+def objective(
+    similarities: Tensor,
+    config: ObjectiveConfig,
+    *,
+    distances: Tensor | None = None,
+    relevant: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted sum of all losses that are switched on.
+
+    Args:
+        similarities: (B, 2, L, P, 2) with P the number of all prompt pairs; the level axis starts with the pristine
+            crops where ``config.pristine`` says so.
+        config: Margins, weights and choices.
+        distances: GMSD of each crop, (B, 2, L); needed where ``metric_weight`` is not 0.
+        relevant: Prompt pairs that name the distortion of each photograph, (B, P) bool; needed where
+            ``attribute_weight`` is not 0.
+
+    Returns:
+        The loss and its parts before weighting, by name; all scalars with gradient.
+
+    Raises:
+        ConfigError: A shape is wrong or a needed input is missing.
+    """
+    parts = _paper_parts(similarities, config) | _optional_parts(similarities, config, distances, relevant)
+    weighted = [getattr(config, f"{name}_weight") * part for name, part in parts.items()]
+    return torch.stack(weighted).sum(), parts
+
+
+def _paper_parts(similarities: Tensor, config: ObjectiveConfig) -> dict[str, Tensor]:
+    selected = _select(similarities, config)
+    return {
+        "consistency": consistency_loss(selected, config.consistency_margin, config.reduction),
+        "positive": positive_ranking_loss(selected, config.ranking_margin, config.level_pairs, config.reduction),
+        "negative": negative_ranking_loss(selected, config.ranking_margin, config.level_pairs, config.reduction),
+    }
+
+
+def _optional_parts(
+    similarities: Tensor, config: ObjectiveConfig, distances: Tensor | None, relevant: Tensor | None
+) -> dict[str, Tensor]:
+    selected = _select(similarities, config)
+    parts = {}
+    if config.content_weight:
+        mild, severe = content_levels(config, similarities.shape[2])
+        parts["content"] = content_ranking_loss(selected, mild, severe, config.content_margin)
+    if config.metric_weight:
+        if distances is None:
+            raise ConfigError("metric_weight is set, so the objective needs distances")
+        parts["metric"] = metric_order_loss(selected, distances, config.metric_gap, config.metric_margin)
+    if config.attribute_weight:
+        if relevant is None:
+            raise ConfigError("attribute_weight is set, so the objective needs relevant prompt pairs")
+        parts["attribute"] = attribute_loss(similarities, relevant, config.attribute_margin)
+    return parts
+
+
+def _select(similarities: Tensor, config: ObjectiveConfig) -> Tensor:
+    if config.prompt_pairs == "all":
+        return similarities
+    return similarities[..., selected_prompt_pairs(config), :]
+
+
+def content_levels(config: ObjectiveConfig, levels: int) -> tuple[list[int], list[int]]:
+    """Indices on a level axis of length ``levels`` that rank higher and lower across contents.
+
+    Raises:
+        ConfigError: One side is empty.
+    """
+    first = 0 if config.pristine else 1
+    mild = [i for i in range(levels) if i + first <= config.content_mild]
+    severe = [i for i in range(levels) if i + first >= config.content_severe]
+    if not mild or not severe:
+        raise ConfigError(
+            f"no level of {first}..{levels - 1 + first} is at most {config.content_mild} (content_mild) "
+            f"or at least {config.content_severe} (content_severe)"
+        )
+    return mild, severe
+
+
+def ranking_accuracy(similarities: Tensor) -> Tensor:
+    """Share of level pairs that are in the right order, by the mean of s_positive - s_negative over prompt pairs.
+
+    Args:
+        similarities: (B, K, L, P, 2).
+
+    Returns:
+        (B,) in [0, 1]; equal values count as wrong.
+    """
+    quality = (similarities[..., 0] - similarities[..., 1]).mean(-1)
+    milder, worse = level_pairs(quality.shape[2])
+    return (quality[:, :, milder] > quality[:, :, worse]).float().mean((1, 2))
+
+
+class Objective(nn.Module):
+    """The objective on crops: encode them, compare them with the prompts, take the losses.
+
+    Args:
+        model: The network that is trained.
+        config: Margins, weights and choices.
+    """
+
+    def __init__(self, model: QualiCLIP, config: ObjectiveConfig | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config or ObjectiveConfig()
+
+    def forward(
+        self, crops: Tensor, *, distances: Tensor | None = None, relevant: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of crops (B, 2, L, 3, H, W) in [0, 1]; the rest as in :func:`objective`."""
+        flat = self.model.similarities(crops.flatten(0, 2))
+        similarities = flat.unflatten(0, crops.shape[:3])
+        return objective(similarities, self.config, distances=distances, relevant=relevant)

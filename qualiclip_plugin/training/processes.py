@@ -1,0 +1,69 @@
+"""Devices and processes of a run: accelerate's part, and what each process works on."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor, nn
+
+from qualiclip_plugin.errors import ConfigError
+from qualiclip_plugin.model import QualiCLIP
+from qualiclip_plugin.training.config import TrainConfig
+
+
+class CropEncoder(nn.Module):
+    """What accelerate wraps: images in [0, 1], (N, 3, H, W) -> unit-norm features (N, D)."""
+
+    def __init__(self, model: QualiCLIP) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model.encode_image(images)
+
+
+def build_accelerator(config: TrainConfig, output: str, tensorboard: bool) -> Accelerator:
+    """The accelerator of a configuration.
+
+    Raises:
+        ConfigError: TensorBoard is asked for and not installed.
+    """
+    if tensorboard:
+        from accelerate.utils import is_tensorboard_available
+
+        if not is_tensorboard_available():
+            raise ConfigError(
+                "--tensorboard needs the package tensorboard: pip install qualiclip-plugin[tensorboard]"
+            )
+    # A network may own parameters that its forward pass does not use, such as a positional embedding switched off.
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    return Accelerator(
+        cpu=config.cpu,
+        mixed_precision="no" if config.mixed_precision == "fp32" else config.mixed_precision,
+        log_with="tensorboard" if tensorboard else None,
+        project_dir=output,
+        kwargs_handlers=[unused],
+    )
+
+
+def places_of(config: TrainConfig, accelerator: Accelerator) -> range:
+    """Places of the global batch that a process works on.
+
+    Raises:
+        ConfigError: The batch does not divide by the number of processes, or batch statistics cannot be shared.
+    """
+    processes = accelerator.num_processes
+    if config.batch_size % processes:
+        raise ConfigError(f"batch_size {config.batch_size} does not divide by {processes} processes")
+    if processes > 1 and config.batch_norm == "train" and accelerator.device.type == "cpu":
+        raise ConfigError("batch_norm: train needs GPUs where there are several processes (SyncBatchNorm)")
+    share = config.batch_size // processes
+    return range(accelerator.process_index * share, (accelerator.process_index + 1) * share)
+
+
+def device_name(device: torch.device) -> str:
+    """What the device is called, such as the GPU's model."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({torch.get_num_threads()} threads)"

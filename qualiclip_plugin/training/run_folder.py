@@ -1,0 +1,283 @@
+"""The folder of a training run: whose it is, its checkpoints, its logs.
+
+=========================  ===================================================================================
+``run.json``               configuration, photographs, versions: what the run is, written before the first step
+``start.safetensors``      the starting weights
+``checkpoints/step-N/``    ``weights.safetensors`` (and ``averaged.safetensors``), ``state.pt`` (optimizer,
+                           gradient scaler, generators), ``checkpoint.json`` (step, data position, hashes)
+``log.csv``                one row a step
+``validation.csv``         one row a validation
+``skipped.csv``            photographs that were left out, with the reason
+``training.png``           the curves
+``model.safetensors``      the result
+=========================  ===================================================================================
+
+A checkpoint is written into a temporary folder, flushed to the disk and moved into place, so a folder under its
+final name is whole. The last ``keep`` ones stay.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from qualiclip_plugin.errors import ConfigError
+from qualiclip_plugin.files import atomic_write, sha256_file
+from qualiclip_plugin.training.config import differences
+
+RUN_FILES = ("run.json", "checkpoints", "model.safetensors", "start.safetensors", "log.csv")
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What a checkpoint holds besides its step.
+
+    Attributes:
+        weights: Every parameter and buffer of the network.
+        averaged: The averaged weights, or None.
+        state: Optimizer, gradient scaler and generator states: tensors, numbers, text and containers of these.
+        position: Where reading of the photographs continues.
+    """
+
+    weights: dict[str, Tensor]
+    averaged: dict[str, Tensor] | None
+    state: dict[str, Any]
+    position: Any
+
+
+class RunFolder:
+    """One run's folder.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._lock: FileLock | None = None
+
+    def check(self, *, resume: bool) -> None:
+        """Refuse a folder that cannot serve, before any work.
+
+        Raises:
+            ConfigError: It holds another run, or none to resume; or it cannot be written.
+        """
+        if resume and not (self.path / "run.json").is_file():
+            raise ConfigError(f"nothing to resume in {self.path}: it holds no run.json")
+        found = [name for name in RUN_FILES if (self.path / name).exists()]
+        if found and not resume:
+            raise ConfigError(
+                f"{self.path} already holds a run ({', '.join(found)}): continue it with --resume or choose "
+                "another --output"
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            raise ConfigError(f"cannot write to {self.path}: {error.strerror or error}") from error
+
+    def lock(self) -> None:
+        """Keep other processes from training into this folder until this process ends.
+
+        Raises:
+            ConfigError: Another process is training there.
+        """
+        self._lock = FileLock(self.path / ".lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ConfigError(f"another process is training into {self.path}") from error
+
+    def unlock(self) -> None:
+        """Give the folder back."""
+        if self._lock is not None:
+            self._lock.release()
+
+    def check_space(self, needed: int) -> None:
+        """Raise :class:`ConfigError` where fewer than ``needed`` bytes are free."""
+        free = shutil.disk_usage(self.path).free
+        if free < needed:
+            raise ConfigError(
+                f"{self.path} has {free / 1e6:.0f} MB free, the checkpoints need about {needed / 1e6:.0f} MB"
+            )
+
+    def read_run(self) -> dict[str, Any]:
+        """What ``run.json`` says.
+
+        Raises:
+            ConfigError: It cannot be read.
+        """
+        try:
+            return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{self.path / 'run.json'} cannot be read: {error}") from error
+
+    def check_same_run(self, config: Mapping[str, Any], photographs: Mapping[str, Any]) -> None:
+        """Refuse to continue a run under another configuration or on other photographs.
+
+        Raises:
+            ConfigError: Names every difference.
+        """
+        run = self.read_run()
+        changed = differences(run["config"], config)
+        changed += [
+            f"photographs {key}: {run['photographs'].get(key)} -> {value}"
+            for key, value in photographs.items()
+            if run["photographs"].get(key) != value
+        ]
+        if changed:
+            raise ConfigError(f"{self.path} holds a run with other settings ({'; '.join(changed)})")
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write one of the folder's JSON files, atomically."""
+        with atomic_write(self.path / name, "w") as file:
+            json.dump(content, file, indent=1, sort_keys=True)
+            file.write("\n")
+
+    def steps(self) -> list[int]:
+        """Steps of the whole checkpoints, in order."""
+        folders = (self.path / "checkpoints").glob("step-*")
+        return sorted(int(folder.name.removeprefix("step-")) for folder in folders)
+
+    def save(self, step: int, run_state: RunState, keep: int) -> None:
+        """Write a checkpoint, then remove those before the last ``keep``.
+
+        Raises:
+            ConfigError: It cannot be written (a full disk); the checkpoints before it stay.
+        """
+        parent = self.path / "checkpoints"
+        final = parent / f"step-{step:08d}"
+        try:
+            parent.mkdir(exist_ok=True)
+            _remove_leftovers(parent)
+            temporary = parent / f".part-{step:08d}"
+            temporary.mkdir()
+            _write_checkpoint(temporary, step, run_state)
+            if final.exists():
+                shutil.rmtree(final)
+            os.replace(temporary, final)
+            _flush_folder(parent)
+        except (OSError, RuntimeError) as error:
+            _remove_leftovers(parent)
+            before = f"step {self.steps()[-1]} is whole" if self.steps() else "there is none before it"
+            raise ConfigError(
+                f"the checkpoint of step {step} cannot be written to {parent} ({error}); {before}, make room and "
+                "continue with --resume"
+            ) from error
+        for old in self.steps()[:-keep]:
+            shutil.rmtree(parent / f"step-{old:08d}")
+
+    def load(self) -> tuple[int, RunState] | None:
+        """The last checkpoint with its step, or None where none was written yet.
+
+        Raises:
+            ConfigError: Its files are not those that were written.
+        """
+        if not self.steps():
+            return None
+        folder = self.path / "checkpoints" / f"step-{self.steps()[-1]:08d}"
+        try:
+            record = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
+            altered = [name for name, sha in record["sha256"].items() if sha256_file(folder / name) != sha]
+        except (OSError, ValueError, KeyError) as error:
+            raise ConfigError(f"checkpoint {folder} cannot be read: {error}") from error
+        if altered:
+            raise ConfigError(
+                f"checkpoint {folder} was altered ({', '.join(altered)}): remove it to continue from the one before"
+            )
+        averaged = folder / "averaged.safetensors"
+        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+        weights = load_file(folder / "weights.safetensors")
+        kept = load_file(averaged) if averaged.is_file() else None
+        return record["step"], RunState(weights, kept, state, record["position"])
+
+
+def _write_checkpoint(folder: Path, step: int, run_state: RunState) -> None:
+    _save_tensors(run_state.weights, folder / "weights.safetensors")
+    if run_state.averaged is not None:
+        _save_tensors(run_state.averaged, folder / "averaged.safetensors")
+    torch.save(run_state.state, folder / "state.pt")
+    names = [file.name for file in folder.iterdir()]
+    record = {
+        "step": step,
+        "position": run_state.position,
+        "sha256": {name: sha256_file(folder / name) for name in sorted(names)},
+    }
+    (folder / "checkpoint.json").write_text(json.dumps(record, indent=1, sort_keys=True), encoding="utf-8")
+    for file in folder.iterdir():
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+    _flush_folder(folder)
+
+
+def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    # safetensors refuses tensors that share memory or are laid out channels-last.
+    save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, path)
+
+
+def _flush_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _remove_leftovers(parent: Path) -> None:
+    for leftover in parent.glob(".part-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+class CsvLog:
+    """A CSV file that grows by a row at a time and can be taken up again.
+
+    Args:
+        path: The file.
+        columns: Its columns; ``step`` is one of them.
+        last_step: Rows after this step are removed (they were written after the checkpoint that is resumed).
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str], last_step: int) -> None:
+        self.columns = list(columns)
+        kept = [row for row in read_csv(path) if int(row["step"]) <= last_step]
+        write_csv(path, self.columns, kept)
+        self._file = path.open("a", newline="", encoding="utf-8")
+        self._writer = csv.DictWriter(self._file, self.columns, lineterminator="\n")
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Append a row; a column that it lacks stays empty."""
+        self._writer.writerow(dict(row))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file; none where it is missing. A row cut off by an interruption is left out."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if None not in row.values()]
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a whole CSV file, atomically."""
+    with atomic_write(path, "w") as file:
+        writer = csv.DictWriter(file, list(columns), extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,158 @@
+"""Validation during training: order along the distortion ladders of held-out photographs, and, where given, the
+correlation with human scores, which no loss ever sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qualiclip_plugin.distortions import get_table
+from qualiclip_plugin.errors import DatasetError
+from qualiclip_plugin.images import read_image, to_float
+from qualiclip_plugin.model import QualiCLIP
+from qualiclip_plugin.training.config import TrainConfig
+from qualiclip_plugin.training.generators import generator
+from qualiclip_plugin.training.losses import level_pairs
+from qualiclip_plugin.training.sampling import degrade, sample_plan
+
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class ScoredData:
+    """Images with human scores.
+
+    Attributes:
+        files: Paths of the images.
+        mos: Mean opinion scores, higher is better, (N,).
+    """
+
+    files: list[Path]
+    mos: np.ndarray
+
+
+def read_scored_data(folder: str) -> ScoredData:
+    """Read an imagefolder with ``metadata.csv`` (columns ``file_name`` and ``mos``).
+
+    Raises:
+        DatasetError: The file or a column is missing, a score is no number, or an image is not there.
+    """
+    import pandas as pd
+
+    table_path = Path(folder) / "metadata.csv"
+    if not table_path.is_file():
+        raise DatasetError(f"scored data: no {table_path}")
+    table = pd.read_csv(table_path)
+    if not {"file_name", "mos"} <= set(table.columns):
+        raise DatasetError(f"{table_path} needs the columns file_name and mos, it has {', '.join(table.columns)}")
+    mos = pd.to_numeric(table["mos"], errors="coerce").to_numpy(float)
+    files = [Path(folder) / name for name in table["file_name"]]
+    for file, score in zip(files, mos, strict=True):
+        if not np.isfinite(score):
+            raise DatasetError(f"{table_path}: the mos of {file.name} is no number")
+        if not file.is_file():
+            raise DatasetError(f"{table_path} names {file.name}, which is not in {folder}")
+    return ScoredData(files, mos)
+
+
+def held_out_crops(photos: Sequence[Tensor], size: int) -> Tensor:
+    """The centres of held-out photographs.
+
+    Args:
+        photos: RGB, uint8, (3, H, W) each.
+        size: Wanted side in pixels; less where a photograph is smaller.
+
+    Returns:
+        (N, 3, S, S) in [0, 1], S at most ``size`` and a multiple of 8.
+    """
+    side = min(size, *(min(photo.shape[-2:]) for photo in photos)) // 8 * 8
+    crops = []
+    for photo in photos:
+        top, left = (photo.shape[-2] - side) // 2, (photo.shape[-1] - side) // 2
+        crops.append(to_float(photo[:, top : top + side, left : left + side]))
+    return torch.stack(crops)
+
+
+@torch.no_grad()
+def ladder_scores(model: QualiCLIP, crops: Tensor, kind: str, config: TrainConfig) -> np.ndarray:
+    """Scores along one distortion's ladder.
+
+    Args:
+        model: In evaluation mode.
+        crops: Pristine crops in [0, 1], (N, 3, S, S), on the model's device.
+        kind: Name of the distortion.
+        config: Table, levels and seed.
+
+    Returns:
+        (N, L + 1), the pristine crop first.
+    """
+    plan = sample_plan(
+        len(crops),
+        generator(config.seed, "validation", kind),
+        table=config.table,
+        distortions=(kind,),
+        compositions=1,
+        levels=config.levels,
+    )
+    images = degrade(crops, plan, include_pristine=True)
+    scores = [model(batch)[:, 0] for batch in images.flatten(0, 1).split(BATCH)]
+    return torch.cat(scores).view(images.shape[:2]).float().cpu().numpy()
+
+
+def validate(
+    model: QualiCLIP, crops: Tensor | None, scored: ScoredData | None, config: TrainConfig
+) -> dict[str, Any]:
+    """All validation figures.
+
+    Args:
+        model: The network; left in evaluation mode.
+        crops: Pristine held-out crops, (N, 3, S, S), or None.
+        scored: Images with human scores, or None.
+        config: Table, levels and seed.
+
+    Returns:
+        ``ranking_accuracy`` (mean over kinds), ``d_test``, ``l_test``, ``kinds`` (kind -> ranking accuracy) and
+        ``srcc``; those that were not measured are absent.
+    """
+    model.eval()
+    figures: dict[str, Any] = {}
+    if crops is not None:
+        ladders = {kind: ladder_scores(model, crops, kind, config) for kind in get_table(config.table)}
+        figures |= _ladder_figures(ladders)
+    if scored is not None:
+        figures["srcc"] = correlation(model, scored, crops.device if crops is not None else model.mean.device)
+    return figures
+
+
+def _ladder_figures(ladders: dict[str, np.ndarray]) -> dict[str, Any]:
+    from harness.statistics import d_test, l_test
+
+    scores = np.stack(list(ladders.values()))
+    kinds, contents, levels = (index.ravel() for index in np.indices(scores.shape))
+    # The pristine crop is the same in every ladder; D counts it once.
+    counted = (levels > 0) | (kinds == 0)
+    milder, worse = level_pairs(scores.shape[2] - 1)
+    degraded = scores[..., 1:]
+    accuracy = (degraded[..., milder] > degraded[..., worse]).mean((1, 2))
+    return {
+        "ranking_accuracy": float(accuracy.mean()),
+        "d_test": d_test(scores.ravel()[counted], (levels == 0)[counted]).value,
+        "l_test": l_test(scores.ravel(), levels, contents, kinds).value,
+        "kinds": {kind: float(value) for kind, value in zip(ladders, accuracy, strict=True)},
+    }
+
+
+@torch.no_grad()
+def correlation(model: QualiCLIP, scored: ScoredData, device: torch.device) -> float:
+    """SRCC of the whole images' scores with the opinion scores."""
+    from harness.statistics import srcc
+
+    scores = [model(to_float(read_image(file))[None].to(device)).item() for file in scored.files]
+    return srcc(np.array(scores), scored.mos).value
