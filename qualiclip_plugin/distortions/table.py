@@ -89,6 +89,10 @@ _ORDERED = (
         notes="ARNIQA moves at constant speed by 1 (the identity), 2, 4, 6, 10, out of order on stripes; a line "
         "weighted to its middle blurs as much as a constant one of 0.7 times its length", camera=True,
     ),
+    Distortion(
+        "camera_shake", "blur", blur.camera_shake, (0.2, 0.4, 0.6, 0.8, 1), "share of the exposure in motion",
+        source=BEYOND, paper=False, camera=True,
+    ),
     # color
     Distortion(
         "color_diffusion", "color", color.color_diffusion, (0.15, 0.3, 0.5, 0.75, 1), "share of the diffused picture",

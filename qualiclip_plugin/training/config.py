@@ -14,18 +14,20 @@ import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from qualiclip_plugin.errors import ConfigError, did_you_mean
 from qualiclip_plugin.prompts import ATTRIBUTES
+from qualiclip_plugin.training.head_config import HeadConfig
 from qualiclip_plugin.training.objective import ObjectiveConfig, check_choice
 
 CONFIGS = Path(__file__).parent / "configs"
 SCHEDULES = ("constant", "cosine", "onecycle")
 OPTIMIZERS = ("adamw", "sgd")
 MIXED_PRECISIONS = ("fp32", "bf16", "fp16")
+T = TypeVar("T")
 
 UNCHANGED_RESULT = frozenset(
     {
@@ -62,11 +64,8 @@ class TrainConfig(ObjectiveConfig):
         by_group: Draw a group first, so that groups are equally likely; else all kinds are.
         share_noise: The levels of a ladder share their random draw, so that only the strength moves.
         attribute_kinds: Distortion kinds or groups -> the prompt pairs that name them, for the attribute loss.
-        head_fit: Batches of crops that the head is fitted to in closed form before the first step (``head_fit.py``);
-            0 leaves it as it is.
-        head_weights: Distortion kind -> its weight in that fit; kinds that are not named weigh 1.
-        head_penalty: Ridge penalty of that fit, in units of a feature's variance.
-        head_gain: Argument of the score's sigmoid for an average pristine crop after that fit.
+        head: How the head is fitted to degraded crops before the first step (:class:`HeadConfig`); None leaves it as
+            it is.
         optimizer: ``adamw`` or ``sgd`` (momentum .9).
         learning_rate: Its largest value.
         weight_decay: Decoupled (adamw) or L2 (sgd).
@@ -115,10 +114,7 @@ class TrainConfig(ObjectiveConfig):
     attribute_kinds: Mapping[str, tuple[str, ...]] = field(
         default_factory=lambda: {"blur": ("sharp_image", "sharp_edges"), "noise": ("noise_free",)}
     )
-    head_fit: int = 0
-    head_weights: Mapping[str, float] = field(default_factory=dict)
-    head_penalty: float = 1.0
-    head_gain: float = 4.0
+    head: HeadConfig | None = None
     optimizer: str = "adamw"
     learning_rate: float = 1e-9
     weight_decay: float = 1e-2
@@ -180,9 +176,6 @@ class TrainConfig(ObjectiveConfig):
 
 RANGES: dict[str, tuple[float, float]] = {
     "steps": (0, 10**9),
-    "head_fit": (0, 10**6),
-    "head_penalty": (0, 1e12),
-    "head_gain": (1e-6, 1e6),
     "seed": (0, 2**63 - 1),
     "batch_size": (1, 10**6),
     "crop_size": (32, 4096),
@@ -221,18 +214,37 @@ def load_config(name: str, settings: Iterable[str] = ()) -> TrainConfig:
         key, sign, text = setting.partition("=")
         if not sign:
             raise ConfigError(f"--set {setting}: write key=value")
-        values[key.strip()] = _parse_yaml(text, f"--set {setting}")
+        _set(values, key.strip(), _parse_yaml(text, f"--set {setting}"))
     return config_from_mapping(values, name)
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    """Change one setting; a dot leads into a group of settings, as in ``head.batches``."""
+    group, dot, rest = key.partition(".")
+    if not dot:
+        values[key] = value
+        return
+    if not isinstance(inner := values.get(group), dict):
+        raise ConfigError(f"--set {key}: this configuration has no settings {group!r}")
+    _set(inner, rest, value)
 
 
 def config_from_mapping(values: Mapping[str, Any], source: str = "configuration") -> TrainConfig:
     """Build a validated configuration from plain values; errors as :func:`load_config`."""
-    hints = typing.get_type_hints(TrainConfig)
-    known = [entry.name for entry in dataclasses.fields(TrainConfig)]
+    return _build(TrainConfig, values, source)
+
+
+def _build(cls: type[T], values: Mapping[str, Any], source: str) -> T:
+    hints = typing.get_type_hints(cls)
+    fields = {entry.name: entry for entry in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in values:
-        if key not in known:
-            raise ConfigError(f"{source}: unknown setting {key!r}{did_you_mean(str(key), known)}")
-    return TrainConfig(**{key: convert(key, value, hints[key]) for key, value in values.items()})
+        if key not in fields:
+            raise ConfigError(f"{source}: unknown setting {key!r}{did_you_mean(str(key), fields)}")
+    unset = dataclasses.MISSING
+    for name, entry in fields.items():
+        if name not in values and entry.default is unset and entry.default_factory is unset:
+            raise ConfigError(f"{source}: the setting {name!r} is missing")
+    return cls(**{key: convert(key, value, hints[key]) for key, value in values.items()})
 
 
 def config_names() -> list[str]:
@@ -256,6 +268,8 @@ def convert(name: str, value: Any, annotation: Any) -> Any:
         return _convert_union(name, value, typing.get_args(annotation))
     if annotation is type(None) and value is None:
         return None
+    if dataclasses.is_dataclass(annotation) and isinstance(annotation, type) and isinstance(value, Mapping):
+        return _build(annotation, value, name)
     if annotation is float and not isinstance(value, bool):
         # YAML 1.1 reads 3e-4 as text because it has no dot.
         try:
@@ -273,6 +287,10 @@ def convert(name: str, value: Any, annotation: Any) -> Any:
 
 
 def _convert_union(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
+    groups = [choice for choice in choices if dataclasses.is_dataclass(choice)]
+    if groups and isinstance(value, Mapping):
+        # Its own error names the key at fault.
+        return convert(name, value, groups[0])
     for choice in choices:
         try:
             return convert(name, value, choice)

@@ -154,10 +154,10 @@ class Trainer:
         self.model = self._starting_model()
         self.photos = TrainingPhotos(config, photos, self.pool, self.skipped, self.display)
         self.write_skipped()
-        if config.head_fit and not resume:
-            crops = self.photos.fitting_crops(config.head_fit)
-            with self.display.counting("fitting the head", config.head_fit) as notice:
-                fit_head(self.model, crops, config, notice)
+        if config.head and not resume:
+            crops = self.photos.fitting_crops(config.head.batches)
+            with self.display.counting("fitting the head", config.head.batches) as notice:
+                fit_head(self.model, crops, config, self.accelerator.device, notice)
         # No process may find the files that the first one is about to write.
         self.accelerator.wait_for_everyone()
         self._own_folder()
