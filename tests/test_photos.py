@@ -12,16 +12,8 @@ from PIL import Image
 
 from qualiclip_plugin.errors import DatasetError
 from qualiclip_plugin.training.generators import derive_seed
-from qualiclip_plugin.training.photos import (
-    SKIMAGE,
-    SKIMAGE_FILES,
-    PhotoOrder,
-    SkipList,
-    check_all,
-    hold_out,
-    open_photos,
-    read_or_replace,
-)
+from qualiclip_plugin.training.photos import SKIMAGE, SKIMAGE_FILES, open_photos
+from qualiclip_plugin.training.usable_photos import PhotoOrder, SkipList, check_all, hold_out, read_or_replace
 
 
 @pytest.fixture

@@ -24,11 +24,13 @@ from typer.testing import CliRunner
 
 from qualiclip_plugin.errors import ConfigError, DatasetError
 from qualiclip_plugin.training import run_folder
+from qualiclip_plugin.training.batches import Batch
 from qualiclip_plugin.training.cli import train_command
 from qualiclip_plugin.training.config import config_from_mapping
 from qualiclip_plugin.training.draws import draw_plan, relevant_pairs
+from qualiclip_plugin.training.optimizer import learning_rate
 from qualiclip_plugin.training.run_folder import RunFolder, read_csv
-from qualiclip_plugin.training.trainer import Batch, Trainer, TrainResult, learning_rate
+from qualiclip_plugin.training.trainer import Trainer, TrainResult
 from qualiclip_plugin.weights import load_model
 
 RUN = [sys.executable, "-m", "qualiclip_plugin.training.cli"]

@@ -19,7 +19,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from qualiclip_plugin.training.photos import SkipList
+from qualiclip_plugin.training.usable_photos import SkipList
 
 PLAIN_SECONDS = 30.0
 """Without a terminal, a line is printed after this many seconds."""

@@ -30,10 +30,11 @@ from qualiclip_plugin.training.draws import draw_crops, plan_of
 from qualiclip_plugin.training.generators import generator
 from qualiclip_plugin.training.losses import consistency_loss, negative_ranking_loss, positive_ranking_loss
 from qualiclip_plugin.training.objective import ranking_accuracy
-from qualiclip_plugin.training.photos import SkipList, check_all, open_photos
+from qualiclip_plugin.training.photos import open_photos
 from qualiclip_plugin.training.processes import CropEncoder
 from qualiclip_plugin.training.sampling import degrade
 from qualiclip_plugin.training.stages import choose_stages, set_training_mode, train_only
+from qualiclip_plugin.training.usable_photos import SkipList, check_all
 
 LOSS_PARTS = ("consistency", "positive", "negative")
 

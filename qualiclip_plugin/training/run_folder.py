@@ -4,7 +4,8 @@
 ``run.json``               configuration, photographs, versions: what the run is, written before the first step
 ``start.safetensors``      the starting weights
 ``checkpoints/step-N/``    ``weights.safetensors`` (and ``averaged.safetensors``), ``state.pt`` (optimizer,
-                           gradient scaler, generators), ``checkpoint.json`` (step, data position, hashes)
+                           gradient scaler, generators), ``checkpoint.json`` (step, data position,
+                           configuration, hashes)
 ``log.csv``                one row a step
 ``validation.csv``         one row a validation
 ``skipped.csv``            photographs that were left out, with the reason
@@ -49,12 +50,14 @@ class RunState:
         averaged: The averaged weights, or None.
         state: Optimizer, gradient scaler and generator states: tensors, numbers, text and containers of these.
         position: Where reading of the photographs continues.
+        config: The configuration as plain values.
     """
 
     weights: dict[str, Tensor]
     averaged: dict[str, Tensor] | None
     state: dict[str, Any]
     position: Any
+    config: dict[str, Any]
 
 
 class RunFolder:
@@ -166,8 +169,6 @@ class RunFolder:
             temporary = parent / f".part-{step:08d}"
             temporary.mkdir()
             _write_checkpoint(temporary, step, run_state)
-            if final.exists():
-                shutil.rmtree(final)
             os.replace(temporary, final)
             _flush_folder(parent)
         except (OSError, RuntimeError) as error:
@@ -202,7 +203,17 @@ class RunFolder:
         state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
         weights = load_file(folder / "weights.safetensors")
         kept = load_file(averaged) if averaged.is_file() else None
-        return record["step"], RunState(weights, kept, state, record["position"])
+        return record["step"], RunState(weights, kept, state, record["position"], record["config"])
+
+    def read_skipped(self) -> dict[str, str]:
+        """Photographs that ``skipped.csv`` lists, with the reason."""
+        return {row["photograph"]: row["reason"] for row in read_csv(self.path / "skipped.csv")}
+
+    def write_skipped(self, reasons: Mapping[str, str]) -> None:
+        """Write ``skipped.csv`` where there is something to list."""
+        if reasons:
+            rows = [{"photograph": name, "reason": reason} for name, reason in list(reasons.items())]
+            write_csv(self.path / "skipped.csv", ["photograph", "reason"], rows)
 
 
 def _write_checkpoint(folder: Path, step: int, run_state: RunState) -> None:
@@ -214,6 +225,7 @@ def _write_checkpoint(folder: Path, step: int, run_state: RunState) -> None:
     record = {
         "step": step,
         "position": run_state.position,
+        "config": run_state.config,
         "sha256": {name: sha256_file(folder / name) for name in sorted(names)},
     }
     (folder / "checkpoint.json").write_text(json.dumps(record, indent=1, sort_keys=True), encoding="utf-8")
