@@ -13,7 +13,7 @@ from torch import Tensor
 
 from qualiclip_plugin.errors import DatasetError, ImageError
 from qualiclip_plugin.training.generators import derive_seed
-from qualiclip_plugin.training.usable_photos import SkipList, decode, read_usable
+from qualiclip_plugin.training.usable_photos import SkipList, check_size, decode
 
 
 @dataclass
@@ -43,7 +43,7 @@ class PhotoStream:
             row = next(stream, None)
             if row is None:
                 raise DatasetError(f"photographs {self.label!r}: only {len(photos)} usable, {count} to be held out")
-            photo = _usable_or_none(row[self.column], f"row {rows}", smallest, skipped)
+            photo = _usable_or_none(row[self.column], smallest, skipped)
             photos += [] if photo is None else [photo]
             rows += 1
         return photos, rows
@@ -85,7 +85,7 @@ class PhotoStream:
             rows = self.rows.skip(skip).shuffle(seed=derive_seed(seed, "stream", epoch) % 2**32, buffer_size=buffer)
             usable = consumed
             images = (row[self.column] for row in rows.skip(consumed))
-            decode_one = lambda item: _usable_or_none(item, "", smallest, skipped)
+            decode_one = lambda item: _usable_or_none(item, smallest, skipped)
             for photo in _map_ahead(pool, decode_one, images, ahead):
                 consumed += 1
                 if photo is not None:
@@ -96,14 +96,19 @@ class PhotoStream:
             epoch, consumed = epoch + 1, 0
 
 
-def _usable_or_none(image: dict[str, Any], row: str, smallest: int, skipped: SkipList) -> Tensor | None:
+def _usable_or_none(image: dict[str, Any] | None, smallest: int, skipped: SkipList) -> Tensor | None:
     try:
-        return read_usable(lambda: decode(image), smallest)
+        return check_size(decode(image), smallest)
     except ImageError as error:
-        path = image.get("path") if image else None
-        content = (image or {}).get("bytes") or b""
-        skipped.add(str(path) if path else f"{row} sha256 {hashlib.sha256(content).hexdigest()[:12]}", str(error))
+        skipped.add(_stream_name(image), str(error))
         return None
+
+
+def _stream_name(image: dict[str, Any] | None) -> str:
+    """The path of an image, or its content's hash: shuffled rows have no number that a user would find them by."""
+    path = image.get("path") if image else None
+    content = (image or {}).get("bytes") or b""
+    return str(path) if path else f"image with sha256 {hashlib.sha256(content).hexdigest()}"
 
 
 def _map_ahead(pool: Executor, function: Callable[[Any], Any], items: Iterable[Any], ahead: int) -> Iterator[Any]:

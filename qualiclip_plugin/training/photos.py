@@ -21,19 +21,19 @@ from qualiclip_plugin.training.usable_photos import decode, image_name
 SKIMAGE = "skimage"
 SKIMAGE_FILES = (
     "astronaut.png",
-    "brick.png",
     "chelsea.png",
     "coffee.png",
-    "grass.png",
-    "gravel.png",
+    "motorcycle_left.png",
+    "rocket.jpg",
+    # Pictures of science, and grey textures.
     "hubble_deep_field.jpg",
     "ihc.png",
-    "motorcycle_left.png",
-    "motorcycle_right.png",
     "retina.jpg",
-    "rocket.jpg",
+    "brick.png",
+    "grass.png",
+    "gravel.png",
 )
-"""Pictures inside the scikit-image wheel that are photographs of at least 300 pixels (licences in its README)."""
+"""Pictures inside the scikit-image wheel that a camera took, at least 300 pixels high (licences in its README)."""
 
 
 @dataclass(frozen=True)
@@ -95,19 +95,31 @@ def _open_rows(where: str, split: str, streaming: bool) -> Any:
         return _rows_of_files([root / name for name in SKIMAGE_FILES], streaming)
     if folder.is_dir() and (files := _image_files(folder)):
         return _rows_of_files(files, streaming)
-    from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
-
     try:
         if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
-            stored = load_from_disk(where)
-            rows = stored[split] if isinstance(stored, DatasetDict) else stored
-            return rows.to_iterable_dataset() if streaming and isinstance(rows, Dataset) else rows
-        return load_dataset(where, split=split, streaming=streaming)
+            return _stored_rows(where, split, streaming)
+        from datasets import load_dataset
+
+        # A folder by its whole path: by a name such as "parquet" it would stand for a file format of the library's.
+        return load_dataset(str(folder.resolve()) if folder.is_dir() else where, split=split, streaming=streaming)
+    except DatasetError:
+        raise
     except Exception as error:  # datasets raises a different class for every way a name can be wrong
         kind = "the folder holds no image and" if folder.is_dir() else "no such folder, and"
-        raise DatasetError(
-            f"photographs {where!r}: {kind} it is no readable dataset ({first_line(error)})"
-        ) from error
+        reason = first_line(error)
+        raise DatasetError(f"photographs {where!r}: {kind} it is no readable dataset ({reason})") from error
+
+
+def _stored_rows(where: str, split: str, streaming: bool) -> Any:
+    """Rows that ``save_to_disk`` wrote."""
+    from datasets import DatasetDict, load_from_disk
+
+    stored = load_from_disk(where)
+    if isinstance(stored, DatasetDict):
+        if split not in stored:
+            raise DatasetError(f"photographs {where!r}: no split {split!r} (split); it has {', '.join(stored)}")
+        stored = stored[split]
+    return stored.to_iterable_dataset() if streaming else stored
 
 
 def _image_files(folder: Path) -> list[Path]:
@@ -129,13 +141,14 @@ def _image_column(rows: Any, column: str | None, where: str) -> str:
 
     features = rows.features or {}
     images = [name for name, feature in features.items() if isinstance(feature, Image)]
+    if column is None and len(images) == 1:
+        return images[0]
     if column is not None:
-        if column not in features:
-            raise DatasetError(f"photographs {where!r}: no column {column!r}; it has {', '.join(features)}")
-        return column
-    if len(images) != 1:
-        raise DatasetError(
-            f"photographs {where!r}: {len(images)} image columns among {', '.join(features) or 'none'}; "
-            "name one with image_column"
-        )
-    return images[0]
+        if column in images:
+            return column
+        problem = "holds no images" if column in features else "is not there"
+        hint = f"the image columns are {', '.join(images)}" if images else "there is no image column"
+        raise DatasetError(f"photographs {where!r}: column {column!r} {problem}; {hint}")
+    if images:
+        raise DatasetError(f"photographs {where!r}: name one of the columns {', '.join(images)} with image_column")
+    raise DatasetError(f"photographs {where!r}: no image column among {', '.join(features) or 'no columns'}")

@@ -36,8 +36,9 @@ def build_accelerator(config: TrainConfig, output: str, tensorboard: bool) -> Ac
             raise ConfigError(
                 "--tensorboard needs the package tensorboard: pip install qualiclip-plugin[tensorboard]"
             )
-    # A network may own parameters that its forward pass does not use, such as a positional embedding switched off.
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    # A network may own parameters that its forward pass does not use, such as a positional embedding switched off;
+    # they are the same ones in every step.
+    unused = DistributedDataParallelKwargs(static_graph=True)
     accelerator = Accelerator(
         cpu=config.cpu,
         mixed_precision="no" if config.mixed_precision == "fp32" else config.mixed_precision,

@@ -90,9 +90,9 @@ class Trainer:
         self.folder.check(resume=resume)
         self.accelerator = build_accelerator(config, output, tensorboard)
         self.places = places_of(config, self.accelerator)
-        self.display = Display(enabled=self.main)
         self.pool = ThreadPoolExecutor(config.workers, thread_name_prefix="photos")
         self.skipped = SkipList(self.folder.read_skipped() if resume else {})
+        self.display = Display(self.skipped, enabled=self.main)
         self.step, self.position = 0, (0, 0)
         try:
             self._set_up(photos)
@@ -156,11 +156,15 @@ class Trainer:
             self.folder.check_same_run(self.config.to_dict(), self.photos.record)
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         copies = 4 if self.config.ema else 3
-        self.folder.check_space(4 * parameters * (copies * (self.config.keep + 1) + 2))
+        checkpoints = 1 if self.resume else self.config.keep + 1
+        self.folder.check_space(4 * parameters * (copies * checkpoints + 2))
         if self.main and not self.resume:
-            save_checkpoint(self.folder.path / "start.safetensors", self.model, {"weights": self.config.weights})
             record = run_record(self.config, self.photos.record, self.stage_names, self.accelerator)
-            self.folder.write_json("run.json", record)
+            try:
+                save_checkpoint(self.folder.path / "start.safetensors", self.model, {"weights": self.config.weights})
+                self.folder.write_json("run.json", record)
+            except OSError as error:
+                raise ConfigError(f"cannot write to {self.folder.path}: {error.strerror or error}") from error
 
     def _restore(self) -> None:
         """Take up the last checkpoint, where there is one."""
@@ -215,9 +219,7 @@ class Trainer:
             try:
                 return self._run(stop)
             except OSError as error:
-                whole = self.folder.steps()
-                last = f"the checkpoint of step {whole[-1]} is whole" if whole else "no checkpoint was written yet"
-                raise ConfigError(f"step {self.step}: {error}; {last}") from error
+                raise ConfigError(f"step {self.step}: {error}; {self.folder.last_whole()}") from error
             finally:
                 self.close()
 
@@ -225,6 +227,7 @@ class Trainer:
         with closing(self._open_logs()) if self.main else nullcontext() as logs:
             stopped_by, last = self._steps(stop, logs)
             if stopped_by is not None:
+                self.display.say(f"stopped by {stopped_by} after step {self.step}; continue with --resume")
                 return TrainResult(self.step, None, stopped_by, last)
             last = self._validated(logs)
         return TrainResult(self.step, self._finish(last) if self.main else None, None, last)
@@ -235,9 +238,9 @@ class Trainer:
     def _steps(self, stop: StopSignal, logs: RunLogs | None) -> tuple[str | None, dict[str, Any]]:
         """Train to the last step; returns the signal that stopped it before, and the last validation."""
         config = self.config
-        self.display.start(self.step, config.steps, self.skipped)
-        # The figures of the starting weights, to compare with.
-        last = self._validated(logs) if self.step == 0 and config.validate_every else {}
+        self.display.start(self.step, config.steps)
+        # Of the starting weights, to compare with; of a checkpoint, because it may have been stopped before.
+        last = self._validated(logs) if self._validation_due() else {}
         batches = self.batches()
         batch = next(batches, None)
         while batch is not None:
@@ -257,9 +260,14 @@ class Trainer:
                 self.save()
             if stopped and self.step < config.steps:
                 return stop.name or "SIGTERM", last
-            if config.validate_every and self.step % config.validate_every == 0 and self.step < config.steps:
+            if self._validation_due():
                 last = self._validated(logs)
         return None, last
+
+    def _validation_due(self) -> bool:
+        """Whether the current step is validated; the last one is, by whoever ends the run."""
+        every = self.config.validate_every
+        return every > 0 and self.step % every == 0 and self.step < self.config.steps
 
     def _validated(self, logs: RunLogs | None) -> dict[str, Any]:
         figures = self.validate()

@@ -63,6 +63,7 @@ class TrainingPhotos:
         if config.check_photos:
             with self.display.counting("checking photographs", len(photos)) as notice:
                 usable = check_all(photos, config.smallest_photo, self.skipped, self.pool, notice)
+            self.display.report_skipped()
         self._indices, self._held_indices = hold_out(usable, config.validation_photos, config.seed)
         return [
             read_or_replace(photos, index, self._held_indices, config.smallest_photo, self.skipped, (index,))

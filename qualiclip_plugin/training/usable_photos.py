@@ -46,7 +46,7 @@ class PhotoSource(Protocol):
     def read(self, index: int) -> Tensor: ...
 
 
-def decode(image: dict[str, Any]) -> Tensor:
+def decode(image: dict[str, Any] | None) -> Tensor:
     """Decode the ``{"path", "bytes"}`` record of a Hugging Face image to RGB, uint8, (3, H, W).
 
     Raises:
@@ -63,17 +63,12 @@ def image_name(image: dict[str, Any] | None, index: int) -> str:
     return str(path) if path else f"row {index}"
 
 
-def read_usable(read: Callable[[], Tensor], smallest: int) -> Tensor:
-    """Read a photograph and check its size.
-
-    Args:
-        read: Returns RGB, (3, H, W).
-        smallest: Least height and width in pixels.
+def check_size(photo: Tensor, smallest: int) -> Tensor:
+    """Return a photograph, (3, H, W), that is at least ``smallest`` pixels high and wide.
 
     Raises:
-        ImageError: It cannot be decoded or is too small.
+        ImageError: It is smaller.
     """
-    photo = read()
     height, width = photo.shape[-2:]
     if min(height, width) < smallest:
         raise ImageError(f"{width}x{height} pixels, smaller than the crop of {smallest}x{smallest}")
@@ -98,7 +93,7 @@ def check_all(
 
     def reason(index: int) -> str | None:
         try:
-            read_usable(lambda: photos.read(index), smallest)
+            check_size(photos.read(index), smallest)
         except ImageError as error:
             return str(error)
         return None
@@ -171,7 +166,7 @@ def read_or_replace(
     index = first
     for _ in range(100):
         try:
-            return read_usable(lambda: photos.read(index), smallest)  # noqa: B023 (called at once)
+            return check_size(photos.read(index), smallest)
         except ImageError as error:
             skipped.add(photos.name(index), str(error))
         index = candidates[int(torch.randint(len(candidates), (), generator=draws))]

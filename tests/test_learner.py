@@ -1,0 +1,139 @@
+"""What a step does to the weights, and in which precision."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+from qualiclip_plugin.errors import ConfigError
+from qualiclip_plugin.training.config import config_from_mapping
+from qualiclip_plugin.training.draws import draw_plan, relevant_pairs
+from qualiclip_plugin.training.optimizer import learning_rate
+from qualiclip_plugin.training.run_folder import read_csv
+from tests.training_runs import losses, run, weights
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_only_the_chosen_stages_move(run_settings, photo_folder: str, tmp_path: Path) -> None:
+    run(run_settings | {"train_layers": 2, "batch_norm": "train"}, photo_folder, tmp_path / "run")
+    before, after = load_file(tmp_path / "run" / "start.safetensors"), weights(tmp_path / "run")
+    moved = {name.split(".")[1] for name, value in after.items() if not torch.equal(value, before[name])}
+    assert moved == {"layer4", "attnpool"}
+    assert any("running_mean" in name for name in after if not torch.equal(after[name], before[name]))
+    with pytest.raises(ConfigError, match="no stage layer9; there are stem, layer1"):
+        run(run_settings | {"train_layers": ["layer9"]}, photo_folder, tmp_path / "other")
+    with pytest.raises(ConfigError, match=r"1\.\.6"):
+        run(run_settings | {"train_layers": 7}, photo_folder, tmp_path / "other")
+
+
+def test_batch_norm_keeps_its_statistics_by_default(finished_run: Path) -> None:
+    before, after = load_file(finished_run / "start.safetensors"), weights(finished_run)
+    assert all(torch.equal(after[name], before[name]) for name in after if "running" in name)
+    assert torch.equal(after["text_features"], before["text_features"])
+
+
+def test_a_pull_keeps_the_weights_near_their_start(run_settings, photo_folder: str, tmp_path: Path) -> None:
+    def moved(name: str, **changes: Any) -> float:
+        changes |= {"optimizer": "sgd", "learning_rate": 1e-2, "weight_decay": 0.0}
+        run(run_settings | changes, photo_folder, tmp_path / name)
+        before, after = load_file(tmp_path / name / "start.safetensors"), weights(tmp_path / name)
+        return sum((after[k] - before[k]).square().sum().item() for k in after)
+
+    free, pulled = moved("free"), moved("pulled", start_pull=20.0)
+    assert 0 < pulled < 0.8 * free
+
+
+def test_averaged_weights_are_the_result(run_settings, photo_folder: str, tmp_path: Path) -> None:
+    run(run_settings | {"ema": 0.5, "save_every": 1, "keep": 99}, photo_folder, tmp_path / "run")
+    name = "image_encoder.layer1.0.conv1.weight"
+    expected = load_file(tmp_path / "run" / "start.safetensors")[name]
+    for step in range(1, 7):
+        now = load_file(tmp_path / "run" / "checkpoints" / f"step-{step:08d}" / "weights.safetensors")[name]
+        expected = 0.5 * expected + 0.5 * now
+    torch.testing.assert_close(weights(tmp_path / "run")[name], expected)
+
+
+def test_gradient_checkpointing_changes_nothing(
+    run_settings, photo_folder: str, finished_run: Path, tmp_path: Path
+) -> None:
+    run(run_settings | {"gradient_checkpointing": True}, photo_folder, tmp_path / "checkpointed")
+    for name, value in weights(finished_run).items():
+        torch.testing.assert_close(value, weights(tmp_path / "checkpointed")[name], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_compiled_run_agrees(run_settings, photo_folder: str, finished_run: Path, tmp_path: Path) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler")
+    run(run_settings | {"compile": True}, photo_folder, tmp_path / "compiled")
+    for compiled, plain in zip(losses(tmp_path / "compiled"), losses(finished_run), strict=True):
+        assert float(compiled[1]) == pytest.approx(float(plain[1]), abs=1e-2)
+
+
+def test_half_precision_results(run_settings, photo_folder: str, tmp_path: Path) -> None:
+    run(run_settings | {"save_precision": "fp16", "steps": 2}, photo_folder, tmp_path / "run")
+    assert all(value.dtype == torch.float16 for value in weights(tmp_path / "run").values())
+
+
+def test_autocast_keeps_fp32_weights(run_settings, photo_folder: str, tmp_path: Path) -> None:
+    # Accelerate allows one precision a process.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    changes = {"mixed_precision": "bf16", "channels_last": True, "clip_norm": 1.0, "optimizer": "sgd", "steps": 3}
+    try:
+        run(run_settings | changes, photo_folder, tmp_path / "run")
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    trained = load_file(tmp_path / "run" / "checkpoints" / "step-00000003" / "weights.safetensors")
+    assert all(value.dtype != torch.bfloat16 for value in trained.values())
+    first = read_csv(tmp_path / "run" / "log.csv")[0]
+    assert 0 < float(first["loss"]) < 10
+    # Similarities are computed in fp32: a multiple of bf16's spacing would show in the consistency margin of .0025.
+    assert float(first["consistency"]) * 2**12 % 1 != 0
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(run_settings, photo_folder: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="lower the learning rate"):
+        run(
+            run_settings | {"learning_rate": 1e3, "steps": 50, "schedule": "constant"}, photo_folder, tmp_path / "run"
+        )
+
+
+def test_learning_rate_is_a_function_of_the_step(run_settings) -> None:
+    def rates(**changes: Any) -> list[float]:
+        config = config_from_mapping(run_settings | {"learning_rate": 1.0, "steps": 10} | changes)
+        return [learning_rate(config, step) for step in range(10)]
+
+    assert rates(schedule="constant") == [1.0] * 10
+    assert rates(schedule="constant", warmup=4)[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert rates(schedule="cosine")[5] == pytest.approx(0.5)
+    one_cycle = rates(schedule="onecycle")
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.0, total_steps=10, pct_start=0.4)
+    # PyTorch counts the peak as step pct_start * steps - 1.
+    expected = []
+    for _ in range(10):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step() if len(expected) < 10 else None
+    np.testing.assert_allclose(one_cycle, expected, rtol=1e-6)
+
+
+def test_plans_are_drawn_for_the_step_and_name_their_prompt_pairs(run_settings) -> None:
+    config = config_from_mapping(run_settings | {"batch_size": 40, "compositions": [1, 2]})
+    assert draw_plan(config, 3) == draw_plan(config, 3)
+    assert draw_plan(config, 3) != draw_plan(config, 4)
+    plan = draw_plan(config, 0)
+    relevant = relevant_pairs(plan, config)
+    for kinds, row in zip(plan.kinds, relevant, strict=True):
+        assert row[1] == row[2] == ("gaussian_blur" in kinds)
+        assert row[4] == ("white_noise" in kinds)
+        assert not row[[0, 3, 5, 6]].any()
