@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import AutocastKwargs
 from safetensors.torch import load_file
 
 from qualiclip_plugin.errors import ConfigError
+from qualiclip_plugin.training import trainer
 from qualiclip_plugin.training.config import config_from_mapping
 from qualiclip_plugin.training.draws import draw_plan, relevant_pairs
 from qualiclip_plugin.training.optimizer import learning_rate
 from qualiclip_plugin.training.run_folder import read_csv
-from tests.training_runs import losses, run, weights
+from tests.training_runs import assert_same, losses, run, stop_after, weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -83,20 +87,93 @@ def test_half_precision_results(run_settings, photo_folder: str, tmp_path: Path)
     assert all(value.dtype == torch.float16 for value in weights(tmp_path / "run").values())
 
 
-def test_autocast_keeps_fp32_weights(run_settings, photo_folder: str, tmp_path: Path) -> None:
-    # Accelerate allows one precision a process.
+@pytest.fixture
+def fresh_accelerator() -> Iterator[None]:
+    """Accelerate allows one precision a process, unless it forgets the one it has."""
     AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("fresh_accelerator")
+def test_autocast_keeps_fp32_weights(run_settings, photo_folder: str, tmp_path: Path) -> None:
     changes = {"mixed_precision": "bf16", "channels_last": True, "clip_norm": 1.0, "optimizer": "sgd", "steps": 3}
-    try:
-        run(run_settings | changes, photo_folder, tmp_path / "run")
-    finally:
-        AcceleratorState._reset_state(reset_partial_state=True)
+    run(run_settings | changes, photo_folder, tmp_path / "run")
     trained = load_file(tmp_path / "run" / "checkpoints" / "step-00000003" / "weights.safetensors")
     assert all(value.dtype != torch.bfloat16 for value in trained.values())
     first = read_csv(tmp_path / "run" / "log.csv")[0]
     assert 0 < float(first["loss"]) < 10
     # Similarities are computed in fp32: a multiple of bf16's spacing would show in the consistency margin of .0025.
     assert float(first["consistency"]) * 2**12 % 1 != 0
+
+
+@pytest.fixture
+def scaled(fresh_accelerator: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let runs have fp16's gradient scaler on the CPU, where torch has both and accelerate silently has neither."""
+
+    def use(*, fp16: bool = True, scale: float = 2.0**16) -> None:
+        def build(*_: object) -> Accelerator:
+            accelerator = Accelerator(
+                cpu=True, mixed_precision="fp16", kwargs_handlers=[AutocastKwargs(enabled=fp16)]
+            )
+            accelerator.native_amp = True
+            # The scale grows after every second step, so that a checkpoint has something to keep.
+            accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=2)
+            return accelerator
+
+        monkeypatch.setattr(trainer, "build_accelerator", build)
+
+    return use
+
+
+def test_fp16_is_refused_on_a_cpu(run_settings, photo_folder: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="fp16 needs a GPU"):
+        run(run_settings | {"mixed_precision": "fp16"}, photo_folder, tmp_path / "run")
+    # The process is not spoilt for another precision.
+    run(run_settings | {"steps": 1}, photo_folder, tmp_path / "run")
+
+
+def test_fp16_continues_bit_for_bit_with_its_scale(run_settings, photo_folder: str, tmp_path: Path, scaled) -> None:
+    scaled(scale=2.0**10)
+    settings = run_settings | {"mixed_precision": "fp16", "start_pull": 0.1, "clip_norm": 1.0}
+    whole = trainer.Trainer(config_from_mapping(settings), photo_folder, str(tmp_path / "whole"))
+    seen: set[torch.dtype] = set()
+    whole.model.image_encoder.layer4.register_forward_hook(lambda *call: seen.add(call[-1].dtype))
+    whole.run()
+    assert seen == {torch.float16}
+    assert all(value.dtype == torch.float32 for value in weights(tmp_path / "whole").values())
+    stop_after(settings, photo_folder, tmp_path / "part", 5)
+    run(settings, photo_folder, tmp_path / "part", resume=True)
+    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "part"))
+    assert losses(tmp_path / "whole") == losses(tmp_path / "part")
+    last = [tmp_path / name / "checkpoints" / "step-00000006" / "state.pt" for name in ("whole", "part")]
+    kept, continued = (torch.load(path, weights_only=True)["scaler"] for path in last)
+    assert kept == continued
+    assert kept["scale"] == 2.0**13
+
+
+def test_gradients_are_unscaled_before_the_pull_and_the_clipping(
+    run_settings, photo_folder: str, tmp_path: Path, scaled
+) -> None:
+    # A scale that is a power of two changes nothing else.
+    settings = run_settings | {"start_pull": 20.0, "clip_norm": 0.05, "optimizer": "sgd", "learning_rate": 0.1}
+    run(settings, photo_folder, tmp_path / "plain")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    scaled(fp16=False)
+    run(settings, photo_folder, tmp_path / "scaled")
+    assert_same(weights(tmp_path / "plain"), weights(tmp_path / "scaled"))
+
+
+def test_a_step_whose_gradient_overflows_is_left_out(run_settings, photo_folder: str, tmp_path: Path, scaled) -> None:
+    scaled(fp16=False, scale=2.0**127)
+    settings = run_settings | {"keep": 9, "save_every": 1, "start_pull": 0.1}
+    run(settings, photo_folder, tmp_path / "run")
+    start = load_file(tmp_path / "run" / "start.safetensors")
+    name = "image_encoder.layer1.0.conv1.weight"
+    first = load_file(tmp_path / "run" / "checkpoints" / "step-00000001" / "weights.safetensors")[name]
+    assert torch.equal(first, start[name])
+    assert not torch.equal(weights(tmp_path / "run")[name], start[name])
+    assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(run_settings, photo_folder: str, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
@@ -39,18 +39,17 @@ def build_accelerator(config: TrainConfig, output: str, tensorboard: bool) -> Ac
     # A network may own parameters that its forward pass does not use, such as a positional embedding switched off;
     # they are the same ones in every step.
     unused = DistributedDataParallelKwargs(static_graph=True)
-    accelerator = Accelerator(
+    if config.mixed_precision == "fp16" and PartialState(cpu=config.cpu).device.type == "cpu":
+        # Accelerate would compute in fp32 without a word.
+        raise ConfigError("mixed_precision: fp16 needs a GPU; a CPU trains in fp32 or bf16")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
+    return Accelerator(
         cpu=config.cpu,
         mixed_precision="no" if config.mixed_precision == "fp32" else config.mixed_precision,
         log_with="tensorboard" if tensorboard else None,
         project_dir=output,
         kwargs_handlers=[unused],
     )
-    if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        # Accelerate would compute in fp32 without a word.
-        raise ConfigError("mixed_precision: fp16 needs a GPU; a CPU trains in fp32 or bf16")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
-    return accelerator
 
 
 def places_of(config: TrainConfig, accelerator: Accelerator) -> range:
