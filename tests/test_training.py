@@ -15,6 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from qualiclip_plugin.checkpoint import read_weights, save_checkpoint
+from qualiclip_plugin.training.lite import LITE_START
+from qualiclip_plugin.training.report import starting_record
 from qualiclip_plugin.training.run_folder import RunFolder, read_csv
 from qualiclip_plugin.weights import load_model
 from tests.training_runs import (
@@ -45,13 +48,11 @@ def test_a_run_leaves_everything_that_is_promised(run_settings, photo_folder: st
 
     model = load_model(str(output / "model.safetensors"))
     assert 0 <= model(torch.rand(1, 3, 64, 80)).item() <= 1
-    from qualiclip_plugin.checkpoint import read_weights
-
     card = read_weights(output / "model.safetensors").header["card"]
     assert card["config"]["steps"] == 6
     assert card["photographs"]["trained_on"] == 7
     assert card["validation"] == result.validation
-    assert card["opinion_aware"] is False
+    assert card["start"]["weights"] == run_settings["weights"]
     assert {"date", "versions", "device", "git_revision", "seconds_of_training"} <= set(card)
     assert all(0 < stage["relative"] < 1 for stage in card["weights_moved"].values())
     assert set(result.validation["kinds"]) >= {"jpeg", "haze"}
@@ -64,6 +65,25 @@ def test_a_run_leaves_everything_that_is_promised(run_settings, photo_folder: st
     assert again.step == 6
     assert_same(weights(output), before)
     assert read_csv(output / "validation.csv") == validation
+
+
+def test_a_result_inherits_what_its_starting_weights_have_seen(
+    run_settings, photo_folder: str, tiny_model, tmp_path: Path
+) -> None:
+    assert starting_record("lite") == {"weights": "lite", "licence": "Apache-2.0", "opinion_aware": False}
+    assert starting_record(LITE_START)["opinion_aware"] is False
+    assert starting_record("qualiclip+") == {
+        "weights": "qualiclip+",
+        "licence": "CC BY-NC 4.0",
+        "opinion_aware": True,
+    }
+    start = tmp_path / "start.safetensors"
+    save_checkpoint(start, tiny_model, {"opinion_aware": True, "licence": "CC0-1.0"})
+    for licence, expected in ((None, "CC0-1.0"), ("MIT", "MIT")):
+        output = tmp_path / expected
+        run(run_settings | {"weights": str(start), "licence": licence, "steps": 1}, photo_folder, output)
+        card = read_weights(output / "model.safetensors").header["card"]
+        assert (card["opinion_aware"], card["licence"]) == (True, expected)
 
 
 def test_equal_seeds_give_equal_weights_whatever_does_not_matter(

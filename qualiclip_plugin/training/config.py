@@ -96,7 +96,7 @@ class TrainConfig(ObjectiveConfig):
         save_every: Steps between checkpoints.
         keep: Number of checkpoints that are kept.
         save_precision: Stored type of the result: ``fp32`` or ``fp16``.
-        licence: Licence of the result, as its card will state it.
+        licence: Licence of the result, as its card will state it; None takes that of the starting weights.
     """
 
     weights: str = "clip"

@@ -106,7 +106,7 @@ class Display:
             before = self._smooth.get(name, value)
             self._smooth[name] = SMOOTHING * before + (1 - SMOOTHING) * value
         head, tail = (
-            " ".join(f"{name} {self._smooth[name]:.3f}" for name in names) for names in (("loss", "accuracy"), parts)
+            " ".join(f"{name} {self._smooth[name]:.3g}" for name in names) for names in (("loss", "accuracy"), parts)
         )
         note = f"{head} {self._smooth['images_per_second']:.0f} images/s  {tail}"
         self.progress.note = note

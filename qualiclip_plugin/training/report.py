@@ -4,14 +4,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
+from qualiclip_plugin.checkpoint import read_weights
 from qualiclip_plugin.provenance import git_revision, versions
 from qualiclip_plugin.training.config import TrainConfig
+from qualiclip_plugin.training.lite import LITE_START
 from qualiclip_plugin.training.processes import device_name
 from qualiclip_plugin.training.run_folder import RunFolder, read_csv
+from qualiclip_plugin.weights import load_cards
+
+
+def starting_record(weights: str) -> dict[str, Any]:
+    """What a result inherits from its starting weights: licence, and whether human scores entered them.
+
+    Args:
+        weights: A name or a path; ``None`` stands for what a file does not say.
+    """
+    if weights == LITE_START:
+        return {"weights": weights, "licence": "Apache-2.0", "opinion_aware": False}
+    card = load_cards().get(weights)
+    known: Mapping[str, Any] = asdict(card) if card else read_weights(Path(weights)).header.get("card", {})
+    return {"weights": weights, **{name: known.get(name) for name in ("licence", "opinion_aware")}}
 
 
 def run_record(
@@ -20,6 +38,7 @@ def run_record(
     """What ``run.json`` says."""
     return {
         "config": config.to_dict(),
+        "start": starting_record(config.weights),
         "photographs": dict(photographs),
         "trained_stages": trained_stages,
         "processes": accelerator.num_processes,
@@ -45,14 +64,15 @@ def build_card(
         moved: Of ``stages.movement``.
     """
     run = folder.read_run()
-    kept = ("photographs", "trained_stages", "processes", "device")
+    kept = ("start", "photographs", "trained_stages", "processes", "device")
     return {
         **{name: run[name] for name in kept},
         "config": config.to_dict(),
         "steps": config.steps,
         "skipped_photographs": skipped,
-        "opinion_aware": False,
-        "licence": config.licence,
+        # Training adds no human score; what the starting weights have seen stays in the result.
+        "opinion_aware": run["start"]["opinion_aware"],
+        "licence": config.licence or run["start"]["licence"],
         "validation": dict(validation),
         "weights_moved": dict(moved),
         "seconds_of_training": round(training_seconds(folder), 1),
