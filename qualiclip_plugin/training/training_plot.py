@@ -17,8 +17,9 @@ Rows = list[dict[str, str]]
 
 SMOOTH_SHARE = 0.1
 """Length of the moving mean, as a share of the run."""
+LAYOUT: list[Any] = [["loss"] * 3 + ["validation"] * 3, ["kinds"] * 4 + ["movement"] * 2]
 VALIDATION = {
-    "ranking_accuracy": "level pairs in order",
+    "ranking_accuracy": "levels in order",
     "d_test": "D-test",
     "l_test": "L-test",
     "srcc": "SRCC with people",
@@ -40,15 +41,14 @@ def plot_training(folder: RunFolder, table: str, moved: Mapping[str, Mapping[str
     from matplotlib import pyplot as plt
 
     rows, validation = read_csv(folder.path / "log.csv"), read_csv(folder.path / "validation.csv")
-    figure, axes = plt.subplots(2, 2, figsize=(12, 10), layout="constrained", height_ratios=(2, 3))
-    for row in axes:
-        for panel in row:
-            panel.spines[["top", "right"]].set_visible(False)
-            panel.grid(alpha=0.3)
-    _plot_losses(axes[0, 0], rows)
-    _plot_validation(axes[0, 1], rows, validation)
-    _plot_kinds(axes[1, 0], validation, table)
-    _plot_movement(axes[1, 1], moved)
+    figure, axes = plt.subplot_mosaic(LAYOUT, figsize=(12, 10), layout="constrained", height_ratios=(2, 3))
+    for panel in axes.values():
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(alpha=0.3)
+    _plot_losses(axes["loss"], rows)
+    _plot_validation(axes["validation"], rows, validation)
+    _plot_kinds(axes["kinds"], validation, table)
+    _plot_movement(axes["movement"], moved)
     with atomic_write(folder.path / "training.png") as file:
         figure.savefig(file, dpi=110, format="png")
     plt.close(figure)
@@ -56,7 +56,13 @@ def plot_training(folder: RunFolder, table: str, moved: Mapping[str, Mapping[str
 
 def _title(axes: Axes, title: str, explanation: str) -> None:
     axes.set_title(f"{title}\n", loc="left", fontsize=12, fontweight="bold")
-    axes.text(0, 1.02, explanation, transform=axes.transAxes, fontsize=9, color="0.35")
+    text = axes.text(0, 1.02, explanation, transform=axes.transAxes, fontsize=9, color="0.35")
+    text.set_in_layout(False)
+
+
+def _legend(axes: Axes, place: Any) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=9, frameon=False, loc=place)
 
 
 def _column(rows: Rows, name: str) -> list[float]:
@@ -71,7 +77,7 @@ def _smooth(values: list[float]) -> list[float]:
 
 
 def _plot_losses(axes: Axes, rows: Rows) -> None:
-    _title(axes, "The loss falls", "what the training minimises; faint: each step, lines: moving mean")
+    _title(axes, "Loss", "faint: each step; lines: mean over the last steps")
     steps = _column(rows, "step")
     for name in [name for name in (rows[0] if rows else {}) if name not in {"step", *FIGURES}]:
         # The two ranking losses often lie on one another.
@@ -82,16 +88,16 @@ def _plot_losses(axes: Axes, rows: Rows) -> None:
             axes.plot(steps, _column(rows, name), color=line.get_color(), alpha=0.25, linewidth=0.8)
     axes.set(xlabel="step")
     axes.set_ylim(bottom=0)
-    if rows:
-        axes.legend(fontsize=9, frameon=False)
+    _legend(axes, "upper right")
 
 
 def _plot_validation(axes: Axes, rows: Rows, validation: Rows) -> None:
-    _title(axes, "Photographs it never trained on", "1 is perfect; coin tosses put half of the level pairs in order")
+    explanation = "levels in order: share of level pairs scored in their order, 0.5 by chance"
+    _title(axes, "Held-out photographs, first to last validation", explanation)
     axes.axhline(0.5, color="0.6", linestyle=":", linewidth=1)
     if rows:
-        label = "level pairs in order, training photographs"
-        axes.plot(_column(rows, "step"), _smooth(_column(rows, "accuracy")), label=label, color="0.7")
+        label = "levels in order, while training"
+        axes.plot(_column(rows, "step"), _smooth(_column(rows, "accuracy")), label=label, color="0.8")
     for name, label in VALIDATION.items():
         if validation and validation[0].get(name):
             values = _column(validation, name)
@@ -100,12 +106,12 @@ def _plot_validation(axes: Axes, rows: Rows, validation: Rows) -> None:
             axes.plot(steps, values, marker="o", markersize=5, linewidth=2, label=f"{label}: {change}")
     axes.set(xlabel="step")
     axes.set_ylim(top=1.01)
-    axes.legend(fontsize=9, frameon=False, loc="best")
+    _legend(axes, "best")
 
 
 def _plot_kinds(axes: Axes, validation: Rows, table: str) -> None:
-    explanation = "share of level pairs in order, held-out photographs; ring: first validation, dot: last"
-    _title(axes, "What it learned, by distortion", explanation)
+    explanation = "share of levels in order on held-out photographs; ring: first validation, dot: last"
+    _title(axes, "By distortion, before and after", explanation)
     if not validation:
         axes.text(0.5, 0.5, "no held-out photographs", ha="center", va="center", transform=axes.transAxes)
         return
@@ -117,15 +123,19 @@ def _plot_kinds(axes: Axes, validation: Rows, table: str) -> None:
         axes.plot([first[name], last[name]], [place, place], color=colour, linewidth=2, alpha=0.5)
         axes.plot(first[name], place, "o", markerfacecolor="white", markeredgecolor=colour, markersize=5)
         axes.plot(last[name], place, "o", color=colour, markersize=6)
-    axes.set_yticks(range(len(names)), names, fontsize=7 if len(names) > 20 else 9)
+    for number, group in enumerate(GROUPS):
+        if group in groups.values():
+            axes.plot([], [], "o", color=f"C{number}", label=group)
+    _legend(axes, "lower left")
+    axes.set_yticks(range(len(names)), names, fontsize=8 if len(names) > 20 else 9)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.7, len(names) - 0.3))
 
 
 def _plot_movement(axes: Axes, moved: Mapping[str, Mapping[str, float]]) -> None:
-    _title(axes, "How far the weights moved", "distance from the start in % of their length, from input to output")
+    _title(axes, "How far the weights moved", "in % of their length, from input to output")
     stages = list(moved)[::-1]
     percent = [100 * moved[stage]["relative"] for stage in stages]
     bars = axes.barh(stages, percent, color="C0")
     labels: list[Any] = [f"{value:.2g} %" if value else "not moved" for value in percent]
     axes.bar_label(bars, labels, padding=4, fontsize=9)
-    axes.margins(x=0.15)
+    axes.margins(x=0.25)
