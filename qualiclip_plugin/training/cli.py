@@ -21,7 +21,7 @@ def train_command(
     config: Annotated[str, typer.Option(help="paper, laptop, lite, or a YAML file.")] = "laptop",
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as steps=200; may be repeated."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard logs too.")] = False,

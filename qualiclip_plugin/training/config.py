@@ -231,7 +231,8 @@ def config_from_mapping(values: Mapping[str, Any], source: str = "configuration"
     known = [entry.name for entry in dataclasses.fields(TrainConfig)]
     for key in values:
         if key not in known:
-            raise ConfigError(f"{source}: unknown setting {key!r}{did_you_mean(str(key), known)}")
+            hint = did_you_mean(str(key), known) or f"; there are {', '.join(known)}"
+            raise ConfigError(f"{source}: unknown setting {key!r}{hint}")
     return TrainConfig(**{key: convert(key, value, hints[key]) for key, value in values.items()})
 
 
