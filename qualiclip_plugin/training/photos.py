@@ -88,12 +88,9 @@ def open_photos(where: str, *, column: str | None = None, split: str = "train", 
 
 def _open_rows(where: str, split: str, streaming: bool) -> Any:
     folder = Path(where)
-    if where == SKIMAGE:
-        import skimage.data
-
-        root = Path(skimage.data.__file__).parent
-        return _rows_of_files([root / name for name in SKIMAGE_FILES], streaming)
-    if folder.is_dir() and (files := _image_files(folder)):
+    if files := _image_files(where):
+        if split != "train":
+            raise DatasetError(f"photographs {where!r}: a folder of images has no split {split!r}")
         return _rows_of_files(files, streaming)
     try:
         if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
@@ -122,9 +119,14 @@ def _stored_rows(where: str, split: str, streaming: bool) -> Any:
     return stored.to_iterable_dataset() if streaming else stored
 
 
-def _image_files(folder: Path) -> list[Path]:
+def _image_files(where: str) -> list[Path]:
+    """The photographs of scikit-image, or the images in a folder; none where it is no folder of images."""
+    if where == SKIMAGE:
+        import skimage.data
+
+        return [Path(skimage.data.__file__).parent / name for name in SKIMAGE_FILES]
     try:
-        return images_in([folder])
+        return images_in([where]) if Path(where).is_dir() else []
     except ImageError:
         return []
 

@@ -89,11 +89,12 @@ def training_seconds(folder: RunFolder) -> float:
     return sum(float(row["seconds"]) for row in read_csv(folder.path / "log.csv"))
 
 
-def describe_movement(moved: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """One phrase a stage: relative distance, and the share of changed weights where it is not all or nothing."""
+def describe_movement(moved: Mapping[str, Mapping[str, float]]) -> str:
+    """Relative distance of each stage, with the share of changed weights where it is not all; then what stayed."""
     phrases = []
     for stage, figures in moved.items():
         share = figures["changed"]
-        part = f" ({share:.0%} of its weights)" if 0 < share < 0.995 else ""
-        phrases.append(f"{stage} {figures['relative']:.2g}{part}")
-    return phrases
+        part = f" ({share:.0%} of its weights)" if share < 0.995 else ""
+        phrases += [f"{stage} {figures['relative']:.2g}{part}"] if share else []
+    stayed = [stage for stage, figures in moved.items() if not figures["changed"]]
+    return ", ".join(phrases or ["none"]) + (f"; unchanged: {', '.join(stayed)}" if stayed else "")

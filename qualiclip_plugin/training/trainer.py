@@ -290,7 +290,7 @@ class Trainer:
         with self.learner.result_weights():
             save_checkpoint(path, self.model, card, dtype=stored)
         plot_training(self.folder, self.config.table, moved)
-        self.display.say("weights moved: " + ", ".join(describe_movement(moved)))
+        self.display.say(f"weights moved: {describe_movement(moved)}")
         self.display.say(f"saved {path}")
         return path
 
