@@ -21,7 +21,7 @@ from qualiclip_plugin.training.config import config_from_mapping
 from qualiclip_plugin.training.draws import draw_plan, relevant_pairs
 from qualiclip_plugin.training.optimizer import learning_rate
 from qualiclip_plugin.training.run_folder import read_csv
-from tests.training_runs import assert_same, losses, run, stop_after, weights
+from tests.training_runs import assert_same, losses, run, stop_after, trainer_that, weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -181,6 +181,21 @@ def test_a_loss_that_is_not_finite_stops_the_run(run_settings, photo_folder: str
         run(
             run_settings | {"learning_rate": 1e3, "steps": 50, "schedule": "constant"}, photo_folder, tmp_path / "run"
         )
+
+
+def test_running_out_of_memory_says_what_needs_less(run_settings, photo_folder: str, tmp_path: Path) -> None:
+    def exhaust() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    message = r"out of memory after step 4 \(12 crops a step\).*batch_size.*the checkpoint of step 4 is whole"
+    with pytest.raises(ConfigError, match=message):
+        trainer_that(exhaust, run_settings, photo_folder, tmp_path / "run", 4).run()
+
+    def fail() -> None:
+        raise RuntimeError("another reason")
+
+    with pytest.raises(RuntimeError, match="another reason"):
+        trainer_that(fail, run_settings, photo_folder, tmp_path / "other", 0).run()
 
 
 def test_learning_rate_is_a_function_of_the_step(run_settings) -> None:

@@ -22,7 +22,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from qualiclip_plugin.checkpoint import save_checkpoint
-from qualiclip_plugin.errors import ConfigError
+from qualiclip_plugin.errors import ConfigError, out_of_memory
 from qualiclip_plugin.model import QualiCLIP
 from qualiclip_plugin.training.batches import Batch, degraded_batches, images_in_step
 from qualiclip_plugin.training.config import TrainConfig
@@ -220,6 +220,13 @@ class Trainer:
                 return self._run(stop)
             except OSError as error:
                 raise ConfigError(f"step {self.step}: {error}; {self.folder.last_whole()}") from error
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                raise ConfigError(
+                    f"out of memory after step {self.step} ({images_in_step(self.config)} crops a step): a smaller "
+                    f"batch_size or gradient_checkpointing=true needs less; {self.folder.last_whole()}"
+                ) from error
             finally:
                 self.close()
 

@@ -2,8 +2,8 @@
 
     python results/laptop/measure.py --photos FOLDER --names results/lite/held_out.txt --scored IMAGEFOLDER
 
-Writes ``trials.csv`` and ``trials.md`` beside this file, and ``docs/training.png`` from the first variant: the
-configuration as it ships, on the photographs of scikit-image. Human scores are looked at and enter no loss.
+Writes ``trials.csv`` and ``trials.md`` beside this file, and ``docs/training.png`` from the configuration as it
+ships, on the photographs of scikit-image. Human scores are looked at and enter no loss.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import torch
 from qualiclip_plugin.files import atomic_write
 from qualiclip_plugin.images import read_image
 from qualiclip_plugin.model import QualiCLIP
-from qualiclip_plugin.provenance import versions
 from qualiclip_plugin.training.config import TrainConfig, load_config
 from qualiclip_plugin.training.photos import SKIMAGE
 from qualiclip_plugin.training.run_folder import read_csv
@@ -33,8 +32,10 @@ PICTURE = HERE.parents[1] / "docs" / "training.png"
 SIDE = 160
 """Of the crops of the photographs that no variant trains on, in pixels."""
 
+SHIPPED = "`laptop`"
 TRIALS: dict[str, list[str]] = {
-    "`laptop`": [],
+    "start: `lite`": ["steps=0"],
+    SHIPPED: [],
     "another seed: other photographs held out, other draws": ["seed=1"],
     "a third seed": ["seed=2"],
     "no ranking across contents": ["content_weight=0"],
@@ -59,36 +60,39 @@ TRIALS: dict[str, list[str]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=Path, required=True, help="folder of photographs")
-    parser.add_argument("--names", type=Path, required=True, help="names of those to look at, one a line")
+    parser.add_argument("--photos", type=Path, required=True, help="folder of good photographs")
+    parser.add_argument("--names", type=Path, required=True, help="names of those only looked at, one a line")
     parser.add_argument("--scored", required=True, help="imagefolder with metadata.csv (file_name, mos)")
-    parser.add_argument("--only", help="run the variants whose name contains this, and write nothing")
+    parser.add_argument("--only", default="", help="renew the rows whose name contains this, keep the others")
     arguments = parser.parse_args()
     names = arguments.names.read_text().split()
     crops = held_out_crops([read_image(arguments.photos / name) for name in names], SIDE)
     scored = read_scored_data(arguments.scored)
-    rows = []
-    if not arguments.only:
-        rows.append({"variant": "start: `lite`", **measure(load_model("lite", inference=False), crops, scored)})
-    for name, settings in TRIALS.items():
-        if not arguments.only or arguments.only in name:
-            rows.append({"variant": name, **trial(settings, crops, scored, keep=not arguments.only and not settings)})
-            print(pd.DataFrame(rows).to_markdown(index=False, floatfmt=".3f"), flush=True)
-    if not arguments.only:
-        write(pd.DataFrame(rows), len(names), len(scored.files))
+    with tempfile.TemporaryDirectory() as folder:
+        others = [path for path in arguments.photos.iterdir() if path.name not in names]
+        for path in others:
+            (Path(folder) / path.name).symlink_to(path.absolute())
+        trials = {name: (SKIMAGE, settings) for name, settings in TRIALS.items()}
+        trials[f"`laptop` on {len(others)} good photographs"] = (folder, [])
+        for name, (photos, settings) in trials.items():
+            if arguments.only in name:
+                figures = trial(name, photos, settings, crops, scored)
+                write({"variant": name, **figures, "date": time.strftime("%Y-%m-%d")}, list(trials))
 
 
-def trial(settings: list[str], crops: torch.Tensor, scored: ScoredData, *, keep: bool) -> dict[str, Any]:
-    """Figures of one variant; ``keep`` takes its picture into the documentation."""
+def trial(name: str, photos: str, settings: list[str], crops: torch.Tensor, scored: ScoredData) -> dict[str, float]:
+    """Figures of one variant; the picture of ``SHIPPED`` goes into the documentation."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "run"
-        settings = settings if keep else [*settings, "validate_every=0"]
-        result = train(load_config("laptop", settings), SKIMAGE, str(output))
-        figures = measure(load_model(str(result.model), inference=False), crops, scored)
+        settings = settings if name == SHIPPED else [*settings, "validate_every=0"]
+        result = train(load_config("laptop", settings), photos, str(output))
+        if result.stopped_by:
+            raise SystemExit(f"stopped by {result.stopped_by}")
         log = read_csv(output / "log.csv")
-        if keep:
+        if name == SHIPPED:
             PICTURE.write_bytes((output / "training.png").read_bytes())
             print(describe(log), flush=True)
+        figures = measure(load_model(str(result.model), inference=False), crops, scored)
     return {**figures, "seconds": sum(float(row["seconds"]) for row in log)}
 
 
@@ -108,18 +112,18 @@ def measure(model: QualiCLIP, crops: torch.Tensor, scored: ScoredData) -> dict[s
     return {name: figures[name] for name in ("srcc", "ranking_accuracy", "d_test", "l_test")}
 
 
-def write(table: pd.DataFrame, photographs: int, images: int) -> None:
-    """Write the table as CSV and, with how it was measured, as Markdown."""
-    table.round(4).to_csv(HERE / "trials.csv", index=False)
-    found = ", ".join(f"{library} {version}" for library, version in versions().items())
-    text = (
-        f"{table.to_markdown(index=False, floatfmt='.3f')}\n\n"
-        f"SRCC on {images} scored photographs; the other figures on {photographs} photographs that no variant trains "
-        f"on, all distortions of the default table. Seconds: training alone, {torch.get_num_threads()} threads. "
-        f"{time.strftime('%Y-%m-%d')}, {found}.\n"
-    )
+def write(row: dict[str, Any], order: list[str]) -> None:
+    """Put a row into ``trials.csv``, in place of an older one of its name, and write all as Markdown."""
+    rows = {old["variant"]: old for old in read_csv(HERE / "trials.csv")}
+    rows[row["variant"]] = row
+    table = pd.DataFrame([rows[name] for name in order if name in rows])
+    numbers = [column for column in table.columns if column not in ("variant", "date")]
+    table[numbers] = table[numbers].astype(float).round(4)
+    table.to_csv(HERE / "trials.csv", index=False)
+    shown = table.assign(seconds=table["seconds"].round().astype(int))
     with atomic_write(HERE / "trials.md", "w") as file:
-        file.write(text)
+        file.write(shown.to_markdown(index=False, floatfmt=".3f") + "\n")
+    print(shown.to_markdown(index=False, floatfmt=".3f"), flush=True)
 
 
 if __name__ == "__main__":
