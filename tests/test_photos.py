@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from qualiclip_plugin.errors import DatasetError
+from qualiclip_plugin.errors import DatasetError, ImageError
 from qualiclip_plugin.training.generators import derive_seed
 from qualiclip_plugin.training.photos import SKIMAGE, SKIMAGE_FILES, open_photos
 from qualiclip_plugin.training.usable_photos import PhotoOrder, SkipList, check_all, hold_out, read_or_replace
@@ -142,14 +142,48 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
         open_photos(str(tmp_path / "empty"))
 
 
+class Pictures:
+    """Twenty small pictures, the seventh of which cannot be read."""
+
+    def __len__(self) -> int:
+        return 20
+
+    def name(self, index: int) -> str:
+        return f"picture {index}"
+
+    def read(self, index: int) -> torch.Tensor:
+        if index == 7:
+            raise ImageError("broken")
+        return torch.full((3, 40, 40), index)
+
+
 def test_held_out_photographs_are_apart_and_decided_by_the_seed() -> None:
-    train, held = hold_out(list(range(10, 30)), 5, seed=3)
+    def parted(count: int, seed: int, indices: list[int]) -> tuple[list[int], list[int]]:
+        train, held = hold_out(Pictures(), indices, count, seed, 32, SkipList())
+        assert all(int(photo[0, 0, 0]) == index for index, photo in held.items())
+        return train, list(held)
+
+    usable = [index for index in range(20) if index != 7]
+    train, held = parted(5, 3, usable)
     assert len(held) == 5
-    assert sorted(train + held) == list(range(10, 30))
-    assert hold_out(list(range(10, 30)), 5, seed=3) == (train, held)
-    assert hold_out(list(range(10, 30)), 5, seed=4)[1] != held
-    with pytest.raises(DatasetError, match="too few"):
-        hold_out([1, 2], 2, seed=0)
+    assert sorted(train + held) == usable
+    assert parted(5, 3, usable) == (train, held)
+    assert parted(5, 4, usable)[1] != held
+    with pytest.raises(DatasetError, match="2 usable photographs are too few"):
+        parted(2, 0, [1, 2])
+    with pytest.raises(DatasetError, match="0 usable photographs are too few"):
+        parted(0, 0, [])
+
+
+def test_a_broken_photograph_is_not_held_out() -> None:
+    skipped = SkipList()
+    for seed in range(20):
+        _, held = hold_out(Pictures(), range(20), 10, seed, 32, skipped)
+        assert len(held) == 10
+        assert 7 not in held
+    assert skipped.reasons == {"picture 7": "broken"}
+    with pytest.raises(DatasetError, match="19 usable"):
+        hold_out(Pictures(), range(20), 19, 0, 32, SkipList())
 
 
 def test_every_epoch_shows_every_photograph_once_in_a_new_order() -> None:

@@ -17,7 +17,7 @@ from qualiclip_plugin.training.display import Display
 from qualiclip_plugin.training.generators import derive_seed
 from qualiclip_plugin.training.photo_stream import PhotoStream
 from qualiclip_plugin.training.photos import Photos, open_photos
-from qualiclip_plugin.training.usable_photos import SkipList, check_all, hold_out, read_or_replace
+from qualiclip_plugin.training.usable_photos import SkipList, check_all, hold_out
 from qualiclip_plugin.training.validation import held_out_crops
 
 MOST_NAMES = 10_000
@@ -57,18 +57,18 @@ class TrainingPhotos:
         self.held_out = held_out_crops(held, config.validation_size) if held else None
 
     def _split(self, photos: Photos) -> list[Tensor]:
-        """Part the usable photographs; returns the held-out ones."""
+        """Part the photographs; returns the held-out ones."""
         config = self.config
         usable = list(range(len(photos)))
         if config.check_photos:
             with self.display.counting("checking photographs", len(photos)) as notice:
                 usable = check_all(photos, config.smallest_photo, self.skipped, self.pool, notice)
             self.display.report_skipped()
-        self._indices, self._held_indices = hold_out(usable, config.validation_photos, config.seed)
-        return [
-            read_or_replace(photos, index, self._held_indices, config.smallest_photo, self.skipped, (index,))
-            for index in self._held_indices
-        ]
+        self._indices, held = hold_out(
+            photos, usable, config.validation_photos, config.seed, config.smallest_photo, self.skipped
+        )
+        self._held_indices = list(held)
+        return list(held.values())
 
     def _indices_record(self, photos: Photos) -> dict[str, Any]:
         # Names of a large dataset are costly to list; their number still tells most changes.

@@ -108,20 +108,39 @@ def check_all(
     return usable
 
 
-def hold_out(indices: Sequence[int], count: int, seed: int) -> tuple[list[int], list[int]]:
-    """Split indices into a training and a validation part, the latter of ``count`` drawn by the seed.
+def hold_out(
+    photos: PhotoSource, indices: Sequence[int], count: int, seed: int, smallest: int, skipped: SkipList
+) -> tuple[list[int], dict[int, Tensor]]:
+    """Part photographs into those that are trained on and ``count`` that are not, drawn by the seed.
+
+    Args:
+        photos: The photographs.
+        indices: Those that may be used.
+        count: Number to hold out.
+        seed: Seed of the draw.
+        smallest: Least height and width.
+        skipped: Receives those that are drawn and cannot be used; another one is held out in their place.
+
+    Returns:
+        Indices that are trained on, and the photographs that are held out by index, both in order.
 
     Raises:
-        DatasetError: Fewer than ``count`` + 1 photographs.
+        DatasetError: Fewer than ``count`` + 1 usable photographs.
     """
-    if len(indices) <= count:
+    order = torch.randperm(len(indices), generator=generator(seed, "held out")).tolist()
+    held: dict[int, Tensor] = {}
+    while len(held) < count and order:
+        index = indices[order.pop(0)]
+        try:
+            held[index] = check_size(photos.read(index), smallest)
+        except ImageError as error:
+            skipped.add(photos.name(index), str(error))
+    if not order:
         raise DatasetError(
-            f"{len(indices)} usable photographs are too few: {count} are held out for validation (validation_photos) "
+            f"{len(held)} usable photographs are too few: {count} are held out for validation (validation_photos) "
             "and at least one must remain"
         )
-    order = torch.randperm(len(indices), generator=generator(seed, "held out")).tolist()
-    held = sorted(indices[i] for i in order[:count])
-    return [index for index in indices if index not in set(held)], held
+    return sorted(indices[i] for i in order), {index: held[index] for index in sorted(held)}
 
 
 class PhotoOrder:
