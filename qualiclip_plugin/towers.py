@@ -2,12 +2,11 @@
 
 The deepest features of an ImageNet network name the objects in a picture and forget much of how well it was taken;
 the stages before them still know. :class:`StagePoolTower` takes the spatial mean of chosen stages, side by side, and
-projects them, so that the tower fits images of any size and its head can be fitted to features that are there once and
-for all.
+projects them, so it takes images of any size, and its head can be fitted to features that need computing only once.
 
 In a backbone configuration it stands in the place of open_clip's settings::
 
-    {"embed_dim": 384, "vision_cfg": {"stage_pool": {"model": "tf_efficientnet_lite0", "stages": [5, 6], "hidden": 64}}}
+    {"embed_dim": 384, "vision_cfg": {"stage_pool": {"model": "tf_efficientnet_lite0", "stages": [5, 6]}}}
 """
 
 from __future__ import annotations

@@ -6,11 +6,13 @@ import importlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from qualiclip_plugin.attention_pool import SingleQueryAttentionPool
@@ -146,3 +148,46 @@ def use_official(official_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Point the weight cache to ``official_home``."""
     monkeypatch.setenv("TORCH_HOME", str(official_home))
     return official_home
+
+
+@pytest.fixture(scope="session")
+def photo_folder(tmp_path_factory: pytest.TempPathFactory, photographs: list[np.ndarray]) -> str:
+    """Eight small photographs."""
+    folder = tmp_path_factory.mktemp("photos")
+    for number, photo in enumerate(photographs):
+        for part in range(2):
+            crop = photo[60 : 60 + 96, 100 * part : 100 * part + 112]
+            Image.fromarray(crop).save(folder / f"photo{number}{part}.png")
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def run_settings(tiny_checkpoint: Path) -> dict[str, Any]:
+    """A run of a second."""
+    return {
+        "weights": str(tiny_checkpoint),
+        "steps": 6,
+        "batch_size": 2,
+        "crop_size": 64,
+        "levels": 3,
+        "distortions": ["gaussian_blur", "jpeg", "white_noise", "darken"],
+        "learning_rate": 1e-3,
+        "schedule": "cosine",
+        "cpu": True,
+        "workers": 2,
+        "validation_photos": 0,
+        "validation_size": 64,
+        "save_every": 2,
+    }
+
+
+@pytest.fixture(scope="module")
+def finished_run(
+    run_settings: dict[str, Any], photo_folder: str, one_thread: None, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of a finished run of ``run_settings``."""
+    from tests.training_runs import run
+
+    output = tmp_path_factory.mktemp("whole") / "run"
+    run(run_settings, photo_folder, output)
+    return output

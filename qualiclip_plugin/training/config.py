@@ -9,25 +9,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import types
-import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 
-from qualiclip_plugin.errors import ConfigError, did_you_mean
+from qualiclip_plugin.errors import ConfigError
 from qualiclip_plugin.prompts import ATTRIBUTES
 from qualiclip_plugin.training.head_config import HeadConfig
 from qualiclip_plugin.training.objective import ObjectiveConfig, check_choice
+from qualiclip_plugin.training.settings import build
 
 CONFIGS = Path(__file__).parent / "configs"
 SCHEDULES = ("constant", "cosine", "onecycle")
 OPTIMIZERS = ("adamw", "sgd")
 MIXED_PRECISIONS = ("fp32", "bf16", "fp16")
-T = TypeVar("T")
 
 UNCHANGED_RESULT = frozenset(
     {
@@ -95,7 +93,7 @@ class TrainConfig(ObjectiveConfig):
         save_every: Steps between checkpoints.
         keep: Number of checkpoints that are kept.
         save_precision: Stored type of the result: ``fp32`` or ``fp16``.
-        licence: Licence of the result, as its card will state it.
+        licence: Licence of the result, as its card will state it; None takes that of the starting weights.
     """
 
     weights: str = "clip"
@@ -231,20 +229,7 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
 
 def config_from_mapping(values: Mapping[str, Any], source: str = "configuration") -> TrainConfig:
     """Build a validated configuration from plain values; errors as :func:`load_config`."""
-    return _build(TrainConfig, values, source)
-
-
-def _build(cls: type[T], values: Mapping[str, Any], source: str) -> T:
-    hints = typing.get_type_hints(cls)
-    fields = {entry.name: entry for entry in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for key in values:
-        if key not in fields:
-            raise ConfigError(f"{source}: unknown setting {key!r}{did_you_mean(str(key), fields)}")
-    unset = dataclasses.MISSING
-    for name, entry in fields.items():
-        if name not in values and entry.default is unset and entry.default_factory is unset:
-            raise ConfigError(f"{source}: the setting {name!r} is missing")
-    return cls(**{key: convert(key, value, hints[key]) for key, value in values.items()})
+    return build(TrainConfig, values, source)
 
 
 def config_names() -> list[str]:
@@ -256,61 +241,6 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str
     """Settings that decide the result and differ, as ``name: old -> new``."""
     keys = [key for key in sorted({*first, *second}) if key not in UNCHANGED_RESULT]
     return [f"{key}: {first.get(key)} -> {second.get(key)}" for key in keys if first.get(key) != second.get(key)]
-
-
-def convert(name: str, value: Any, annotation: Any) -> Any:
-    """Turn a plain value into the annotated type.
-
-    Raises:
-        ConfigError: It is of another type; text is never taken for a truth value and no fraction is cut off.
-    """
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return _convert_union(name, value, typing.get_args(annotation))
-    if annotation is type(None) and value is None:
-        return None
-    if dataclasses.is_dataclass(annotation) and isinstance(annotation, type) and isinstance(value, Mapping):
-        return _build(annotation, value, name)
-    if annotation is float and not isinstance(value, bool):
-        # YAML 1.1 reads 3e-4 as text because it has no dot.
-        try:
-            return float(value)
-        except (TypeError, ValueError):
-            pass
-    elif annotation in (bool, int, str) and type(value) is annotation:
-        return value
-    elif typing.get_origin(annotation) is tuple and isinstance(value, list | tuple):
-        return _convert_tuple(name, value, typing.get_args(annotation))
-    elif typing.get_origin(annotation) is not None and isinstance(value, Mapping):
-        kinds = typing.get_args(annotation)
-        return {convert(name, key, kinds[0]): convert(name, item, kinds[1]) for key, item in value.items()}
-    raise ConfigError(f"{name} must be {_type_name(annotation)}, not {value!r}")
-
-
-def _convert_union(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
-    groups = [choice for choice in choices if dataclasses.is_dataclass(choice)]
-    if groups and isinstance(value, Mapping):
-        # Its own error names the key at fault.
-        return convert(name, value, groups[0])
-    for choice in choices:
-        try:
-            return convert(name, value, choice)
-        except ConfigError:
-            continue
-    raise ConfigError(f"{name} must be {' or '.join(map(_type_name, choices))}, not {value!r}")
-
-
-def _convert_tuple(name: str, value: Iterable[Any], kinds: tuple[Any, ...]) -> tuple[Any, ...]:
-    items = list(value)
-    if kinds[-1] is Ellipsis:
-        kinds = (kinds[0],) * len(items)
-    if len(items) != len(kinds):
-        raise ConfigError(f"{name} must be {len(kinds)} values, not {items!r}")
-    return tuple(convert(name, item, kind) for item, kind in zip(items, kinds, strict=True))
-
-
-def _type_name(annotation: Any) -> str:
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null"}
-    return names.get(annotation, "a list" if typing.get_origin(annotation) is tuple else "a mapping")
 
 
 def _plain(value: Any) -> Any:

@@ -4,8 +4,8 @@ The trunk stays as it is; its pooled features of degraded crops are all that is 
 they are there. A feature vector is seen as content + displacement: what the pristine crop shows, and where the
 degradation moves it. The fit has two parts.
 
-**Linear, in closed form.** Each prompt pair gets a direction w along which the kinds that it names move far, all other
-kinds move little, and pristine crops of different contents hardly differ::
+**Linear, in closed form.** Each prompt pair gets a direction w along which the kinds that it names move far, all
+other kinds move little, and pristine crops of different contents hardly differ::
 
     minimise  w' Cov(content) w + sum over kinds k of weight_k E[(w' displacement - slope_k quality)^2] + ridge
 

@@ -1,8 +1,7 @@
 """The bent part of a fitted head: one hidden layer, trained by ranking on features that are already there.
 
-What a straight line through the features cannot order (colours, brightness, blocks) a small hidden layer can, as it may
-look at what else is in the picture. It is added to the linear part and kept small, so it changes pictures little that
-look like pristine ones.
+What a straight line through the features cannot order (colours, brightness, blocks) a small hidden layer can, as it
+may look at what else is in the picture. It is added to the linear part and kept small.
 """
 
 from __future__ import annotations
@@ -104,6 +103,6 @@ def ladder_loss(qualities: Tensor, relevant: Tensor, config: HeadConfig) -> Tens
 def _on_raw_features(layer: HiddenLayer, mean: Tensor, deviation: Tensor) -> HiddenLayer:
     """Fold the standardisation of the features into the hidden layer."""
     with torch.no_grad():
-        layer.hidden.weight /= deviation
-        layer.hidden.bias -= layer.hidden.weight @ mean
+        layer.hidden.weight.div_(deviation)
+        layer.hidden.bias.sub_(layer.hidden.weight @ mean)
     return layer
