@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.data.datasets import ImageSet
-from harness.data.loading import Decoded, batches, decoded
+from harness.data.loading import Decoded, batches, decoded, in_background
 from harness.figures import Directions, Settings, cell_figures, join_scores
 from harness.scorers import Facts, Scorer, ScorerError, code_hash, facts, reading_code
 from harness.store import SCHEMA_VERSION, ScoreKey, Store
@@ -144,11 +144,14 @@ def score_missing(
     pending: list[dict[str, Any]] = []
     written = time.monotonic()
     try:
-        for batch in batches(decoded(images, missing, options.workers), limit.fits):
+        # The next batch is decoded and put together while this one is scored.
+        for batch in in_background(batches(decoded(images, missing, options.workers), limit.fits), 1):
+            started = time.monotonic()
             for row in score_batch(scorer, batch, limit, reporter):
                 pending.append({**row, "image_hash": hashes.iloc[row.pop("index")], "device": scorer.device})
             reporter.advance(len(batch))
-            if time.monotonic() - written > WRITE_EVERY_SECONDS:
+            # One more batch like this one must not carry the waiting scores past their time.
+            if 2 * time.monotonic() - started - written > WRITE_EVERY_SECONDS:
                 store.append(key, pending)
                 pending, written = [], time.monotonic()
     finally:
@@ -184,19 +187,24 @@ def score_batch(
         yield from (_row(item, math.nan, item.error, 0.0) for item in batch)
         return
     started = time.perf_counter()
+    scores: list[float] = []
+    failure, halve = "", False
     try:
         scores = run(scorer, batch)
     except Exception as error:
-        if len(batch) > 1:
-            half = len(batch) // 2
-            if out_of_memory(error):
-                height, width = batch[0].pixels.shape[1:]
-                limit.shrink(len(batch), height, width)
-                reporter.note(f"{scorer.name}: out of memory with {len(batch)} images of {width}x{height}; halved")
-            for part in (batch[:half], batch[half:]):
-                yield from score_batch(scorer, part, limit, reporter)
-            return
-        yield _row(batch[0], math.nan, f"{type(error).__name__}: {error}".strip()[:500], 0.0)
+        failure, halve = f"{type(error).__name__}: {error}".strip()[:500], out_of_memory(error)
+    # From here on no traceback holds the tensors of the failed attempt.
+    if failure and len(batch) > 1:
+        if halve:
+            height, width = batch[0].pixels.shape[1:]
+            limit.shrink(len(batch), height, width)
+            reporter.note(f"{scorer.name}: out of memory with {len(batch)} images of {width}x{height}; halved")
+        half = len(batch) // 2
+        for part in (batch[:half], batch[half:]):
+            yield from score_batch(scorer, part, limit, reporter)
+        return
+    if failure:
+        yield _row(batch[0], math.nan, failure, 0.0)
         return
     seconds = (time.perf_counter() - started) / len(batch)
     for item, score in zip(batch, scores, strict=True):

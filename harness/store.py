@@ -34,7 +34,6 @@ DTYPES = {
     "finished": "str",
     "device": "str",
 }
-_TRIES = 5
 
 
 class StoreError(QualiCLIPError):
@@ -80,15 +79,7 @@ class Store:
         """
         import pandas as pd
 
-        for _ in range(_TRIES):
-            try:
-                parts = [_read_part(path, key) for path in self._parts(key)]
-                break
-            except FileNotFoundError:
-                # Another run has just merged the parts that were listed.
-                continue
-        else:
-            raise StoreError(f"{self._folder(key)}: changes faster than it can be read")
+        parts = self._read_parts(key)
         rows = pd.concat(parts) if parts else pd.DataFrame({name: [] for name in DTYPES}).astype(DTYPES)
         failed = rows["error"] != ""
         rows = rows.assign(failed=failed).sort_values(["image_hash", "failed", "finished", "score"], kind="stable")
@@ -179,6 +170,18 @@ class Store:
     def _parts(self, key: ScoreKey) -> list[Path]:
         return sorted(self._folder(key).glob("part-*.parquet"))
 
+    def _read_parts(self, key: ScoreKey) -> list[pd.DataFrame]:
+        # Another run may merge while this one reads. A part that is gone is inside a merged one, written before
+        # it went; so what is new is read until two listings agree.
+        read: dict[Path, pd.DataFrame | None] = {}
+        listed: list[Path] | None = None
+        while (found := self._parts(key)) != listed:
+            listed = found
+            for path in found:
+                if path not in read:
+                    read[path] = _read_part(path, key)
+        return [part for part in read.values() if part is not None]
+
     def _write_part(self, key: ScoreKey, frame: pd.DataFrame) -> Path:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -208,14 +211,18 @@ def _frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(list(rows), columns=list(DTYPES)).astype(DTYPES)
 
 
-def _read_part(path: Path, key: ScoreKey) -> pd.DataFrame:
+def _read_part(path: Path, key: ScoreKey) -> pd.DataFrame | None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         table = pq.read_table(path)
+    except FileNotFoundError:
+        return None
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise StoreError(f"{path}: not a readable Parquet file: {error}") from error
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read: {error.strerror or error}") from error
     header = {name.decode(): value.decode() for name, value in (table.schema.metadata or {}).items()}
     if header.get("schema_version") != str(SCHEMA_VERSION):
         raise StoreError(_other_schema(path, header.get("schema_version")))
