@@ -18,6 +18,7 @@ from qualiclip_plugin.backbones import backbone_config, build_image_encoder
 from qualiclip_plugin.checkpoint import CLIP_MEAN, CLIP_STD, build_text_side, read_weights, save_checkpoint
 from qualiclip_plugin.model import QualiCLIP
 from qualiclip_plugin.prompts import ATTRIBUTES, paired_features
+from tests.local_server import LocalServer
 
 # Tests must not depend on the user's choice of weights.
 os.environ.pop("QUALICLIP_WEIGHTS", None)
@@ -146,3 +147,14 @@ def use_official(official_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Point the weight cache to ``official_home``."""
     monkeypatch.setenv("TORCH_HOME", str(official_home))
     return official_home
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalServer]:
+    """A web server on this machine, asked directly, and an empty cache."""
+    monkeypatch.setenv("QUALICLIP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("no_proxy", "*")
+    started = LocalServer()
+    yield started
+    started.stop()

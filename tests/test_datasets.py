@@ -12,10 +12,12 @@ import pytest
 from PIL import Image
 
 from harness.data import ladders
-from harness.data.datasets import image_bytes, open_dataset
+from harness.data.datasets import open_dataset
 from harness.data.labels import LABELS
-from harness.data.loading import batches, decoded, in_background, resize_shorter_side
+from harness.data.loading import batches, decoded, in_background
 from harness.data.metadata import local_spec
+from harness.data.resizing import resize_shorter_side
+from harness.data.sources import image_bytes
 from harness.data.specs import (
     Columns,
     DatasetSpec,
@@ -160,7 +162,7 @@ def test_count_that_differs_is_refused_unless_partial_is_allowed(tmp_path: Path)
     ("text", "message"),
     [
         (MINIMAL + "colour: red\n", "line 7: unknown key colour"),
-        (MINIMAL + "columns: {imag: file}\n", r"line 7: unknown key columns\.imag; did you mean 'image'"),
+        (MINIMAL + "columns: {imag: file}\n", r"line 7: unknown key columns\.imag; did you mean image\?"),
         (MINIMAL.replace("licence: mine\n", ""), "line 1: missing key licence"),
         (MINIMAL.replace('"1"', "1"), "line 2: version must be text"),
         (MINIMAL + "images: many\n", "line 7: images must be a whole number, got 'many'"),

@@ -57,6 +57,16 @@ def address(remote: RemoteFile) -> str:
     return hf_hub_url(remote.repository, remote.file, repo_type="dataset", revision=remote.revision or None)
 
 
+def refuse_offline(what: str) -> None:
+    """Refuse to ask the network for something where ``HF_HUB_OFFLINE`` is set.
+
+    Raises:
+        DatasetError: It is set.
+    """
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        raise DatasetError(f"{what} is not here, and HF_HUB_OFFLINE is set")
+
+
 def verify(remote: RemoteFile, path: Path) -> None:
     """Check a file against the declared hash, or the one recorded when it was first downloaded.
 
@@ -84,8 +94,7 @@ def _download(remote: RemoteFile, target: Path) -> None:
     import requests
 
     url = address(remote)
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
-        raise DatasetError(f"{url} is not here ({target}), and HF_HUB_OFFLINE is set")
+    refuse_offline(f"{url} ({target})")
     partial = target.with_name(f"{target.name}.part")
     reason = ""
     for _ in range(ATTEMPTS):
