@@ -93,11 +93,16 @@ def cell_figures(
     def part(chosen: pd.DataFrame) -> dict[str, Any]:
         return group_figures(chosen, directions, plain)
 
+    def of_level(chosen: pd.DataFrame) -> pd.DataFrame:
+        # People's opinions are compared within the level; the D-test sets it against the pristine images.
+        return chosen if rows["opinion"].notna().all() else _with_pristine(rows, chosen)
+
+    distorted = rows[_positive(rows["level"])]
     subsets = {"all": rows} | {str(name): chosen for name, chosen in _groups(rows, "split")}
     figures: dict[str, Any] = {
         "subsets": {name: group_figures(chosen, directions, settings) for name, chosen in subsets.items()},
         "distortions": {str(name): part(_with_pristine(rows, some)) for name, some in _groups(rows, "distortion")},
-        "levels": {str(name): part(some) for name, some in _groups(rows[_positive(rows["level"])], "level")},
+        "levels": {str(name): part(of_level(some)) for name, some in _groups(distorted, "level")},
     }
     if ratio:
         figures["ratio_splits"] = ratio_figures(rows, directions, settings)
@@ -180,7 +185,7 @@ def _ladder_figures(good: pd.DataFrame, scores: Floats, settings: Settings) -> d
     return {
         "d_test": _d_test(good, scores, options),
         "l_test": _l_test(good, scores, options),
-        "p_test": _p_test(good, scores),
+        "p_test": _p_test(good, scores, options),
     }
 
 
@@ -211,15 +216,18 @@ def _l_test(good: pd.DataFrame, scores: Floats, options: dict[str, Any]) -> dict
     return as_json(estimate, interval)
 
 
-def _p_test(good: pd.DataFrame, scores: Floats) -> dict[str, Any]:
+def _p_test(good: pd.DataFrame, scores: Floats, options: dict[str, Any]) -> dict[str, Any]:
     names = [name for name in P_MARGINS if f"{FULL_REFERENCE}{name}" in good.columns]
     qualities = good[[f"{FULL_REFERENCE}{name}" for name in names]].to_numpy(dtype=np.float64)
     known = np.isfinite(qualities).all(axis=1)
     if not names or not known.any():
         return as_json(st.undefined(NO_FULL_REFERENCE))
     better, worse = st.discriminable_pairs(qualities[known].T, [P_MARGINS[name] for name in names])
-    # An interval would need a weight for each of some hundred thousand pairs in every resample.
-    return {**as_json(st.p_test(scores[known], better, worse)), "no_interval": "not computed", "pairs": len(better)}
+    estimate = st.p_test(scores[known], better, worse)
+    interval = None
+    if options["draws"] and estimate.defined:
+        interval = st.p_test_interval(scores[known], better, worse, clusters=_contents(good[known]), **options)
+    return {**as_json(estimate, interval), "pairs": len(better)}
 
 
 def whole_ladders(good: pd.DataFrame) -> NDArray[np.bool_]:
@@ -268,7 +276,7 @@ def _positive(levels: pd.Series) -> Any:
 
 
 def _with_pristine(rows: pd.DataFrame, part: pd.DataFrame) -> pd.DataFrame:
-    # The D-test of one distortion needs the photographs it was made from.
+    # The D-test of one distortion or level needs the photographs it was made from.
     import pandas as pd
 
     own = rows[(rows["level"] == 0).fillna(False).astype(bool) & (rows["distortion"] == "")]

@@ -499,6 +499,18 @@ def test_p_test_by_hand() -> None:
     assert (interval.low, interval.high) == (1, 1)
 
 
+def test_p_test_interval_by_matrix_equals_weighting_every_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    scores, truth = generator.normal(size=40), generator.normal(size=(1, 40))
+    pairs = hs.discriminable_pairs(truth, [0.5])
+    contents = np.repeat(np.arange(8), 5)
+    by_matrix = hs.p_test_interval(scores, *pairs, clusters=contents, draws=200)
+    monkeypatch.setattr(resampling, "_MATRIX_LIMIT", 0)
+    by_pair = hs.p_test_interval(scores, *pairs, clusters=contents, draws=200)
+    assert (by_matrix.low, by_matrix.high) == pytest.approx((by_pair.low, by_pair.high), rel=1e-12)
+    assert by_matrix.low < hs.p_test(scores, *pairs).value < by_matrix.high
+
+
 # --- Krasula ------------------------------------------------------------------------------------------
 
 

@@ -159,11 +159,22 @@ def resampled_p_test(scores: ArrayLike, better: ArrayLike, worse: ArrayLike) -> 
     """P-test of each resample; a pair counts once per pair of copies of its two images."""
     q = finite_vector("scores", scores)
     first, second = np.asarray(better, dtype=np.intp), np.asarray(worse, dtype=np.intp)
-    correct = (q[first] > q[second]).astype(np.float64)
+    correct = q[first] > q[second]
+    if len(q) > _MATRIX_LIMIT:
+
+        def gathered(counts: Floats) -> Floats:
+            weights = counts[:, first] * counts[:, second]
+            return _ratio(weights @ correct.astype(np.float64), weights.sum(axis=1))
+
+        return gathered
+    pairs = np.zeros((2, len(q), len(q)), dtype=np.float32)
+    pairs[0, first, second], pairs[1, first, second] = 1, correct
 
     def statistic(counts: Floats) -> Floats:
-        weights = counts[:, first] * counts[:, second]
-        return _ratio(weights @ correct, weights.sum(axis=1))
+        # Whole numbers below 2^24 stay exact in single precision; the sums over images are made in double.
+        single = counts.astype(np.float32)
+        total, right = (np.einsum("bn,bn->b", (single @ matrix).astype(np.float64), counts) for matrix in pairs)
+        return _ratio(right, total)
 
     return statistic
 
