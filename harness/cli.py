@@ -65,7 +65,7 @@ def run(
     from harness.formats import render
     from harness.progress import reporter
 
-    typer.echo(render(run_all(request, reporter(quiet=quiet, json_log=json_log))))
+    typer.echo(render(run_all(request, reporter(quiet=quiet, json_log=json_log))), nl=False)
 
 
 @app.command()
@@ -80,9 +80,8 @@ def table(
     from harness.store import Store
 
     store = Store(output)
-    text = render(store.cells(), form, with_reported=reported)
+    typer.echo(render(store.cells(), form, with_reported=reported), nl=False)
     write_tables(store)
-    typer.echo(text)
 
 
 @app.command()
@@ -156,9 +155,11 @@ def fit_niqe_(
 ) -> None:
     """Fit NIQE to one's own pristine photographs."""
     from harness.niqe import fit_niqe
+    from harness.progress import track
     from qualiclip_plugin.images import images_in
 
-    patches = fit_niqe(images_in([folder]), output)
+    paths = images_in([folder])
+    patches = fit_niqe(track(paths, "Reading photographs", len(paths)), output)
     typer.echo(f"{output}: fitted to {patches} patches; use --scorer niqe@pretrained_model_path={output}")
 
 

@@ -240,7 +240,7 @@ def summarise(
     used = rows.drop_duplicates("image_hash")
     return {
         "schema_version": SCHEMA_VERSION,
-        "status": "failed images" if len(failed) else "complete" if images.complete else "partial dataset",
+        "status": ", ".join(_shortcomings(images, len(failed))) or "complete",
         "scorer": {
             "name": scorer.name,
             "lower_better": scorer.lower_better,
@@ -254,6 +254,7 @@ def summarise(
             "version": spec.version,
             "images": len(images),
             "images_declared": spec.images or None,
+            "missing": len(images.missing),
             "labels_hash": images.labels_hash,
             "opinion": {"kind": spec.opinion.kind, "lower_better": opinion_lower_better} if spec.opinion else None,
             "reading": images.reading,
@@ -270,6 +271,11 @@ def summarise(
             rows, Directions(scorer.lower_better, opinion_lower_better), settings, ratio=spec.split == "ratio"
         ),
     }
+
+
+def _shortcomings(images: ImageSet, failed: int) -> list[str]:
+    what = {"partial dataset": not images.complete, "failed images": failed > 0}
+    return [name for name, so in what.items() if so]
 
 
 def unavailable_cell(name: str, dataset: str, reason: str) -> dict[str, Any]:

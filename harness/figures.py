@@ -32,6 +32,7 @@ P_MARGINS = {"psnr": 6.0, "ssim": 0.1, "gmsd": 0.03}
 Chosen here so that the better image is plainly better to the eye."""
 
 MIN_STEPS = 3
+NO_SCORE = "no image has a score"
 NO_OPINION = "no human scores"
 NO_LADDER = "no distortion levels"
 NO_FULL_REFERENCE = "no full-reference qualities"
@@ -112,6 +113,15 @@ def cell_figures(
 def group_figures(rows: pd.DataFrame, directions: Directions, settings: Settings) -> dict[str, Any]:
     """The figures over some rows: ``n`` scored images, ``n_failed`` others, ``figures`` and the ``fit``."""
     good, scores, opinions = _oriented(rows, directions)
+    if good.empty:
+        nothing = as_json(st.undefined(NO_SCORE))
+        return {
+            "n": 0,
+            "n_failed": len(rows),
+            "figures": dict.fromkeys(FIGURES, nothing),
+            "fit": {},
+            "krasula": {"reason": NO_SCORE},
+        }
     figures = {**_opinion_figures(good, scores, opinions, settings), **_ladder_figures(good, scores, settings)}
     fit = st.fit_logistic(settings.form, scores, opinions) if opinions is not None else None
     return {

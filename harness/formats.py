@@ -125,9 +125,12 @@ def _notes(group: pd.DataFrame, style: Format) -> list[str]:
     for scorer, reasons in zip(group["scorer"].tolist(), group["reason"].tolist(), strict=True):
         if "all" in reasons:
             notes.setdefault(one_line(reasons["all"]), []).append(scorer)
-        for name in shown:
-            if reasons.get(name):
-                notes.setdefault(one_line(reasons[name]), []).append(f"{scorer} {name}")
+        lacking = {name: one_line(reasons[name]) for name in shown if reasons.get(name)}
+        if len(lacking) == len(shown) and len(set(lacking.values())) == 1:
+            notes.setdefault(lacking[shown[0]], []).append(scorer)
+            continue
+        for name, reason in lacking.items():
+            notes.setdefault(reason, []).append(f"{scorer} {name}")
     if not notes:
         return []
     lines = [style.escape(f"{', '.join(names)}: {reason}") for reason, names in notes.items()]
@@ -147,7 +150,12 @@ def _provenance(cells: Sequence[CellJson], style: Format) -> list[str]:
         if cell["status"] != "complete":
             failed = "; ".join(f"{f['file_name']}: {one_line(f['error'])}" for f in cell["failures"][:5])
             more = f"; and {len(cell['failures']) - 5} more" if len(cell["failures"]) > 5 else ""
-            text = f"{cell['scorer']['name']}: {cell['status']}" + (f" ({failed}{more})" if failed else "")
+            data = cell["dataset"]
+            absent = f", {data['missing']} images missing" if data.get("missing") else ""
+            declared = data.get("images_declared") or data["images"]
+            fewer = f", {data['images']} images of {declared}" if declared != data["images"] else ""
+            text = f"{cell['scorer']['name']}: {cell['status']}{fewer}{absent}"
+            text += f" ({failed}{more})" if failed else ""
             parts.append(style.paragraph(style.escape(text)))
     return parts
 

@@ -8,6 +8,7 @@ whole parts only. Rows are keyed by the image's content; of two rows for one ima
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -114,14 +115,12 @@ class Store:
         Raises:
             StoreError: See :meth:`append`.
         """
-        with _DiskErrors(path), atomic_write(path, "w") as file:
-            json.dump(content, file, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
-            file.write("\n")
+        text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
+        self.write_text(path, text + "\n")
 
     def write_text(self, path: Path, text: str) -> None:
         """Write a text file in one step; see :meth:`write_json`."""
-        with _DiskErrors(path), atomic_write(path, "w") as file:
-            file.write(text)
+        _write(path, text.encode())
 
     def write_labels(self, dataset: str, table: pd.DataFrame) -> None:
         """Keep the labels beside the scores, so that reports need no images.
@@ -129,9 +128,9 @@ class Store:
         Raises:
             StoreError: See :meth:`append`.
         """
-        path = self.labels_path(dataset)
-        with _DiskErrors(path), atomic_write(path) as file:
-            table.to_parquet(file, index=False)
+        content = io.BytesIO()
+        table.to_parquet(content, index=False)
+        _write(self.labels_path(dataset), content.getvalue())
 
     def labels_path(self, dataset: str) -> Path:
         """Parquet file with the labels of a dataset, given as name and version."""
@@ -189,11 +188,10 @@ class Store:
         path = self._folder(key) / f"part-{uuid.uuid4().hex}.parquet"
         header = {"schema_version": str(SCHEMA_VERSION), "fingerprint": key.fingerprint}
         table = pa.Table.from_pandas(frame, preserve_index=False)
+        # First, so that no part is ever without it.
+        self.write_json(self._folder(key) / "identity.json", {"dataset": key.dataset, **key.identity})
         with _DiskErrors(path), atomic_write(path) as file:
             pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **header}), file)
-        identity = self._folder(key) / "identity.json"
-        if not identity.exists():
-            self.write_json(identity, {"dataset": key.dataset, **key.identity})
         return path
 
 
@@ -203,6 +201,15 @@ def slug(name: str) -> str:
     if safe == name and not name.startswith("."):
         return name
     return f"{safe.lstrip('.')[:60]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file in one step; one that holds just that is left alone, so that nothing new needs no room."""
+    with _DiskErrors(path):
+        if path.exists() and path.read_bytes() == content:
+            return
+        with atomic_write(path) as file:
+            file.write(content)
 
 
 def _frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

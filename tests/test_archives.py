@@ -78,7 +78,11 @@ def test_labels_may_lie_in_a_zip_with_its_images(server: LocalServer) -> None:
 @pytest.mark.parametrize(
     ("labels", "path", "message"),
     [
-        (LABELS.replace(b"mos", b"score"), "koniq10k/512x384/{img_name}", "no mos"),
+        (
+            LABELS.replace(b"mos", b"score"),
+            "koniq10k/512x384/{img_name}",
+            "no column mos; found img_name, note, score",
+        ),
         (
             LABELS,
             "koniq10k/1024x768/{img_name}",

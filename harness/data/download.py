@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,7 +105,7 @@ def _download(remote: RemoteFile, target: Path) -> None:
         except (requests.RequestException, OSError) as error:
             if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
                 raise
-            reason = first_line(error)
+            reason = _in_words(error)
             if not _worth_repeating(error):
                 break
     else:
@@ -156,6 +157,12 @@ def _check(partial: Path, remote: RemoteFile, url: str) -> None:
     if problem:
         partial.unlink()
         raise DatasetError(f"{url}: not the declared file: {problem}")
+
+
+def _in_words(error: Exception) -> str:
+    # The libraries wrap what the system said into the names of their own objects.
+    found = re.search(r"\[Errno -?\d+\] ([\w ]+)", str(error))
+    return found[1] if found else first_line(error)
 
 
 def _worth_repeating(error: Exception) -> bool:

@@ -128,9 +128,11 @@ def check_rows(origin: str | Path, rows: Iterable[Placed], spec: DatasetSpec) ->
     columns = spec.columns
     for where, read in rows:
         row = {**read, **_derived(read, spec, where)}
-        missing = [name for name in vars(columns).values() if name and row.get(name) is None]
-        if missing:
-            raise DatasetError(f"{where}: no {' and no '.join(missing)}")
+        wanted = [name for name in vars(columns).values() if name]
+        if absent := [name for name in wanted if name not in row]:
+            raise DatasetError(f"{where}: no column {', '.join(absent)}; found {', '.join(map(str, read))}")
+        if empty := [name for name in wanted if row[name] is None]:
+            raise DatasetError(f"{where}: no value for {', '.join(empty)}")
         name = str(row[columns.image])
         if name in seen:
             file, _, line = seen[name].rpartition(", ")
