@@ -116,7 +116,7 @@ def inputs_hash(images: ImageSet, key: ScoreKey, scores: pd.DataFrame, settings:
     code = code_hash([*sorted((folder / "statistics").glob("*.py")), folder / "figures.py", Path(__file__)])
     used = scores[scores["image_hash"].isin(images.table["image_hash"])]
     rows = pd.util.hash_pandas_object(used[["image_hash", "score", "error"]], index=False).to_numpy().tobytes()
-    parts = [key.fingerprint, images.labels_hash, str(images.complete), repr(settings), code]
+    parts = [key.fingerprint, images.labels_hash, str(images.complete), repr(images.generator), repr(settings), code]
     return hashlib.sha256("|".join(parts).encode() + rows).hexdigest()
 
 
@@ -258,6 +258,7 @@ def summarise(
             "labels_hash": images.labels_hash,
             "opinion": {"kind": spec.opinion.kind, "lower_better": opinion_lower_better} if spec.opinion else None,
             "reading": images.reading,
+            "generator": images.generator,
             "seen_by": list(spec.seen_by),
         },
         "date": max(used["finished"].dropna(), default=""),

@@ -14,12 +14,21 @@ from harness.scorers import availability, known_scorers, lower_better
 
 
 def dataset_table(include: Iterable[Path] = ()) -> str:
-    """Every known dataset: name, version, images, source, whether it was run by the project."""
+    """Every known dataset: name, version, images, scores, split rule, source, whether it was run by the project."""
     rows = [
-        (spec.key, spec.images or "", spec.source, "yes" if spec.ran else "never run here", spec.description)
+        (
+            spec.key,
+            spec.images or "",
+            spec.opinion.kind.upper() if spec.opinion else "",
+            spec.split,
+            spec.source + (", stream" if spec.stream else "") + ("" if spec.pinned else ", not pinned"),
+            "yes" if spec.ran else "never run here",
+            spec.description,
+        )
         for spec in catalogue(include).values()
     ]
-    return tabulate(rows, headers=("dataset", "images", "source", "run", "what"), disable_numparse=True)
+    headers = ("dataset", "images", "scores", "split", "source", "run", "what")
+    return tabulate(rows, headers=headers, disable_numparse=True)
 
 
 def scorer_table(available: bool = False) -> str:

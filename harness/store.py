@@ -109,6 +109,25 @@ class Store:
             if path != merged:
                 path.unlink(missing_ok=True)
 
+    def identity(self, scorer: str, dataset: str, fingerprint: str) -> dict[str, Any]:
+        """What a fingerprint stands for.
+
+        Args:
+            scorer: Name.
+            dataset: Name and version.
+            fingerprint: Of the scores.
+
+        Raises:
+            StoreError: It is not there or cannot be read.
+        """
+        path = self.root / "scores" / slug(scorer) / slug(dataset) / fingerprint[:16] / "identity.json"
+        try:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{path}: cannot be read: {error}") from error
+        found.pop("dataset", None)
+        return found
+
     def write_json(self, path: Path, content: Mapping[str, Any]) -> None:
         """Write a JSON file under the root in one step.
 

@@ -59,6 +59,13 @@ class ImageSet:
         return how
 
     @property
+    def generator(self) -> dict[str, str]:
+        """Fingerprints of the code that made the images; empty where this project did not make them."""
+        from harness.data.ladders import generator_code
+
+        return generator_code() if self.spec.generated else {}
+
+    @property
     def labels_hash(self) -> str:
         """SHA-256 of file names and labels: changes when a figure may change without any new score."""
         text = self.table.sort_values("file_name").to_csv(index=False, float_format="%.17g")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -138,15 +137,9 @@ def stored_key(store: Store, scorer: str, dataset: str, fingerprint: str) -> Sco
     Raises:
         StoreError: The identity is missing or does not give the fingerprint.
     """
-    path = store.root / "scores" / slug(scorer) / slug(dataset) / fingerprint[:16] / "identity.json"
-    try:
-        identity = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path}: cannot be read: {error}") from error
-    identity.pop("dataset", None)
-    key = ScoreKey(scorer, dataset, identity)
+    key = ScoreKey(scorer, dataset, store.identity(scorer, dataset, fingerprint))
     if key.fingerprint != fingerprint:
-        raise StoreError(f"{path}: does not belong to the scores of {scorer} on {dataset}")
+        raise StoreError(f"{store.root}: the stored identity does not belong to the scores of {scorer} on {dataset}")
     return key
 
 
