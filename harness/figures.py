@@ -170,24 +170,23 @@ def _opinion_figures(
 ) -> dict[str, dict[str, Any]]:
     if opinions is None:
         return {name: as_json(st.undefined(NO_OPINION)) for name in OPINION_FIGURES}
-    contents = _contents(good)
-    result = {}
-    for name, known_as in IN_STATISTICS.items():
-        estimate = st.estimate_statistic(known_as, scores, opinions, settings.form)
-        interval = None
-        if settings.draws and estimate.defined:
-            interval = st.bootstrap_interval(
-                scores,
-                opinions,
-                known_as,
-                clusters=contents,
-                draws=settings.draws,
-                seed=settings.seed,
-                level=settings.level,
-                form=settings.form,
-            )
-        result[name] = as_json(estimate, interval)
-    return result
+    estimates = {
+        known: st.estimate_statistic(known, scores, opinions, settings.form) for known in IN_STATISTICS.values()
+    }
+    defined = [known for known, estimate in estimates.items() if estimate.defined]
+    intervals = {}
+    if settings.draws and defined:
+        intervals = st.bootstrap_intervals(
+            scores,
+            opinions,
+            defined,
+            clusters=_contents(good),
+            draws=settings.draws,
+            seed=settings.seed,
+            level=settings.level,
+            form=settings.form,
+        )
+    return {name: as_json(estimates[known], intervals.get(known)) for name, known in IN_STATISTICS.items()}
 
 
 def _ladder_figures(good: pd.DataFrame, scores: Floats, settings: Settings) -> dict[str, dict[str, Any]]:

@@ -31,8 +31,8 @@ from harness.store import Store
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
 PICTURE = ROOT / "docs" / "report.png"
-WIDTH = 1180
-COLOURS = 200
+WIDTH, HEIGHT, SIDE = 1180, 1240, 640
+"""Of the picture before it is made smaller, and of its dark column."""
 
 
 def leaderboard(shared: Path) -> None:
@@ -93,11 +93,11 @@ def photograph(site: Path) -> list[bytes]:
         chromium = shutil.which("chromium") or shutil.which("chromium-browser")
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         light, dark = (
-            browser.new_page(viewport={"width": WIDTH, "height": 1000}, color_scheme=scheme)
+            browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme=scheme)
             for scheme in ("light", "dark")
         )
         light.goto((site / "dataset-ladders.html").as_uri(), wait_until="networkidle")
-        table = light.screenshot(clip={"x": 0, "y": 0, "width": WIDTH, "height": 1000})
+        table = light.screenshot(clip={"x": 0, "y": 0, "width": WIDTH, "height": HEIGHT})
         dark.goto((site / "cell-qualiclip-lite--ladders.html").as_uri(), wait_until="networkidle")
         curves = dark.locator("section:has(#ladders)").screenshot()
         dark.goto((site / "dataset-ladders.html").as_uri(), wait_until="networkidle")
@@ -113,14 +113,12 @@ def write_picture(shots: list[bytes], target: Path) -> None:
     from PIL import Image, PngImagePlugin
 
     table, curves, pairs = (Image.open(io.BytesIO(shot)).convert("RGB") for shot in shots)
-    half = 640
-    side = Image.new("RGB", (half, 1000), curves.getpixel((0, 0)))
-    side.paste(_scaled(curves, half - 32).crop((0, 0, half - 32, 470)), (16, 16))
-    side.paste(_scaled(pairs, half - 32), (16, 500))
-    sheet = Image.new("RGB", (WIDTH + half, 1000))
+    inside = SIDE - 32
+    sheet = Image.new("RGB", (WIDTH + SIDE, HEIGHT), curves.getpixel((0, 0)))
     sheet.paste(table, (0, 0))
-    sheet.paste(side, (WIDTH, 0))
-    small = _scaled(sheet, 1456).quantize(COLOURS, dither=Image.Dither.NONE)
+    sheet.paste(_scaled(curves, inside).crop((0, 0, inside, 690)), (WIDTH + 16, 16))
+    sheet.paste(_scaled(pairs, inside), (WIDTH + 16, 730))
+    small = _scaled(sheet, 1456).quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=3)
     note = PngImagePlugin.PngInfo()
     note.add_text("leaderboard", table_hash())
     small.save(target, optimize=True, pnginfo=note)

@@ -210,8 +210,12 @@ def test_markdown_has_the_best_in_bold_and_the_reasons_below() -> None:
 
 def test_a_reason_stands_below_where_a_figure_is_undefined() -> None:
     text = render([cell(rows(), "good"), cell(rows(score=1.0), "constant")])
-    assert "constant srcc, constant krcc" in text
-    assert "all scores are 1" in text
+    assert "- constant: all scores are 1" in text
+    constant_on_ladders = cell(ladder_rows(lambda photo, kind, level: 1.0).assign(opinion=range(22)), "constant")
+    other = cell(ladder_rows(lambda photo, kind, level: -level).assign(opinion=range(22)), "good")
+    text = render([constant_on_ladders, other])
+    assert "- constant srcc, constant krcc" in text
+    assert "constant l_test: all scores of every ladder are the same" in text
 
 
 def test_lowest_rmse_is_best() -> None:
