@@ -12,7 +12,7 @@ from harness.data.specs import catalogue
 from harness.engine import Options, Reporter, evaluate, unavailable_cell
 from harness.figures import Settings
 from harness.formats import render
-from harness.leaderboard import table, to_csv
+from harness.leaderboard import table, timings, to_csv
 from harness.scorers import DEFAULT_SCORERS, Scorer, ScorerError, create_scorer, pick_device
 from harness.store import Store
 from qualiclip_plugin.errors import ConfigError
@@ -37,6 +37,7 @@ class RunRequest:
     include: tuple[Path, ...] = ()
     retry_failed: bool = False
     allow_partial: bool = False
+    stream: bool = False
     settings: Settings = field(default_factory=Settings)
 
 
@@ -48,7 +49,7 @@ def run_all(request: RunRequest, reporter: Reporter) -> list[dict[str, Any]]:
     """
     specs = catalogue(request.include)
     names = dict.fromkeys(request.datasets or DEFAULT_DATASETS)
-    opened = [open_dataset(name, specs, allow_partial=request.allow_partial) for name in names]
+    opened = [open_dataset(name, specs, allow_partial=request.allow_partial, stream=request.stream) for name in names]
     store = Store(request.output)
     cells: list[dict[str, Any]] = []
     asked = request.scorers or DEFAULT_SCORERS
@@ -59,7 +60,10 @@ def run_all(request: RunRequest, reporter: Reporter) -> list[dict[str, Any]]:
 
 
 def write_tables(store: Store) -> pd.DataFrame:
-    """Write ``leaderboard.csv`` and ``leaderboard.md`` of all stored cells; returns the table.
+    """Write ``leaderboard.csv``, ``leaderboard.md`` and ``timings.csv`` of all stored cells; returns the table.
+
+    The first two follow from scores, labels and settings alone: they are the same, byte for byte, however often a
+    run was interrupted (a table measured on several days names them). What differs from run to run is in the third.
 
     Raises:
         StoreError: A cell cannot be read, or the folder not be written.
@@ -68,6 +72,8 @@ def write_tables(store: Store) -> pd.DataFrame:
     frame = table(cells)
     store.write_text(store.root / "leaderboard.csv", to_csv(frame))
     store.write_text(store.root / "leaderboard.md", render(cells, "markdown"))
+    measured = timings(cells).to_csv(index=False, float_format="%.4g", lineterminator="\n")
+    store.write_text(store.root / "timings.csv", measured)
     return frame
 
 

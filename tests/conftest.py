@@ -20,6 +20,7 @@ from qualiclip_plugin.backbones import backbone_config, build_image_encoder
 from qualiclip_plugin.checkpoint import CLIP_MEAN, CLIP_STD, build_text_side, read_weights, save_checkpoint
 from qualiclip_plugin.model import QualiCLIP
 from qualiclip_plugin.prompts import ATTRIBUTES, paired_features
+from tests.local_server import LocalServer
 
 # Tests must not depend on the user's choice of weights.
 os.environ.pop("QUALICLIP_WEIGHTS", None)
@@ -191,3 +192,14 @@ def finished_run(
     output = tmp_path_factory.mktemp("whole") / "run"
     run(run_settings, photo_folder, output)
     return output
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalServer]:
+    """A web server on this machine, asked directly, and an empty cache."""
+    monkeypatch.setenv("QUALICLIP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("no_proxy", "*")
+    started = LocalServer()
+    yield started
+    started.stop()
