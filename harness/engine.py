@@ -37,12 +37,14 @@ class Options:
         batch_size: Most images in one batch; 0: by ``batch_pixels`` alone.
         workers: Processes that decode; 0: a thread.
         retry_failed: Score images again that failed before.
+        engine: ``local``: this process; ``ray``: the workers of a Ray cluster (see ``cluster_rows``).
     """
 
     batch_pixels: int = 0
     batch_size: int = 0
     workers: int = 0
     retry_failed: bool = False
+    engine: str = "local"
 
 
 class Reporter(Protocol):
@@ -140,19 +142,36 @@ def score_missing(
     if not missing:
         return
     hashes = images.table["image_hash"]
-    limit = BatchLimit(options, scorer)
+    engine = scored_rows
+    if options.engine == "ray":
+        from harness.cluster_rows import cluster_rows
+
+        engine = cluster_rows
     pending: list[dict[str, Any]] = []
     written = time.monotonic()
     try:
-        for batch in batches(decoded(images, missing, options.workers), limit.fits):
-            for row in score_batch(scorer, batch, limit, reporter):
-                pending.append({**row, "image_hash": hashes.iloc[row.pop("index")], "device": scorer.device})
-            reporter.advance(len(batch))
+        for row in engine(scorer, images, missing, options, reporter):
+            pending.append({**row, "image_hash": hashes.iloc[row.pop("index")]})
             if time.monotonic() - written > WRITE_EVERY_SECONDS:
                 store.append(key, pending)
                 pending, written = [], time.monotonic()
     finally:
         store.append(key, pending)
+
+
+def scored_rows(
+    scorer: Scorer, images: ImageSet, missing: Sequence[int], options: Options, reporter: Reporter
+) -> Iterator[dict[str, Any]]:
+    """Decode and score the images at the positions ``missing``.
+
+    Yields:
+        The rows of :func:`score_batch`, with the ``device``.
+    """
+    limit = BatchLimit(options, scorer)
+    for batch in batches(decoded(images, missing, options.workers), limit.fits):
+        for row in score_batch(scorer, batch, limit, reporter):
+            yield {**row, "device": scorer.device}
+        reporter.advance(len(batch))
 
 
 class BatchLimit:
