@@ -52,6 +52,13 @@ class Engine(str, Enum):
     ray = "ray"
 
 
+class GraphFormat(str, Enum):
+    """What a graph is written for."""
+
+    onnx = "onnx"
+    torch_export = "torch-export"
+
+
 def _print_version(asked: bool) -> None:
     if asked:
         typer.echo(f"qualiclip-plugin {__version__}")
@@ -273,6 +280,33 @@ def degrade(
         typer.echo(degrade_file(image, distortion, level, seed=seed, output=output, table=table))
     except OSError as error:
         raise ConfigError(f"{sheet or output or image.name}: cannot be written: {error.strerror or error}") from error
+
+
+@app.command()
+def export(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write, model.onnx for example.")],
+    weights: Annotated[
+        str, typer.Option(envvar="QUALICLIP_WEIGHTS", help="A name from 'qualiclip weights list', or a file.")
+    ] = "lite",
+    form: Annotated[GraphFormat, typer.Option("--format", help="For onnxruntime, or torch.export.load.")] = (
+        GraphFormat.onnx
+    ),
+    scale: Annotated[
+        Scale, typer.Option(help="Factor on the similarities: the one pyiqa uses or the authors'.")
+    ] = Scale.pyiqa,
+) -> None:
+    """Write the model as a graph that runs without this package: images of any size in, scores out.
+
+    Input: images (N, 3, H, W), RGB in [0, 1], float32, sides from 64 pixels. Output: scores (N, 1).
+    """
+    from qualiclip_plugin.export import EXPORTERS
+    from qualiclip_plugin.weights import load_model
+
+    try:
+        EXPORTERS[form.value](load_model(weights, scale=scale.value), path)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from error
+    typer.echo(path)
 
 
 @weights_app.command("list")

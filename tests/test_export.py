@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from qualiclip_plugin import cli
 from qualiclip_plugin.errors import ConfigError
 from qualiclip_plugin.export import export_onnx, export_program
 from qualiclip_plugin.hub import HubQualiCLIP
@@ -17,8 +19,14 @@ SIZES = [(1, 64, 64), (3, 131, 70), (2, 224, 333)]
 
 
 @pytest.fixture(scope="module")
-def model(tiny_checkpoint):
-    return load_model(tiny_checkpoint)
+def models(tiny_checkpoint):
+    """A CLIP ResNet with an attention pool, and the packaged network, whose padding depends on the size."""
+    return {"clip": load_model(tiny_checkpoint), "lite": load_model("lite")}
+
+
+@pytest.fixture(scope="module")
+def programs(models):
+    return {name: export_program(model).module() for name, model in models.items()}
 
 
 @pytest.fixture(scope="module")
@@ -28,20 +36,51 @@ def pictures(images) -> list[torch.Tensor]:
     return [resize(images[:count], (height, width), mode="bilinear") for count, height, width in SIZES]
 
 
-def test_exported_program_scores_any_size(model, pictures):
-    program = export_program(model).module()
+@pytest.mark.parametrize("name", ["clip", "lite"])
+def test_exported_program_scores_any_size(models, programs, pictures, name):
     for batch in pictures:
-        torch.testing.assert_close(program(batch), model(batch), rtol=0, atol=1e-6)
+        torch.testing.assert_close(programs[name](batch), models[name](batch), rtol=0, atol=1e-6)
 
 
-def test_onnx_scores_equal_at_any_size(model, pictures, tmp_path):
+def test_a_graph_refuses_sides_below_its_smallest(programs):
+    with pytest.raises(Exception, match="64"):
+        programs["clip"](torch.rand(1, 3, 63, 64))
+
+
+def command(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["qualiclip", "export", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    return caught.value.code
+
+
+@pytest.mark.parametrize("name", ["lite", pytest.param("clip", marks=pytest.mark.slow)])
+def test_onnx_scores_equal_at_any_size(models, pictures, tiny_checkpoint, tmp_path, monkeypatch, capsys, name):
     runtime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
-    export_onnx(model, tmp_path / "model.onnx")
+    weights = tiny_checkpoint if name == "clip" else name
+    assert command(monkeypatch, tmp_path / "model.onnx", "--weights", weights) == 0
+    assert capsys.readouterr().out.strip().splitlines()[-1] == str(tmp_path / "model.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     session = runtime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     for batch in pictures:
         (scores,) = session.run(["scores"], {"images": batch.numpy()})
-        torch.testing.assert_close(torch.from_numpy(scores), model(batch), rtol=0, atol=1e-5)
+        torch.testing.assert_close(torch.from_numpy(scores), models[name](batch), rtol=0, atol=1e-5)
+
+
+def test_a_program_is_read_back_from_its_file(models, pictures, tiny_checkpoint, tmp_path, monkeypatch):
+    path = tmp_path / "model.pt2"
+    assert command(monkeypatch, path, "--weights", tiny_checkpoint, "--format", "torch-export") == 0
+    program = torch.export.load(path).module()
+    torch.testing.assert_close(program(pictures[1]), models["clip"](pictures[1]), rtol=0, atol=1e-6)
+
+
+def test_export_names_what_is_missing_or_cannot_be_written(models, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    assert command(monkeypatch, tmp_path / "file" / "model.pt2", "--format", "torch-export") == 2
+    assert "model.pt2: cannot be written" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ConfigError, match=r"qualiclip-plugin\[onnx\]"):
+        export_onnx(models["clip"], tmp_path / "model.onnx")
 
 
 def test_a_model_in_training_is_not_exported(tiny_checkpoint):
@@ -49,17 +88,17 @@ def test_a_model_in_training_is_not_exported(tiny_checkpoint):
         export_program(load_model(tiny_checkpoint, inference=False).train())
 
 
-def test_metric_is_the_mean_over_batches(model, images, tiny_checkpoint):
+def test_metric_is_the_mean_over_batches(models, images, tiny_checkpoint):
     pytest.importorskip("torchmetrics", reason="needs the extra torchmetrics")
     from qualiclip_plugin.torchmetric import QualiCLIPMetric
 
     metric = QualiCLIPMetric(tiny_checkpoint)
     metric.update(images[:1])
     metric.update(images[1:])
-    torch.testing.assert_close(metric.compute(), model(images).mean(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(metric.compute(), models["clip"](images).mean(), rtol=0, atol=1e-6)
     metric.reset()
     metric.update(images[:1])
-    torch.testing.assert_close(metric.compute(), model(images[:1]).mean(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(metric.compute(), models["clip"](images[:1]).mean(), rtol=0, atol=1e-6)
 
 
 def test_hub_folder_gives_the_same_scores(images, tiny_checkpoint, tmp_path: Path):
