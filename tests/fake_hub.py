@@ -14,9 +14,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pytest
+from huggingface_hub import constants
+
 COMMIT = "c0ffee" * 6 + "c0ff"
-FILE_ADDRESS = "/{repo_id}/resolve/{revision}/{filename}"
-"""What follows the hub's address in that of a file."""
+_FILE_ADDRESS = "/{repo_id}/resolve/{revision}/{filename}"
 _API = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/([a-z-]+)/main)?(?:/(.*))?$")
 _RESOLVE = re.compile(rf"/(?:(datasets)/)?([^/]+/[^/]+)/resolve/(?:main|{COMMIT})/(.*)$")
 
@@ -43,6 +45,13 @@ def serving() -> Iterator[FakeHub]:
         hub.shutdown()
 
 
+def use(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make this process take ``hub`` for the Hub, as ``HF_ENDPOINT`` does for a new one."""
+    monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.address + _FILE_ADDRESS)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+
 class _Handler(BaseHTTPRequestHandler):
     server: FakeHub
 
@@ -66,8 +75,11 @@ class _Handler(BaseHTTPRequestHandler):
         found = _API.match(unquote(urlsplit(self.path).path))
         kind, repository, action, _ = found.groups() if found else ("", "", "", "")
         files = self.server.files[kind, repository]
-        answer: Any = {"url": f"{self.server.address}/{json.loads(body).get('name')}"} if not action else {}
-        if action == "preupload":
+        answer: Any = {}
+        if self.path == "/api/repos/create":
+            wanted = json.loads(body)
+            answer = {"url": f"{self.server.address}/{wanted['organization']}/{wanted['name']}"}
+        elif action == "preupload":
             modes = {"uploadMode": "regular", "shouldIgnore": False}
             answer = {"files": [{"path": file["path"], **modes} for file in json.loads(body)["files"]]}
         elif action == "commit":

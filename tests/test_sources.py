@@ -23,7 +23,7 @@ from qualiclip_plugin.errors import ConfigError
 from qualiclip_plugin.scoring.score_files import StoredImage, score_files
 from qualiclip_plugin.scoring.sources import Files, Listing, Rows, from_record, list_sources, to_record
 from qualiclip_plugin.scoring.storage import filesystem, shown, split_address, without_secrets
-from tests.fake_hub import FILE_ADDRESS, serving
+from tests import fake_hub
 
 
 class Mean(nn.Module):
@@ -153,14 +153,12 @@ def test_a_web_server(web: str, folder: Path) -> None:
 
 
 def test_a_dataset_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from huggingface_hub import HfFileSystem, constants
+    from huggingface_hub import HfFileSystem
 
     images: list[object] = [{"bytes": png(value), "path": "same.png"} for value in (3, 4, 5)]
     file = write_parquet(tmp_path / "train.parquet", "image", images, HUGGING_FACE_IMAGE)
-    with serving() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.address)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.address + FILE_ADDRESS)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with fake_hub.serving() as hub:
+        fake_hub.use(hub, monkeypatch)
         filesystem.cache_clear()
         HfFileSystem.clear_instance_cache()
         repository = hub.files["datasets", "me/photos"]
