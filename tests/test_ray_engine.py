@@ -25,6 +25,7 @@ from PIL import Image
 from harness.engine import Silent
 from harness.figures import Settings
 from harness.runner import RunRequest, run_all
+from qualiclip_plugin import cli
 from qualiclip_plugin.errors import ConfigError
 from qualiclip_plugin.scoring import ray_engine
 from qualiclip_plugin.scoring.cluster import make_pool, map_on
@@ -303,6 +304,40 @@ def test_an_unknown_engine_is_refused(tmp_path: Path) -> None:
     folder = opinion_folder(tmp_path / "set", 4)
     with pytest.raises(ConfigError, match="engine 'rays': local or ray is needed"):
         run_all(RunRequest((fake_scorer(),), (f"set={folder}",), tmp_path / "results", engine="rays"), Silent())
+
+
+# Before any cluster
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--engine", "ray"], "--engine ray writes many files: give --output a folder"),
+        (["--engine", "ray", "--output", "scores.csv"], "--engine ray writes many files: give --output a folder"),
+        (["--engine", "ray", "--output", "out", "--precision", "fp7"], "unknown precision 'fp7'"),
+        (["--engine", "ray", "--output", "out", "--scale", "authors"], "carries its own scale"),
+        (["--engine", "ray", "--output", "out", "gone"], "gone: no such file or folder"),
+        (["--engine", "ray", "--output", "out"], 'pip install "qualiclip-plugin[ray]"'),
+        (["--images-per-shard", "5", "--retry-failed"], "only with --engine ray: --images-per-shard, --retry-failed"),
+        (["s3://bucket/photos"], "only with --engine ray: s3://bucket/photos"),
+    ],
+)
+def test_what_cannot_start_leaves_nothing_behind(
+    album: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setattr(sys, "argv", ["qualiclip", "score", str(album / "photos"), *arguments])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 2
+    assert message in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 # The folder of a run; no cluster

@@ -92,6 +92,10 @@ def score_on_ray(
         ConfigError: A source or option is invalid, the output holds another run, Ray is missing.
         WeightsError: The weights cannot be had.
     """
+    from qualiclip_plugin.weights import load_model
+
+    # What a worker would refuse is refused here, before a folder is begun that another run could not use.
+    load_model(request.weights, precision=request.precision, scale=request.scale)
     listing = list_sources(sources, request.images_per_shard, request.column)
     with cluster():
         pool = make_pool(device, workers, threads)
