@@ -20,6 +20,7 @@ from PIL import Image
 from torch import nn
 
 from qualiclip_plugin.errors import ConfigError
+from qualiclip_plugin.scoring import sources
 from qualiclip_plugin.scoring.score_files import StoredImage, score_files
 from qualiclip_plugin.scoring.sources import Files, Listing, Rows, from_record, list_sources, to_record
 from qualiclip_plugin.scoring.storage import filesystem, shown, split_address, without_secrets
@@ -196,7 +197,9 @@ def test_images_in_parquet(tmp_path: Path, kind: str) -> None:
     assert rows["error"][4].startswith(f"{file}#4: not an image")
 
 
-def test_a_portion_reads_its_row_groups_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("at_once", [3, 32])
+def test_a_portion_reads_its_row_groups_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    monkeypatch.setattr(sources, "ROWS_AT_ONCE", at_once)
     file = write_parquet(tmp_path / "a.parquet", "image", [png(v) for v in range(40)], pa.binary(), group=10)
     listing = list_sources([str(file)], 7)
     read: list[int] = []

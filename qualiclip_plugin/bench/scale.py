@@ -39,6 +39,8 @@ SAMPLE = 60
 SIZE = (1024, 768)
 QUALITY = 90
 SHARD = 10
+"""Images in a shard of the pools: small, so that the end of a run shows."""
+ROWS = 5000
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class Report:
         bytes_per_image: Mean size of a file.
         decode: One core decodes.
         network: The model alone, on images in memory, with one torch thread or the GPU.
-        process: ``score_files`` in one process: read, decode, score.
+        process: ``score_files`` in one process, on the CPU on one core: read, decode, score.
+        write: Rows a second that one process writes into shards of ``ROWS``.
         pools: Ray engine, by number of workers.
     """
 
@@ -78,6 +81,7 @@ class Report:
     decode: float
     network: float
     process: float
+    write: float
     pools: tuple[Pool, ...]
 
 
@@ -111,7 +115,9 @@ def measure(files: Sequence[Path], weights: str, device: str, pools: Iterable[in
     from qualiclip_plugin.weights import load_model
 
     sample, request = files[:SAMPLE], ScoreRequest(weights, images_per_shard=SHARD)
-    with _one_thread(), cluster():
+    with cluster():
+        measured = tuple(_pool(files, request, device, workers) for workers in pools)
+    with _one_core(device):
         model = load_model(weights, device=device)
         list(score_files(sample[:8], model))  # kernels are chosen and memory is taken
         return Report(
@@ -122,7 +128,8 @@ def measure(files: Sequence[Path], weights: str, device: str, pools: Iterable[in
             decode=_rate(len(sample), lambda: _decode(sample)),
             network=_network_rate(sample, model, torch.device(device)),
             process=_rate(len(sample), lambda: list(score_files(sample, model))),
-            pools=tuple(_pool(files, request, device, workers) for workers in pools),
+            write=_write_rate(),
+            pools=measured,
         )
 
 
@@ -150,15 +157,21 @@ def _processor() -> str:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def _one_core(device: str) -> Iterator[None]:
+    """On the CPU: one torch thread, and this process with all its decoding threads on one core."""
     import torch
 
-    before = torch.get_num_threads()
+    threads = torch.get_num_threads()
+    cores = os.sched_getaffinity(0) if device == "cpu" and hasattr(os, "sched_getaffinity") else None
     torch.set_num_threads(1)
+    if cores:
+        os.sched_setaffinity(0, {max(cores)})
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
+        if cores:
+            os.sched_setaffinity(0, cores)
 
 
 def _rate(images: int, work: Callable[[], object]) -> float:
@@ -191,6 +204,20 @@ def _network_rate(files: Sequence[Path], model: nn.Module, device: Any) -> float
     return _rate(len(files), score)
 
 
+def _write_rate(shards: int = 10) -> float:
+    from qualiclip_plugin.scoring.score_files import ScoredImage
+    from qualiclip_plugin.scoring.score_table import to_frame, write_scores
+
+    frame = to_frame(ScoredImage(f"s3://bucket/photos/{n:012d}.jpg", n / ROWS, {}, *SIZE) for n in range(ROWS))
+    with tempfile.TemporaryDirectory() as folder:
+
+        def write() -> None:
+            for shard in range(shards):
+                write_scores(frame, Path(folder, f"{shard}.parquet"))
+
+        return _rate(shards * ROWS, write)
+
+
 def _pool(files: Sequence[Path], request: ScoreRequest, device: str, workers: int) -> Pool:
     from qualiclip_plugin.scoring.ray_engine import score_on_ray
 
@@ -217,13 +244,15 @@ def cost_of_a_million(rate: float, price: float) -> float:
 
 def to_markdown(report: Report, price: float) -> str:
     """The table for people; ``price`` is that of an hour of one worker (a core, or a GPU with its host)."""
+    place = "one core" if report.machine["device"] == "cpu" else "one GPU"
     rows = [
         ("decoding, one core", report.decode),
-        (f"network alone, {'one core' if report.machine['device'] == 'cpu' else 'GPU'}", report.network),
-        ("one process, files to scores", report.process),
+        (f"network alone, {place}", report.network),
+        (f"one process, files to scores, {place}", report.process),
+        ("writing shards, one process", report.write),
         *((f"Ray, {pool.workers} worker{'s' * (pool.workers > 1)}", pool.rate) for pool in report.pools),
     ]
-    workers = dict(zip((name for name, _ in rows[3:]), (pool.workers for pool in report.pools), strict=True))
+    workers = dict(zip((name for name, _ in rows[4:]), (pool.workers for pool in report.pools), strict=True))
     lines = ["| part | images a second | share of one process | a million images |", "|---|---|---|---|"]
     for name, rate in rows:
         cost = cost_of_a_million(rate, price * workers.get(name, 1))

@@ -324,6 +324,8 @@ def _values(file: ParquetFile, column: str, start: int, stop: int) -> Iterator[A
         if first < stop and start < first + rows:
             at = first
             for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=[column]):
+                if at >= stop:
+                    return
                 inside = batch.slice(max(0, start - at), max(0, stop - max(start, at)))
                 yield from inside.column(0).to_pylist()
                 at += len(batch)
