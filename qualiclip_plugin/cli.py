@@ -199,7 +199,10 @@ def _refuse_ray_options(context: typer.Context, paths: Iterable[str]) -> None:
         for name in ("images_per_shard", "column", "ray_workers", "ray_threads", "retry_failed")
         if (source := context.get_parameter_source(name)) is not None and source.name != "DEFAULT"
     ]
-    given += [path for path in paths if "://" in path]
+    if addresses := [path for path in paths if "://" in path]:
+        from qualiclip_plugin.scoring.storage import without_secrets
+
+        given += map(without_secrets, addresses)
     if given:
         raise ConfigError(f"only with --engine ray: {', '.join(given)}")
 

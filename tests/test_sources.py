@@ -250,6 +250,10 @@ def test_a_parquet_file_that_changes_under_a_run_gives_errors(tmp_path: Path) ->
     rows = rows_of(listing)
     assert rows["path"].tolist() == [f"{file}#{row}" for row in range(4)]
     assert rows["error"].str.contains("cannot be read: ").all()
+    write_parquet(file, "image", [png(7)] * 3, pa.binary())
+    rows = rows_of(listing)
+    assert rows["value"].tolist()[:3] == [7, 7, 7]
+    assert rows["error"][3] == f"{file}#3: cannot be read: the file has fewer rows than when it was listed"
 
 
 @pytest.mark.parametrize(

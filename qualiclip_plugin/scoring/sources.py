@@ -94,6 +94,8 @@ class Rows:
                 for value in _values(file, self.column, self.start, self.stop):
                     yield self._image(row, value)
                     row += 1
+            if row < self.stop:
+                raise EOFError("the file has fewer rows than when it was listed")
         except Exception as error:  # storage libraries raise types of their own
             for missing in range(row, self.stop):
                 yield StoredImage(self._name(missing), partial(_fail, first_line(error)))
