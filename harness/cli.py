@@ -42,6 +42,9 @@ def run(
     stream: Annotated[bool, typer.Option(help="Read remote datasets as they come, without keeping them.")] = False,
     fit: Annotated[str, typer.Option(help="Curve before PLCC and RMSE: logistic4 or logistic5.")] = "logistic4",
     draws: Annotated[int, typer.Option(min=0, help="Bootstrap resamples of the intervals; 0: none.")] = 2000,
+    engine: Annotated[
+        str, typer.Option(help="local: this process. ray: all GPUs or cores of a Ray cluster.")
+    ] = "local",
     quiet: Annotated[bool, typer.Option(help="No progress on standard error.")] = False,
     json_log: Annotated[bool, typer.Option(help="Progress as JSON lines on standard error.")] = False,
 ) -> None:
@@ -60,6 +63,7 @@ def run(
         retry_failed=retry_failed,
         allow_partial=allow_partial,
         stream=stream,
+        engine=engine,
         settings=settings(fit, draws),
     )
     from harness.formats import render

@@ -37,12 +37,14 @@ class Options:
         batch_size: Most images in one batch; 0: by ``batch_pixels`` alone.
         workers: Processes that decode; 0: a thread.
         retry_failed: Score images again that failed before.
+        engine: ``local``: this process; ``ray``: the workers of a Ray cluster (see ``cluster_rows``).
     """
 
     batch_pixels: int = 0
     batch_size: int = 0
     workers: int = 0
     retry_failed: bool = False
+    engine: str = "local"
 
 
 class Reporter(Protocol):
@@ -140,22 +142,40 @@ def score_missing(
     if not missing:
         return
     hashes = images.table["image_hash"]
-    limit = BatchLimit(options, scorer)
+    engine = scored_rows
+    if options.engine == "ray":
+        from harness.cluster_rows import cluster_rows
+
+        engine = cluster_rows
     pending: list[dict[str, Any]] = []
-    written = time.monotonic()
+    written = seen = time.monotonic()
     try:
-        # The next batch is decoded and put together while this one is scored.
-        for batch in in_background(batches(decoded(images, missing, options.workers), limit.fits), 1):
-            started = time.monotonic()
-            for row in score_batch(scorer, batch, limit, reporter):
-                pending.append({**row, "image_hash": hashes.iloc[row.pop("index")], "device": scorer.device})
-            reporter.advance(len(batch))
-            # One more batch like this one must not carry the waiting scores past their time.
-            if 2 * time.monotonic() - started - written > WRITE_EVERY_SECONDS:
+        for row in engine(scorer, images, missing, options, reporter):
+            pending.append({**row, "image_hash": hashes.iloc[row.pop("index")]})
+            now = time.monotonic()
+            # Another wait like the one for this row must not carry the waiting scores past their time.
+            due, seen = 2 * now - seen - written > WRITE_EVERY_SECONDS, now
+            if due:
                 store.append(key, pending)
-                pending, written = [], time.monotonic()
+                pending, written = [], now
     finally:
         store.append(key, pending)
+
+
+def scored_rows(
+    scorer: Scorer, images: ImageSet, missing: Sequence[int], options: Options, reporter: Reporter
+) -> Iterator[dict[str, Any]]:
+    """Decode and score the images at the positions ``missing``.
+
+    Yields:
+        The rows of :func:`score_batch`, with the ``device``.
+    """
+    limit = BatchLimit(options, scorer)
+    # The next batch is decoded and put together while this one is scored.
+    for batch in in_background(batches(decoded(images, missing, options.workers), limit.fits), 1):
+        for row in score_batch(scorer, batch, limit, reporter):
+            yield {**row, "device": scorer.device}
+        reporter.advance(len(batch))
 
 
 class BatchLimit:

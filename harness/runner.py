@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,7 @@ class RunRequest:
     retry_failed: bool = False
     allow_partial: bool = False
     stream: bool = False
+    engine: str = "local"
     settings: Settings = field(default_factory=Settings)
 
 
@@ -53,8 +55,9 @@ def run_all(request: RunRequest, reporter: Reporter) -> list[dict[str, Any]]:
     store = Store(request.output)
     cells: list[dict[str, Any]] = []
     asked = request.scorers or DEFAULT_SCORERS
-    for scorer in {entry if isinstance(entry, str) else entry.name: entry for entry in asked}.values():
-        cells.extend(_run_scorer(scorer, opened, store, request, reporter))
+    with _engine(request.engine):
+        for scorer in {entry if isinstance(entry, str) else entry.name: entry for entry in asked}.values():
+            cells.extend(_run_scorer(scorer, opened, store, request, reporter))
     write_tables(store)
     return cells
 
@@ -91,21 +94,33 @@ def settings(fit: str, draws: int) -> Settings:
 def _run_scorer(
     asked: str | Scorer, opened: list[ImageSet], store: Store, request: RunRequest, reporter: Reporter
 ) -> list[dict[str, Any]]:
+    options = Options(
+        batch_size=request.batch_size,
+        workers=_workers(request),
+        retry_failed=request.retry_failed,
+        engine=request.engine,
+    )
     try:
         scorer = (
             asked
             if isinstance(asked, Scorer)
             else create_scorer(asked, device=request.device, precision=request.precision)
         )
+        return [evaluate(scorer, images, store, options, reporter, request.settings) for images in opened]
     except ScorerError as error:
-        reporter.note(f"{asked} cannot start: {error}")
-        return [_unavailable(str(asked), images, store, str(error)) for images in opened]
-    options = Options(
-        batch_size=request.batch_size,
-        workers=_workers(request),
-        retry_failed=request.retry_failed,
-    )
-    return [evaluate(scorer, images, store, options, reporter, request.settings) for images in opened]
+        name = asked if isinstance(asked, str) else asked.name
+        reporter.note(f"{name} cannot start: {error}")
+        return [_unavailable(name, images, store, str(error)) for images in opened]
+
+
+def _engine(name: str) -> AbstractContextManager[None]:
+    if name not in ("local", "ray"):
+        raise ConfigError(f"engine {name!r}: local or ray is needed")
+    if name == "local":
+        return nullcontext()
+    from qualiclip_plugin.scoring.cluster import cluster
+
+    return cluster()
 
 
 def _unavailable(name: str, images: ImageSet, store: Store, reason: str) -> dict[str, Any]:
