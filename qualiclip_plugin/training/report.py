@@ -19,6 +19,11 @@ from qualiclip_plugin.training.run_folder import RunFolder, read_csv
 from qualiclip_plugin.weights import load_cards
 
 
+def _public(source: str) -> str:
+    """A folder's own name: where it lies on this machine is nobody's business who gets the weights."""
+    return Path(source).resolve().name if Path(source).exists() else source
+
+
 def starting_record(weights: str) -> dict[str, Any]:
     """What a result inherits from its starting weights: licence, and whether human scores entered them.
 
@@ -64,9 +69,10 @@ def build_card(
         moved: Of ``stages.movement``.
     """
     run = folder.read_run()
-    kept = ("start", "photographs", "trained_stages", "processes", "device")
+    kept = ("start", "trained_stages", "processes", "device")
     return {
         **{name: run[name] for name in kept},
+        "photographs": {**run["photographs"], "source": _public(run["photographs"]["source"])},
         "config": config.to_dict(),
         "steps": config.steps,
         "skipped_photographs": skipped,
