@@ -50,6 +50,7 @@ def run_all(request: RunRequest, reporter: Reporter) -> list[dict[str, Any]]:
     names = dict.fromkeys(request.datasets or DEFAULT_DATASETS)
     opened = [open_dataset(name, specs, allow_partial=request.allow_partial) for name in names]
     store = Store(request.output)
+    store.sweep()
     cells: list[dict[str, Any]] = []
     asked = request.scorers or DEFAULT_SCORERS
     for scorer in {entry if isinstance(entry, str) else entry.name: entry for entry in asked}.values():
@@ -108,7 +109,7 @@ def _unavailable(name: str, images: ImageSet, store: Store, reason: str) -> dict
     # A table measured where the scorer could start is worth more than the reason why it cannot start here.
     known = store.read_cell(path) if path.exists() else None
     if known is None or not known["subsets"]:
-        store.write_json(path, cell)
+        store.write_cell(path, cell)
     return cell
 
 

@@ -28,9 +28,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.error import URLError
 from urllib.parse import urlsplit
 
-import yaml
-
-from qualiclip_plugin.errors import QualiCLIPError, did_you_mean
+from qualiclip_plugin.documents import parse_yaml
+from qualiclip_plugin.errors import ConfigError, QualiCLIPError, did_you_mean
 from qualiclip_plugin.files import sha256_file
 
 if TYPE_CHECKING:
@@ -157,7 +156,10 @@ def parse_name(name: str) -> tuple[str, dict[str, Any]]:
         key, equals, value = item.partition("=")
         if not equals or not key:
             raise ScorerError(f"{name}: {item!r} is not option=value")
-        options[key.strip()] = yaml.safe_load(value)
+        try:
+            options[key.strip()], _ = parse_yaml(value, name)
+        except ConfigError as error:
+            raise ScorerError(str(error)) from error
     return base, options
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.data.labels import label_table, undecoded
+from harness.data.labels import label_table, labels_hash, undecoded
 from harness.data.metadata import check_metadata, check_rows, find_metadata, local_spec
 from harness.data.specs import DatasetSpec, catalogue, find_spec
 from harness.statistics import MIN_IMAGES
@@ -53,9 +53,8 @@ class ImageSet:
 
     @property
     def labels_hash(self) -> str:
-        """SHA-256 of file names and labels: changes when a figure may change without any new score."""
-        text = self.table.sort_values("file_name").to_csv(index=False, float_format="%.17g")
-        return hashlib.sha256(text.encode()).hexdigest()
+        """See :func:`harness.data.labels.labels_hash`."""
+        return labels_hash(self.table)
 
 
 def open_dataset(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -45,3 +46,22 @@ def label_table(rows: Sequence[Mapping[str, Any]], spec: DatasetSpec) -> pd.Data
         table[f"{FULL_REFERENCE}{name}"] = pd.to_numeric([row.get(name) or None for row in rows]).astype("float64")
     text = [label for label in LABELS if label not in (*_NUMBERS, "level")]
     return table.assign(**{label: table[label].fillna("").astype(str) for label in text})
+
+
+def labels_hash(table: pd.DataFrame) -> str:
+    """SHA-256 of file names and labels: changes when a figure may change without any new score."""
+    text = table.sort_values("file_name").to_csv(index=False, float_format="%.17g")
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def typed(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of labels that was stored, in the types of :func:`label_table`.
+
+    Raises:
+        KeyError: A column is missing.
+        ValueError: A column holds something else.
+    """
+    numbers = [name for name in table.columns if name in _NUMBERS or name.startswith(FULL_REFERENCE)]
+    text = [name for name in (*LABELS, "image_hash") if name not in (*_NUMBERS, "level")]
+    types = dict.fromkeys(numbers, "float64") | dict.fromkeys(text, "str") | {"level": "Int64"}
+    return table[[*LABELS, *(name for name in table.columns if name not in LABELS)]].astype(types)

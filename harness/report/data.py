@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from harness import statistics as st
 from harness.figures import join_scores, whole_ladders
 from harness.statistics.checks import Floats
 from harness.store import ScoreKey, Store, StoreError, slug
+from qualiclip_plugin.documents import read_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,7 +91,10 @@ class Cell:
     def fit(self) -> st.LogisticFit | None:
         """The stored fit to the opinions."""
         stored = (self.content["subsets"].get("all") or {}).get("fit")
-        return st.LogisticFit(**{**stored, "parameters": tuple(stored["parameters"])}) if stored else None
+        # A number that was not finite is stored as null.
+        if not stored or None in (*stored["parameters"], *stored.values()):
+            return None
+        return st.LogisticFit(**{**stored, "parameters": tuple(stored["parameters"])})
 
 
 def load_cells(store: Store) -> list[Cell]:
@@ -111,15 +114,12 @@ def load_cell(store: Store, content: Mapping[str, Any]) -> Cell:
     if not content["subsets"]:
         return Cell(scorer, dataset, content, pd.DataFrame())
     key = f"{dataset}@{content['dataset']['version']}"
-    path = store.labels_path(key)
-    if not path.exists():
+    if not store.labels_path(key).exists():
         # Labels of datasets that may not be passed on are left out where results are published.
         return Cell(scorer, dataset, {**content, "reason": NO_LABELS}, pd.DataFrame())
-    try:
-        labels = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path}: the labels of {dataset} cannot be read: {error}") from error
-    joined = join_scores(labels, store.scores(stored_key(store, scorer, key, content["scorer"]["fingerprint"])))
+    joined = join_scores(
+        store.labels(key), store.scores(stored_key(store, scorer, key, content["scorer"]["fingerprint"]))
+    )
     scored = joined[joined["error"] == ""].reset_index(drop=True)
     counted = content["subsets"]["all"]["n"]
     if len(scored) != counted:
@@ -137,10 +137,7 @@ def stored_key(store: Store, scorer: str, dataset: str, fingerprint: str) -> Sco
         StoreError: The identity is missing or does not give the fingerprint.
     """
     path = store.root / "scores" / slug(scorer) / slug(dataset) / fingerprint[:16] / "identity.json"
-    try:
-        identity = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path}: cannot be read: {error}") from error
+    identity = read_json(path, StoreError, "the identity of stored scores")
     identity.pop("dataset", None)
     key = ScoreKey(scorer, dataset, identity)
     if key.fingerprint != fingerprint:
