@@ -25,7 +25,8 @@ MAX_JSON_BYTES = 256 * 2**20
 MAX_YAML_BYTES = 64 * 2**10
 """The largest file in this project has two kilobytes; PyYAML takes about a second for as many as this."""
 MAX_DEPTH = 32
-SEAL = "sha256"
+SEAL = "seal"
+"""Key of a document's own SHA-256."""
 
 
 def read_json(path: str | os.PathLike[str], error: type[QualiCLIPError], what: str) -> dict[str, Any]:

@@ -13,7 +13,8 @@
 =========================  ===================================================================================
 
 A checkpoint is written into a temporary folder, flushed to the disk and moved into place, so a folder under its
-final name is whole. The last ``keep`` ones stay.
+final name is whole. The last ``keep`` ones stay. A folder without ``run.json`` holds no run yet: one that was killed
+before its first step can be started again.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,11 +35,36 @@ from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from qualiclip_plugin.errors import ConfigError
-from qualiclip_plugin.files import atomic_write, sha256_file
+from qualiclip_plugin.documents import check_json, read_json, sealed
+from qualiclip_plugin.errors import ConfigError, first_line
+from qualiclip_plugin.files import atomic_write, remove_leftovers, sha256_file
 from qualiclip_plugin.training.config import differences
 
-RUN_FILES = ("run.json", "checkpoints", "model.safetensors", "start.safetensors", "log.csv")
+RUN_FILES = ("run.json", "checkpoints", "model.safetensors", "log.csv")
+STATE, RECORD = "state.pt", "checkpoint.json"
+WEIGHTS, AVERAGED = "weights.safetensors", "averaged.safetensors"
+_STEP = re.compile(r"step-(\d{1,18})")
+
+_COUNT = {"type": "integer", "minimum": 0, "maximum": 2**53}
+RECORD_SCHEMA = {
+    "type": "object",
+    "required": ["step", "position", "sha256"],
+    "properties": {
+        "step": _COUNT,
+        "position": {"type": "array", "items": _COUNT, "minItems": 2, "maxItems": 2},
+        "sha256": {
+            "type": "object",
+            "required": [STATE, WEIGHTS],
+            "propertyNames": {"enum": [STATE, WEIGHTS, AVERAGED]},
+            "additionalProperties": {"type": "string"},
+        },
+    },
+}
+RUN_SCHEMA = {
+    "type": "object",
+    "required": ["config", "photographs"],
+    "properties": {"config": {"type": "object"}, "photographs": {"type": "object"}},
+}
 
 
 @dataclass(frozen=True)
@@ -100,6 +127,9 @@ class RunFolder:
             self._lock.acquire(timeout=0)
         except Timeout as error:
             raise ConfigError(f"another process is training into {self.path}") from error
+        remove_leftovers(self.path)
+        if (self.path / "checkpoints").is_dir():
+            _remove_leftovers(self.path / "checkpoints")
 
     def unlock(self) -> None:
         """Give the folder back."""
@@ -120,10 +150,10 @@ class RunFolder:
         Raises:
             ConfigError: It cannot be read.
         """
-        try:
-            return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{self.path / 'run.json'} cannot be read: {error}") from error
+        path, what = self.path / "run.json", "the record of a run"
+        run = read_json(path, ConfigError, what)
+        check_json(run, RUN_SCHEMA, ConfigError, f"{path}: not {what}")
+        return run
 
     def check_same_run(self, config: Mapping[str, Any], photographs: Mapping[str, Any]) -> None:
         """Refuse to continue a run under another configuration or on other photographs.
@@ -149,8 +179,8 @@ class RunFolder:
 
     def steps(self) -> list[int]:
         """Steps of the whole checkpoints, in order."""
-        folders = (self.path / "checkpoints").glob("step-*")
-        return sorted(int(folder.name.removeprefix("step-")) for folder in folders)
+        names = [_STEP.fullmatch(folder.name) for folder in (self.path / "checkpoints").glob("step-*")]
+        return sorted(int(name[1]) for name in names if name)
 
     def save(self, step: int, run_state: RunState, keep: int) -> None:
         """Write a checkpoint, then remove those before the last ``keep``.
@@ -178,7 +208,9 @@ class RunFolder:
                 "continue with --resume"
             ) from error
         for old in self.steps()[:-keep]:
-            shutil.rmtree(parent / f"step-{old:08d}")
+            # Renamed first: a kill in the middle leaves no checkpoint that lacks files.
+            os.replace(parent / f"step-{old:08d}", parent / f".part-{old:08d}")
+            _remove_leftovers(parent)
 
     def load(self) -> tuple[int, RunState] | None:
         """The last checkpoint with its step, or None where none was written yet.
@@ -189,34 +221,41 @@ class RunFolder:
         if not self.steps():
             return None
         folder = self.path / "checkpoints" / f"step-{self.steps()[-1]:08d}"
+        what = "a record of this program"
+        record = read_json(folder / RECORD, ConfigError, what)
+        check_json(record, RECORD_SCHEMA, ConfigError, f"{folder / RECORD}: not {what}")
         try:
-            record = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
             altered = [name for name, sha in record["sha256"].items() if sha256_file(folder / name) != sha]
-        except (OSError, ValueError, KeyError) as error:
+        except OSError as error:
             raise ConfigError(f"checkpoint {folder} cannot be read: {error}") from error
-        if altered:
+        if altered or record["step"] != self.steps()[-1]:
             raise ConfigError(
-                f"checkpoint {folder} was altered ({', '.join(altered)}): remove it to continue from the one before"
+                f"checkpoint {folder} was altered ({', '.join(altered) or RECORD}): remove it to continue from the "
+                "one before"
             )
-        averaged = folder / "averaged.safetensors"
-        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-        weights = load_file(folder / "weights.safetensors")
-        kept = load_file(averaged) if averaged.is_file() else None
-        return record["step"], RunState(weights, kept, state, record["position"])
+        try:
+            state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+            weights = load_file(folder / WEIGHTS)
+            averaged = load_file(folder / AVERAGED) if AVERAGED in record["sha256"] else None
+        except Exception as error:  # a file made by somebody else raises whatever it pleases
+            raise ConfigError(f"checkpoint {folder} cannot be loaded: {first_line(error)}") from error
+        if not isinstance(state, dict) or not {"optimizer", "scaler", "generators"} <= state.keys():
+            raise ConfigError(f"checkpoint {folder} cannot be loaded: {STATE} holds no state of a run")
+        return record["step"], RunState(weights, averaged, state, record["position"])
 
 
 def _write_checkpoint(folder: Path, step: int, run_state: RunState) -> None:
-    _save_tensors(run_state.weights, folder / "weights.safetensors")
+    _save_tensors(run_state.weights, folder / WEIGHTS)
     if run_state.averaged is not None:
-        _save_tensors(run_state.averaged, folder / "averaged.safetensors")
-    torch.save(run_state.state, folder / "state.pt")
+        _save_tensors(run_state.averaged, folder / AVERAGED)
+    torch.save(run_state.state, folder / STATE)
     names = [file.name for file in folder.iterdir()]
     record = {
         "step": step,
         "position": run_state.position,
         "sha256": {name: sha256_file(folder / name) for name in sorted(names)},
     }
-    (folder / "checkpoint.json").write_text(json.dumps(record, indent=1, sort_keys=True), encoding="utf-8")
+    (folder / RECORD).write_text(json.dumps(sealed(record), indent=1, sort_keys=True), encoding="utf-8")
     for file in folder.iterdir():
         with file.open("rb") as handle:
             os.fsync(handle.fileno())

@@ -24,7 +24,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from qualiclip_plugin.checkpoint import save_checkpoint
-from qualiclip_plugin.errors import ConfigError
+from qualiclip_plugin.errors import ConfigError, first_line
 from qualiclip_plugin.images import to_float
 from qualiclip_plugin.model import QualiCLIP, prompt_similarities
 from qualiclip_plugin.training.config import TrainConfig
@@ -220,7 +220,8 @@ class Trainer:
         }
         loaded = self.folder.load() if self.resume else None
         if loaded:
-            self.model.load_state_dict(loaded[1].weights)
+            with fitting(self.folder.path):
+                self.model.load_state_dict(loaded[1].weights)
         self.model.to(device)
         self.averaged = self._averaged(loaded[1].averaged if loaded else None)
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -233,7 +234,8 @@ class Trainer:
         self.step, self.position = 0, (0, 0)
         if loaded:
             self.step, self.position = loaded[0], loaded[1].position
-            self._restore(loaded[1].state)
+            with fitting(self.folder.path):
+                self._restore(loaded[1].state)
 
     def _averaged(self, kept: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
         if not self.config.ema:
@@ -443,6 +445,15 @@ class Trainer:
         if self.accelerator.num_processes == 1:
             return flag
         return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device)).item())
+
+
+@contextmanager
+def fitting(folder: Path) -> Iterator[None]:
+    """Turn what torch raises for tensors and states of another run into an error that names the folder."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(f"the checkpoint in {folder} does not fit this run: {first_line(error)}") from error
 
 
 def read_skipped(folder: Path) -> dict[str, str]:
