@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from qualiclip_plugin.errors import QualiCLIPError
+
 try:
     import fcntl
 except ImportError:  # Windows: nothing is locked, and so no leftover is removed
@@ -163,3 +165,18 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def recorded_sha256(path: Path) -> str | None:
+    """The hash recorded beside a file, in ``<name>.sha256``, when it was first seen; none where there is no record.
+
+    Raises:
+        QualiCLIPError: The record holds no hash.
+    """
+    record = path.with_name(f"{path.name}.sha256")
+    if not record.exists():
+        return None
+    digest = record.read_bytes()[:64].decode("ascii", "replace")
+    if not re.fullmatch("[0-9a-f]{64}", digest):
+        raise QualiCLIPError(f"{record} holds no SHA-256; delete it and {path.name} to fetch the file again")
+    return digest

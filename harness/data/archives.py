@@ -8,14 +8,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.data.cache import cache_folder
-from harness.data.download import fetch
+from harness.data.cache import cache_folder, check_cached
+from harness.data.download import fetch, verify
 from harness.data.labels import label_table, undecoded
 from harness.data.metadata import Row, check_rows, read_rows
 from harness.data.specs import Archive, DatasetSpec, RemoteFile, Skip
 from harness.data.unpack import unpack
 from qualiclip_plugin.errors import DatasetError
-from qualiclip_plugin.files import sha256_file
+from qualiclip_plugin.files import recorded_sha256, sha256_file
 
 if TYPE_CHECKING:
     import datasets
@@ -29,7 +29,6 @@ def open_archive(spec: DatasetSpec) -> tuple[pd.DataFrame, datasets.Dataset]:
         DatasetError: The files cannot be had or unpacked, a column or an image is missing, or a label is
             invalid; names the row.
     """
-
     if spec.archive is None:
         raise DatasetError(f"{spec.name}: not an archive")
     folder, labels = prepare(spec.archive)
@@ -48,13 +47,17 @@ def prepare(archive: Archive) -> tuple[Path, Path]:
     """Download and unpack what is not there yet; the unpacked folder and the label file."""
     downloads = cache_folder("downloads", _place(archive.images))
     packed = fetch(archive.images, downloads)
-    folder = unpack(packed, cache_folder("unpacked", _unpacked_name(packed)))
+    folder = cache_folder("unpacked", _unpacked_name(packed))
+    if not folder.is_dir():
+        verify(archive.images, packed, thorough=True)
+        unpack(packed, folder)
     labels = archive.labels
     if labels.address or labels.repository:
         return folder, fetch(labels, cache_folder("downloads", _place(labels)))
     inside = folder / labels.file
     if not inside.is_file():
         raise DatasetError(f"{archive.images.file}: holds no label file {labels.file}")
+    check_cached({str(inside): sha256_file(inside)})
     return folder, inside
 
 
@@ -87,6 +90,4 @@ def _place(remote: RemoteFile) -> str:
 
 
 def _unpacked_name(packed: Path) -> str:
-    record = packed.with_name(f"{packed.name}.sha256")
-    digest = record.read_text("ascii").split()[0] if record.exists() else sha256_file(packed)
-    return f"{packed.name}-{digest[:16]}"
+    return f"{packed.name}-{(recorded_sha256(packed) or sha256_file(packed))[:16]}"

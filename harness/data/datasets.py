@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.data.cache import check_cached
 from harness.data.labels import label_table, labels_hash, undecoded
 from harness.data.metadata import check_metadata, check_rows, find_metadata, local_spec
 from harness.data.specs import DatasetSpec, catalogue, find_spec
 from harness.statistics import MIN_IMAGES
 from qualiclip_plugin.errors import DatasetError
+from qualiclip_plugin.files import sha256_file
 
 if TYPE_CHECKING:
     import datasets
@@ -100,7 +102,10 @@ def _load(spec: DatasetSpec) -> tuple[pd.DataFrame, datasets.Dataset]:
     if spec.generated:
         from harness.data.ladders import generate
 
-        return load_folder(generate(spec), spec)
+        folder = generate(spec)
+        metadata = find_metadata(folder)
+        check_cached({str(metadata): sha256_file(metadata)})
+        return load_folder(folder, spec)
     if spec.archive:
         from harness.data.archives import open_archive
 
@@ -213,14 +218,24 @@ def image_bytes(image: Mapping[str, Any]) -> bytes:
 
 
 def image_hashes(rows: datasets.Dataset) -> list[str]:
-    """SHA-256 of the content of every undecoded image."""
+    """SHA-256 of the content of every undecoded image.
 
-    def hashes(start: int) -> list[str]:
+    Raises:
+        DatasetError: An image was altered since it was put into this project's cache.
+    """
+
+    def hashes(start: int) -> list[tuple[str, str]]:
         images = rows[start : start + _CHUNK]["image"]
-        return [hashlib.sha256(image_bytes(image)).hexdigest() for image in images]
+        contents = (hashlib.sha256(image_bytes(image)).hexdigest() for image in images)
+        return [
+            (image["path"] if image["bytes"] is None else "", found)
+            for image, found in zip(images, contents, strict=True)
+        ]
 
     with ThreadPoolExecutor(4) as pool:
-        return [digest for part in pool.map(hashes, range(0, len(rows), _CHUNK)) for digest in part]
+        found = [pair for part in pool.map(hashes, range(0, len(rows), _CHUNK)) for pair in part]
+    check_cached({path: digest for path, digest in found if path})
+    return [digest for _, digest in found]
 
 
 def _paths(rows: datasets.Dataset) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.data.datasets import ImageSet, image_bytes
-from qualiclip_plugin.errors import ImageError
+from qualiclip_plugin.errors import DatasetError, ImageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,11 +31,13 @@ class Decoded:
         index: Position in the dataset.
         pixels: RGB, uint8, (3, H, W); none where it cannot be read.
         error: Why it cannot be read.
+        changed: Whether the file is another one than when the dataset was opened.
     """
 
     index: int
     pixels: NDArray[np.uint8] | None
     error: str = ""
+    changed: bool = False
 
 
 def decoded(images: ImageSet, indices: Sequence[int], workers: int = 0) -> Iterator[Decoded]:
@@ -44,6 +47,9 @@ def decoded(images: ImageSet, indices: Sequence[int], workers: int = 0) -> Itera
         images: The dataset.
         indices: Positions in it.
         workers: Processes; 0 decodes in a thread of this process.
+
+    Raises:
+        DatasetError: A file was changed or removed since the dataset was opened, or a decoding process was killed.
     """
     from torch.utils.data import DataLoader
 
@@ -55,7 +61,31 @@ def decoded(images: ImageSet, indices: Sequence[int], workers: int = 0) -> Itera
         # Arrays travel through a pipe; tensors would need shared memory, which containers keep small.
         collate_fn=_unchanged,
     )
-    return in_background(loader, AHEAD)
+    return in_background(_checked(loader, images), AHEAD)
+
+
+def _checked(loader: Iterable[Decoded], images: ImageSet) -> Iterator[Decoded]:
+    items = iter(loader)
+    while True:
+        try:
+            item = next(items)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            # torch's words for a worker process that the system killed, usually for want of memory.
+            if "DataLoader worker" not in str(error):
+                raise
+            raise DatasetError(
+                f"{images.spec.name}: a decoding process was killed, perhaps for want of memory; what was scored is "
+                "kept, run again with fewer --workers"
+            ) from error
+        if item.changed:
+            # Its score would be kept under the content that it had before.
+            name = images.table["file_name"].iloc[item.index]
+            raise DatasetError(
+                f"{images.spec.name}: {name} was changed or removed while the dataset was scored; run again"
+            )
+        yield item
 
 
 class _Decoder:
@@ -63,7 +93,7 @@ class _Decoder:
 
     def __init__(self, images: ImageSet, indices: Sequence[int]) -> None:
         self.rows, self.spec = images.rows, images.spec
-        self.names = images.table["file_name"].tolist()
+        self.hashes = images.table["image_hash"].tolist()
         self.indices = list(indices)
 
     def __len__(self) -> int:
@@ -74,7 +104,12 @@ class _Decoder:
 
         index = self.indices[position]
         try:
-            pixels = read_image(image_bytes(self.rows[index]["image"]), exif=self.spec.exif)
+            content = image_bytes(self.rows[index]["image"])
+            if hashlib.sha256(content).hexdigest() != self.hashes[index]:
+                return Decoded(index, None, changed=True)
+            pixels = read_image(content, exif=self.spec.exif)
+        except FileNotFoundError:
+            return Decoded(index, None, changed=True)
         except (ImageError, OSError, MemoryError) as error:
             return Decoded(index, None, f"{type(error).__name__}: {error}"[:500])
         if self.spec.resize:
