@@ -46,6 +46,7 @@ def read_bounded(path: Path, content: bytes) -> tuple[pa.Table, dict[str, str]]:
             raise DamagedError(f"{path}: more rows than its {len(content)} bytes can hold")
         names = [field.name for field in file.schema_arrow if pa.types.is_string(field.type)]
         table = pq.read_table(pa.BufferReader(content), read_dictionary=names)
+        table.validate(full=True)  # text that is no UTF-8, for one
         header = {name.decode(): value.decode() for name, value in (table.schema.metadata or {}).items()}
         if sum(_text_bytes(column) for column in table.columns) > MAX_TABLE_BYTES:
             raise DamagedError(f"{path}: more than {MAX_TABLE_BYTES} bytes of text")

@@ -1,4 +1,4 @@
-"""What a stored cell must hold (JSON Schema): everything that tables and reports read without asking."""
+"""What stored cells and baselines must hold (JSON Schema): all that is read from them without asking."""
 
 from __future__ import annotations
 
@@ -100,3 +100,31 @@ CELL: Schema = {
     "then": UNAVAILABLE,
     "else": MEASURED,
 }
+
+BASELINE: Schema = {
+    **record(
+        {
+            "schema_version": COUNT,
+            "images": mapping(TEXT),
+            "scorers": mapping(
+                record(
+                    {
+                        "lower_better": FLAG,
+                        "precision": {"enum": ["fp32", "fp16", "bf16"]},
+                        "identity": {"type": "object"},
+                        "scores": mapping(NUMBER),
+                        "failures": mapping(TEXT),
+                        "figures": mapping(NUMBER),
+                    },
+                    {"prompts": TEXTS},
+                )
+            ),
+            "unavailable": mapping(TEXT),
+            "versions": mapping(TEXT),
+            "date": TEXT,
+        },
+        {"files": mapping(TEXT)},
+    ),
+    "additionalProperties": False,
+}
+"""See :class:`harness.guard.regression.Snapshot`."""

@@ -54,10 +54,13 @@ def parse_json(content: bytes | str, error: type[QualiCLIPError], prefix: str) -
     """A JSON object from text; ``prefix`` begins every message. See :func:`read_json`."""
     try:
         values = json.loads(content, parse_constant=_finite, parse_float=_finite)
+        if (b"\\u" if isinstance(content, bytes) else "\\u") in content:  # type: ignore[operator]
+            # Half of a surrogate pair is a string to Python, and text to nothing that it is written to.
+            json.dumps(values, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as fault:
-        raise error(f"{prefix}: no JSON: {first_line(fault)}") from fault
+        raise error(f"{prefix}: not JSON: {first_line(fault)}") from fault
     if not isinstance(values, dict):
-        raise error(f"{prefix}: no JSON object")
+        raise error(f"{prefix}: expected an object, got {type(values).__name__}")
     return values
 
 

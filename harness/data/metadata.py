@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import os
 from collections.abc import Iterable, Iterator
@@ -12,10 +11,12 @@ from typing import Any, Literal
 
 from harness.data.specs import Columns, DatasetSpec, Opinion
 from harness.statistics import MIN_IMAGES
+from qualiclip_plugin.documents import parse_json
 from qualiclip_plugin.errors import DatasetError
 
 NAMES = ("metadata.csv", "metadata.jsonl")
 Row = dict[str, Any]
+MAX_LEVEL = 1_000_000
 UNBOUNDED = (-math.inf, math.inf)
 
 
@@ -152,10 +153,10 @@ def number(value: Any, where: str, column: str) -> float:
     """
     try:
         result = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         result = math.nan
     if not math.isfinite(result):
-        raise DatasetError(f"{where}: {column} is {value!r}, a number is needed")
+        raise DatasetError(f"{where}: {column} is {str(value)[:40]!r}, a number is needed")
     return result
 
 
@@ -204,13 +205,7 @@ def _json_rows(file: Any, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for line, text in enumerate(file, start=1):
         if not text.strip():
             continue
-        try:
-            row = json.loads(text)
-        except ValueError as error:
-            raise DatasetError(f"{path}, line {line}: not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise DatasetError(f"{path}, line {line}: expected an object, got {type(row).__name__}")
-        yield line, row
+        yield line, parse_json(text, DatasetError, f"{path}, line {line}")
 
 
 def _check_file(folder: Path, name: str, where: str) -> None:
@@ -231,5 +226,5 @@ def _check_numbers(row: dict[str, Any], spec: DatasetSpec, where: str) -> None:
         raise DatasetError(f"{where}: {columns.votes} is not positive")
     if columns.level:
         level = number(row[columns.level], where, columns.level)
-        if level < 0 or level != int(level):
+        if not 0 <= level <= MAX_LEVEL or level != int(level):
             raise DatasetError(f"{where}: {columns.level} is {level:g}, a whole number from 0 (pristine) is needed")

@@ -11,7 +11,7 @@ import torch
 from qualiclip_plugin.checkpoint import save_checkpoint
 from qualiclip_plugin.files import atomic_write
 from qualiclip_plugin.provenance import git_revision, versions
-from qualiclip_plugin.training.run_folder import RunFolder, read_csv
+from qualiclip_plugin.training.run_folder import RunFolder, read_log
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,7 +63,7 @@ def build_card(trainer: Trainer, validation: dict[str, Any], moved: dict[str, di
 
 def training_seconds(folder: RunFolder) -> float:
     """Time that the logged steps took, without validation and saving."""
-    return sum(float(row["seconds"]) for row in read_csv(folder.path / "log.csv"))
+    return sum(float(row["seconds"]) for row in read_log(folder.path / "log.csv"))
 
 
 def describe_movement(moved: dict[str, dict[str, float]]) -> list[str]:
@@ -83,8 +83,8 @@ def plot_training(folder: RunFolder, moved: dict[str, dict[str, float]]) -> None
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    rows = read_csv(folder.path / "log.csv")
-    validation = read_csv(folder.path / "validation.csv")
+    rows = read_log(folder.path / "log.csv")
+    validation = read_log(folder.path / "validation.csv")
     figure, axes = plt.subplots(2, 2, figsize=(11, 9), layout="constrained", height_ratios=(2, 3))
     _plot_losses(axes[0, 0], rows)
     _plot_accuracy(axes[0, 1], rows, validation)

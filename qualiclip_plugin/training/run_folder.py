@@ -51,7 +51,7 @@ RECORD_SCHEMA = {
     "required": ["step", "position", "sha256"],
     "properties": {
         "step": _COUNT,
-        "position": {"type": "array", "items": _COUNT, "minItems": 2, "maxItems": 2},
+        "position": {"anyOf": [_COUNT, {"type": "array", "items": _COUNT, "minItems": 2, "maxItems": 2}]},
         "sha256": {
             "type": "object",
             "required": [STATE, WEIGHTS],
@@ -291,7 +291,7 @@ class CsvLog:
 
     def __init__(self, path: Path, columns: Sequence[str], last_step: int) -> None:
         self.columns = list(columns)
-        kept = [row for row in read_csv(path) if int(row["step"]) <= last_step]
+        kept = [row for row in read_log(path) if int(row["step"]) <= last_step]
         write_csv(path, self.columns, kept)
         self._file = path.open("a", newline="", encoding="utf-8")
         self._writer = csv.DictWriter(self._file, self.columns, lineterminator="\n")
@@ -306,12 +306,35 @@ class CsvLog:
         self._file.close()
 
 
+def read_log(path: Path) -> list[dict[str, str]]:
+    """Rows of a :class:`CsvLog`: a step and figures; see :func:`read_csv`.
+
+    Raises:
+        ConfigError: A cell that is not empty holds no number, or a row no step.
+    """
+    rows = read_csv(path)
+    for number, row in enumerate(rows, 1):
+        try:
+            int(row["step"])
+            _ = [float(value) for value in row.values() if value]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"{path}, row {number}: no figures of a step ({first_line(error)})") from error
+    return rows
+
+
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file; none where it is missing. A row cut off by an interruption is left out."""
+    """Rows of a CSV file; none where it is missing. A row cut off by an interruption is left out.
+
+    Raises:
+        ConfigError: It is no CSV file.
+    """
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if None not in row.values()]
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [row for row in csv.DictReader(file) if None not in (*row, *row.values())]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{path} cannot be read: {first_line(error)}") from error
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:

@@ -24,7 +24,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from qualiclip_plugin.checkpoint import save_checkpoint
-from qualiclip_plugin.errors import ConfigError, first_line
+from qualiclip_plugin.errors import ConfigError, WeightsError, first_line
 from qualiclip_plugin.images import to_float
 from qualiclip_plugin.model import QualiCLIP, prompt_similarities
 from qualiclip_plugin.training.config import TrainConfig
@@ -172,7 +172,13 @@ class Trainer:
         from qualiclip_plugin.weights import load_model
 
         if self.resume:
-            model = load_model(str(self.folder.path / "start.safetensors"), inference=False)
+            try:
+                model = load_model(str(self.folder.path / "start.safetensors"), inference=False)
+            except WeightsError as error:
+                raise ConfigError(
+                    f"{error}; without its starting weights the run cannot go on: delete {self.folder.path} and "
+                    "start it again"
+                ) from error
         elif self.config.weights == LITE_START:
             model = starting_model()
         else:
