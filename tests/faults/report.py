@@ -6,11 +6,12 @@ import os
 import platform
 import time
 from collections.abc import Mapping
-from pathlib import Path
 
+import torch
 from tabulate import tabulate
 
 from qualiclip_plugin.provenance import versions
+from tests.benchmarks.bench_training import device_text
 from tests.faults.trials import Outcome
 
 COLUMNS = ("trials", "struck", "lost", "doubled", "wrong", "left", "crashed")
@@ -50,16 +51,9 @@ def table(rows: Mapping[tuple[str, str], Outcome], reasons: Mapping[str, str], s
         trials=max((outcome.trials for outcome in rows.values()), default=0),
         seed=seed,
         date=time.strftime("%Y-%m-%d"),
-        device=f"{os.cpu_count()} CPU cores ({_processor()}), {platform.system()} {platform.release()}",
+        device=f"{os.cpu_count()} CPU cores ({device_text(torch.device('cpu'))}), {platform.system()}",
         versions=", ".join(f"{name} {version}" for name, version in versions().items()),
     )
     left_out = [f"- {fault}: not run, it {reason}" for fault, reason in reasons.items() if reason]
     grid = tabulate(lines, headers=["fault", "work", *COLUMNS], tablefmt="pipe")
     return "\n".join([preface, grid, "", *left_out]).rstrip() + "\n"
-
-
-def _processor() -> str:
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
