@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.data.labels import labels_hash, typed
+from harness.data.labels import pack_labels, unpack_labels
 from harness.parquet import DamagedError, StoreError, frame_from, read_bounded
 from harness.schemas import CELL
 from qualiclip_plugin.documents import check_json, read_json, sealed
@@ -39,7 +39,6 @@ DTYPES = {
     "finished": "str",
     "device": "str",
 }
-_TRIES = 5
 _HASHED = re.compile(r"part-([0-9a-f]{64})")
 """Parts of earlier releases have shorter names, which say nothing of their content."""
 
@@ -93,15 +92,7 @@ class Store:
         """
         import pandas as pd
 
-        for _ in range(_TRIES):
-            try:
-                parts = [_read_part(path, key) for path in self._parts(key)]
-                break
-            except FileNotFoundError:
-                # Another run has just merged the parts that were listed.
-                continue
-        else:
-            raise StoreError(f"{self._folder(key)}: changes faster than it can be read")
+        parts = self._read_parts(key)
         rows = pd.concat(parts) if parts else pd.DataFrame({name: [] for name in DTYPES}).astype(DTYPES)
         failed = rows["error"] != ""
         rows = rows.assign(failed=failed).sort_values(["image_hash", "failed", "finished", "score"], kind="stable")
@@ -131,6 +122,22 @@ class Store:
             if path != merged:
                 path.unlink(missing_ok=True)
 
+    def identity(self, scorer: str, dataset: str, fingerprint: str) -> dict[str, Any]:
+        """What a fingerprint stands for.
+
+        Args:
+            scorer: Name.
+            dataset: Name and version.
+            fingerprint: Of the scores.
+
+        Raises:
+            StoreError: It is not there or cannot be read.
+        """
+        path = self.root / "scores" / slug(scorer) / slug(dataset) / fingerprint[:16] / "identity.json"
+        found = read_json(path, StoreError, "the identity of stored scores")
+        found.pop("dataset", None)
+        return found
+
     def write_cell(self, path: Path, cell: Mapping[str, Any]) -> None:
         """Write a cell, sealed, in one step.
 
@@ -141,14 +148,12 @@ class Store:
 
     def write_json(self, path: Path, content: Mapping[str, Any]) -> None:
         """Write a JSON file under the root in one step; see :meth:`write_cell`."""
-        with _DiskErrors(path), atomic_write(path, "w") as file:
-            json.dump(content, file, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
-            file.write("\n")
+        text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
+        self.write_text(path, text + "\n")
 
     def write_text(self, path: Path, text: str) -> None:
         """Write a text file in one step; see :meth:`write_json`."""
-        with _DiskErrors(path), atomic_write(path, "w") as file:
-            file.write(text)
+        _write(path, text.encode())
 
     def write_labels(self, dataset: str, table: pd.DataFrame) -> None:
         """Keep the labels beside the scores, so that reports need no images.
@@ -156,14 +161,7 @@ class Store:
         Raises:
             StoreError: See :meth:`append`.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        path = self.labels_path(dataset)
-        with _DiskErrors(path), atomic_write(path) as file:
-            packed = pa.Table.from_pandas(table, preserve_index=False)
-            header = {**(packed.schema.metadata or {}), "labels_hash": labels_hash(table)}
-            pq.write_table(packed.replace_schema_metadata(header), file)
+        _write(self.labels_path(dataset), pack_labels(table))
 
     def labels(self, dataset: str) -> pd.DataFrame:
         """The labels of a dataset, given as name and version, as they were written.
@@ -172,11 +170,7 @@ class Store:
             DamagedError: They cannot be read, or were altered.
         """
         path = self.labels_path(dataset)
-        table, header = read_bounded(path, _content(path))
-        labels = frame_from(path, table, typed)
-        if header.get("labels_hash", (known := labels_hash(labels))) != known:
-            raise DamagedError(f"{path}: it was altered after it was written; run the dataset again")
-        return labels
+        return unpack_labels(path, _content(path))
 
     def labels_path(self, dataset: str) -> Path:
         """Parquet file with the labels of a dataset, given as name and version."""
@@ -214,6 +208,18 @@ class Store:
     def _parts(self, key: ScoreKey) -> list[Path]:
         return sorted(self._folder(key).glob("part-*.parquet"))
 
+    def _read_parts(self, key: ScoreKey) -> list[pd.DataFrame]:
+        # Another run may merge while this one reads. A part that is gone is inside a merged one, written before
+        # it went; so what is new is read until two listings agree.
+        read: dict[Path, pd.DataFrame | None] = {}
+        listed: list[Path] | None = None
+        while (found := self._parts(key)) != listed:
+            listed = found
+            for path in found:
+                if path not in read:
+                    read[path] = _read_part(path, key)
+        return [part for part in read.values() if part is not None]
+
     def _write_part(self, key: ScoreKey, frame: pd.DataFrame) -> Path:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -230,15 +236,7 @@ class Store:
         return path
 
     def _write_identity(self, key: ScoreKey) -> None:
-        path = self._folder(key) / "identity.json"
-        content = {"dataset": key.dataset, **key.identity}
-        try:
-            known = read_json(path, DamagedError, "an identity")
-        except DamagedError:
-            known = {}
-        # Compared as it is stored: JSON knows no tuples.
-        if known != json.loads(json.dumps(content)):
-            self.write_json(path, content)
+        self.write_json(self._folder(key) / "identity.json", {"dataset": key.dataset, **key.identity})
 
 
 def slug(name: str) -> str:
@@ -249,14 +247,26 @@ def slug(name: str) -> str:
     return f"{safe.lstrip('.')[:60]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
+def _write(path: Path, content: bytes) -> None:
+    """Write a file in one step; one that holds just that is left alone, so that nothing new needs no room."""
+    with _DiskErrors(path):
+        if path.exists() and path.read_bytes() == content:
+            return
+        with atomic_write(path) as file:
+            file.write(content)
+
+
 def _frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     import pandas as pd
 
     return pd.DataFrame(list(rows), columns=list(DTYPES)).astype(DTYPES)
 
 
-def _read_part(path: Path, key: ScoreKey) -> pd.DataFrame:
-    content = _content(path)
+def _read_part(path: Path, key: ScoreKey) -> pd.DataFrame | None:
+    try:
+        content = _content(path)
+    except FileNotFoundError:
+        return None
     name = _HASHED.fullmatch(path.stem)
     if name and hashlib.sha256(content).hexdigest() != name[1]:
         raise DamagedError(

@@ -157,7 +157,7 @@ def encode_in_tiles(
     early = _assembled(image, lambda pixels: tower.early_map(normalise(pixels)), tile_pixels, stride, halo)
     strides = [reach(blocks[tower.early : stage + 1])[0] for stage in tower.stages]
     late = cut(early, LATE_TILE * tile_pixels // stride**2, *reach(blocks[tower.early :]))
-    return tower.head(_means(early, tower.stage_maps, late, strides))
+    return tower.project(_means(early, tower.stage_maps, late, strides))
 
 
 def resnet_map(tower: ModifiedResNet, normalise: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 The deepest features of an ImageNet network name the objects in a picture and forget much of how well it was taken;
 the stages before them still know. :class:`StagePoolTower` takes the spatial mean of chosen stages, side by side, and
-projects them linearly, so that the tower fits images of any size and its head can be fitted in closed form.
+projects them, so it takes images of any size, and its head can be fitted to features that need computing only once.
 
 In a backbone configuration it stands in the place of open_clip's settings::
 
@@ -22,18 +22,19 @@ from qualiclip_plugin.errors import ConfigError
 
 
 class StagePoolTower(nn.Module):
-    """Spatial means of chosen stages of an untrained timm EfficientNet (or MobileNet), projected linearly.
+    """Spatial means of chosen stages of an untrained timm EfficientNet (or MobileNet), projected.
 
     Args:
         model: timm's name of the network.
         stages: Indices of the stages (``blocks.N``) that are pooled; nothing after the last one is kept.
         embed_dim: Size D of the features.
+        hidden: Units of a hidden layer whose output the projection sees beside the means; 0: none.
 
     Raises:
         ConfigError: timm knows no such network, it has another layout, or a stage does not exist.
     """
 
-    def __init__(self, model: str, stages: Sequence[int], embed_dim: int) -> None:
+    def __init__(self, model: str, stages: Sequence[int], embed_dim: int, hidden: int = 0) -> None:
         super().__init__()
         if not timm.is_model(model):
             raise ConfigError(f"timm has no model {model!r}")
@@ -49,7 +50,20 @@ class StagePoolTower(nn.Module):
         self.trunk = trunk
         # Where large images are cut in two passes: what comes before has most pixels and sees least far.
         self.early = min(3, self.stages[0])
-        self.head = nn.Linear(sum(_channels(trunk.blocks[stage]) for stage in self.stages), embed_dim)
+        self.channels = [_channels(trunk.blocks[stage]) for stage in self.stages]
+        self.hidden = nn.Linear(sum(self.channels), hidden) if hidden else None
+        self.head = nn.Linear(sum(self.channels) + hidden, embed_dim)
+
+    def columns(self, stages: Sequence[int]) -> Tensor:
+        """Where the means of some of the pooled stages stand among all means, (C,) int64.
+
+        Raises:
+            ConfigError: A stage is not pooled.
+        """
+        if not stages or not set(stages) <= set(self.stages):
+            raise ConfigError(f"this tower pools the stages {list(self.stages)}, not {list(stages)}")
+        owners = torch.repeat_interleave(torch.tensor(self.stages), torch.tensor(self.channels))
+        return torch.isin(owners, torch.tensor(list(stages))).nonzero().flatten()
 
     def early_map(self, images: Tensor) -> Tensor:
         """Normalised images (N, 3, H, W) -> the feature map after the first ``early`` stages."""
@@ -66,11 +80,21 @@ class StagePoolTower(nn.Module):
 
     def pool(self, images: Tensor) -> Tensor:
         """Normalised images (N, 3, H, W) -> means of the chosen stages side by side, (N, C)."""
-        return torch.cat([features.mean((2, 3)) for features in self.stage_maps(self.early_map(images))], dim=1)
+        maps = self.stage_maps(self.early_map(images))
+        return torch.cat([features.mean((2, 3), dtype=torch.float32) for features in maps], dim=1)
+
+    def project(self, pooled: Tensor) -> Tensor:
+        """Means of the chosen stages (N, C) -> features (N, D), in fp32 also where the stages are not."""
+        # Scores are differences of similarities times a large factor, which half precision would not survive.
+        with torch.autocast(pooled.device.type, enabled=False):
+            seen = pooled.float()
+            if self.hidden is not None:
+                seen = torch.cat([seen, nn.functional.gelu(self.hidden(seen))], dim=1)
+            return self.head(seen)
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode normalised images (N, 3, H, W) to features (N, D), not of unit norm."""
-        return self.head(self.pool(images))
+        return self.project(self.pool(images))
 
 
 def _channels(block: nn.Module) -> int:

@@ -1,15 +1,17 @@
-"""Labels of every dataset under the same column names, and its images as undecoded bytes."""
+"""Labels of every dataset under the same column names."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.data.specs import DatasetSpec
+from harness.parquet import DamagedError, frame_from, read_bounded
 
 if TYPE_CHECKING:
-    import datasets
     import pandas as pd
 
 LABELS = ("file_name", "opinion", "std", "votes", "reference", "distortion", "level", "split")
@@ -21,24 +23,18 @@ FULL_REFERENCE = "full_reference_"
 _NUMBERS = ("opinion", "std", "votes")
 
 
-def undecoded(paths: Sequence[str]) -> datasets.Dataset:
-    """Image files as a dataset of undecoded images."""
-    import datasets
-
-    features = datasets.Features({"image": datasets.Image(decode=False)})
-    return datasets.Dataset.from_dict({"image": [{"bytes": None, "path": path} for path in paths]}, features)
-
-
 def label_table(rows: Sequence[Mapping[str, Any]], spec: DatasetSpec) -> pd.DataFrame:
     """Labels of checked rows under the names of ``LABELS``; what the dataset lacks is empty.
 
     Returns:
-        ``opinion``, ``std`` and ``votes`` float64 (NaN where there are none), ``level`` nullable integer, text.
+        ``opinion``, ``std`` and ``votes`` float64 (NaN where there are none), ``level`` nullable integer; text.
     """
     import pandas as pd
 
     columns = {**vars(spec.columns), "file_name": spec.columns.image}
     table = pd.DataFrame({label: [row.get(columns[label]) for row in rows] for label in LABELS})
+    if spec.opinion and spec.opinion.votes and not spec.columns.votes:
+        table["votes"] = spec.opinion.votes
     for label in _NUMBERS:
         table[label] = pd.to_numeric(table[label]).astype("float64")
     table["level"] = pd.to_numeric(table["level"]).astype("Int64")
@@ -52,6 +48,30 @@ def labels_hash(table: pd.DataFrame) -> str:
     """SHA-256 of file names and labels: changes when a figure may change without any new score."""
     text = table.sort_values("file_name").to_csv(index=False, float_format="%.17g")
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def pack_labels(table: pd.DataFrame) -> bytes:
+    """A table of labels as a Parquet file that carries its own hash."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    packed, content = pa.Table.from_pandas(table, preserve_index=False), io.BytesIO()
+    header = {**(packed.schema.metadata or {}), "labels_hash": labels_hash(table)}
+    pq.write_table(packed.replace_schema_metadata(header), content)
+    return content.getvalue()
+
+
+def unpack_labels(path: Path, content: bytes) -> pd.DataFrame:
+    """The table of labels in the bytes of a file, as it was packed.
+
+    Raises:
+        DamagedError: It cannot be read, or was altered.
+    """
+    table, header = read_bounded(path, content)
+    labels = frame_from(path, table, typed)
+    if header.get("labels_hash", (known := labels_hash(labels))) != known:
+        raise DamagedError(f"{path}: it was altered after it was written; delete it and run the dataset again")
+    return labels
 
 
 def typed(table: pd.DataFrame) -> pd.DataFrame:

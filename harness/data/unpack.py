@@ -9,6 +9,7 @@ import lzma
 import stat
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -18,7 +19,19 @@ from harness.data.cache import MANIFEST, write_manifest
 from qualiclip_plugin.errors import DatasetError, first_line
 from qualiclip_plugin.files import atomic_folder
 
-_CHUNK = 1 << 20
+CHUNK = 1 << 20
+
+DAMAGED = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    gzip.BadGzipFile,
+    lzma.LZMAError,
+    zlib.error,
+    EOFError,
+    NotImplementedError,  # a compression that zipfile does not know
+    RuntimeError,  # a password
+)
+"""What reading a damaged archive raises."""
 
 
 @dataclass(frozen=True)
@@ -74,28 +87,29 @@ def _unpack_into(archive: Path, folder: Path, limits: Limits) -> dict[str, str]:
     """Write all files; returns the SHA-256 of each by its relative path."""
     allowed = min(limits.bytes, int(limits.ratio * archive.stat().st_size) + limits.free)
     written, hashes = 0, dict[str, str]()
-    for number, (name, source) in enumerate(_entries(archive)):
-        if number >= limits.files:
-            raise DatasetError(f"{archive}: more than {limits.files} entries")
-        if source is None:
-            continue
-        place = safe_name(archive, name)
-        if str(place) in hashes or str(place) == MANIFEST:
-            raise DatasetError(f"{archive}: entry {name!r} occurs twice")
-        target, digest = folder / place, hashlib.sha256()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with source, target.open("xb") as file:
-            while chunk := source.read(_CHUNK):
-                written += len(chunk)
-                if written > allowed:
-                    raise DatasetError(f"{archive}: unpacks to more than {allowed} bytes, refused at {name!r}")
-                digest.update(chunk)
-                file.write(chunk)
-        hashes[str(place)] = digest.hexdigest()
+    with archive.open("rb") as packed:
+        for number, (name, source) in enumerate(entries(packed, archive)):
+            if number >= limits.files:
+                raise DatasetError(f"{archive}: more than {limits.files} entries")
+            if source is None:
+                continue
+            place = safe_name(archive, name)
+            if str(place) in hashes or str(place) == MANIFEST:
+                raise DatasetError(f"{archive}: entry {name!r} occurs twice")
+            target, digest = folder / place, hashlib.sha256()
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with source, target.open("xb") as file:
+                while chunk := source.read(CHUNK):
+                    written += len(chunk)
+                    if written > allowed:
+                        raise DatasetError(f"{archive}: unpacks to more than {allowed} bytes, refused at {name!r}")
+                    digest.update(chunk)
+                    file.write(chunk)
+            hashes[str(place)] = digest.hexdigest()
     return hashes
 
 
-def safe_name(archive: Path, name: str) -> PurePosixPath:
+def safe_name(archive: str | Path, name: str) -> PurePosixPath:
     """The relative path of an entry.
 
     Raises:
@@ -109,16 +123,21 @@ def safe_name(archive: Path, name: str) -> PurePosixPath:
     return PurePosixPath(*parts)
 
 
-def _entries(archive: Path) -> Iterator[tuple[str, IO[bytes] | None]]:
-    """Regular files, and folders as ``None``; anything else is refused."""
-    if zipfile.is_zipfile(archive):
-        yield from _zip_entries(archive)
-    else:
-        yield from _tar_entries(archive)
+def entries(file: IO[bytes], archive: str | Path) -> Iterator[tuple[str, IO[bytes] | None]]:
+    """Names and contents of the files of an archive, in its order; a folder has no content.
+
+    Args:
+        file: A zip, a tar or a compressed tar, told by its content; seekable.
+        archive: Its name, for messages.
+
+    Raises:
+        DatasetError: An entry is neither a file nor a folder, or its name leads outside.
+    """
+    yield from _zip_entries(file, archive) if zipfile.is_zipfile(file) else _tar_entries(file, archive)
 
 
-def _zip_entries(archive: Path) -> Iterator[tuple[str, IO[bytes] | None]]:
-    with zipfile.ZipFile(archive) as opened:
+def _zip_entries(file: IO[bytes], archive: str | Path) -> Iterator[tuple[str, IO[bytes] | None]]:
+    with zipfile.ZipFile(file) as opened:
         for entry in opened.infolist():
             kind = stat.S_IFMT(entry.external_attr >> 16)
             safe_name(archive, entry.filename)
@@ -127,8 +146,8 @@ def _zip_entries(archive: Path) -> Iterator[tuple[str, IO[bytes] | None]]:
             yield entry.filename, None if entry.is_dir() else opened.open(entry)
 
 
-def _tar_entries(archive: Path) -> Iterator[tuple[str, IO[bytes] | None]]:
-    with _decompressed(archive) as stream, tarfile.open(fileobj=cast(Any, _Bounded(stream)), mode="r:") as opened:
+def _tar_entries(file: IO[bytes], archive: str | Path) -> Iterator[tuple[str, IO[bytes] | None]]:
+    with _decompressed(file) as stream, tarfile.open(fileobj=cast(Any, _Bounded(stream)), mode="r:") as opened:
         while (entry := opened.next()) is not None:
             # A list of millions of entries would take gigabytes.
             opened.members.clear()  # type: ignore[attr-defined]
@@ -140,12 +159,13 @@ def _tar_entries(archive: Path) -> Iterator[tuple[str, IO[bytes] | None]]:
             yield entry.name, source
 
 
-def _decompressed(archive: Path) -> IO[bytes]:
-    with archive.open("rb") as file:
-        start = file.read(6)
+def _decompressed(file: IO[bytes]) -> IO[bytes]:
+    file.seek(0)
+    start = file.read(6)
+    file.seek(0)
     openers: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
-    opener = next((opener for magic, opener in openers.items() if start.startswith(magic)), open)
-    return cast(IO[bytes], opener(archive, "rb"))
+    opener = next((opener for magic, opener in openers.items() if start.startswith(magic)), None)
+    return cast(IO[bytes], opener(file, "rb")) if opener else file
 
 
 class _Bounded:
@@ -156,6 +176,6 @@ class _Bounded:
         self.seek, self.tell = stream.seek, stream.tell
 
     def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= 4 * _CHUNK:
+        if not 0 <= size <= 4 * CHUNK:
             raise tarfile.ReadError(f"a header of {size} bytes")
         return self._stream.read(size)

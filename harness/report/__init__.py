@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.report import charts, pages
+from harness.report import charts, terms
+from harness.report.cell_page import cell as cell_page
 from harness.report.data import Cell, contest, load_cells
+from harness.report.dataset_page import dataset as dataset_page
+from harness.report.overview import overview, versions
 from harness.report.pictures import Gallery, open_sources
 from harness.store import Store, StoreError
 from qualiclip_plugin.errors import ConfigError
@@ -22,6 +25,8 @@ from qualiclip_plugin.files import atomic_folder
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+
+    from harness.data.specs import DatasetSpec
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
 ASSETS = ("style.css", "app.js")
@@ -60,34 +65,42 @@ def write_report(
     if not cells:
         raise ConfigError(f"{results}: no results; `iqa-harness run --output {results}` makes some")
     names = sorted({cell.dataset for cell in cells})
-    sources, lacking = open_sources(datasets, catalogue(include), names)
+    specs = catalogue(include)
+    sources, lacking = open_sources(datasets, specs, names)
     try:
         with atomic_folder(target.absolute(), replace=True) as partial:
-            _write_site(partial, cells, Gallery(partial, sources), lacking, draws, seed)
+            _write_site(partial, cells, Gallery(partial, sources), lacking, specs, draws, seed)
     except OSError as error:
         raise StoreError(f"{target}: cannot be written: {error.strerror or error}") from error
     return target / "index.html"
 
 
 def _write_site(
-    folder: Path, cells: list[Cell], gallery: Gallery, lacking: dict[str, str], draws: int, seed: int
+    folder: Path,
+    cells: list[Cell],
+    gallery: Gallery,
+    lacking: dict[str, str],
+    specs: Mapping[str, DatasetSpec],
+    draws: int,
+    seed: int,
 ) -> None:
     site = environment()
     names = sorted({cell.dataset for cell in cells})
-    links = [(name, pages.dataset_page(name)) for name in names]
+    links = [(name, terms.dataset_page(name)) for name in names]
 
     def write(page: str, template: str, **content: Any) -> None:
         text = site.get_template(template).render(links=links, page=page, lacking=lacking, **content)
         (folder / page).write_text(text, encoding="utf-8", errors="backslashreplace")
 
-    write("index.html", "index.html.j2", **pages.overview(cells))
-    write("versions.html", "versions.html.j2", entries=pages.versions(cells))
+    write("index.html", "index.html.j2", **overview(cells))
+    write("versions.html", "versions.html.j2", **versions(cells))
     for name in names:
         own = [cell for cell in cells if cell.dataset == name]
         compared = contest(own, draws=draws, seed=seed)
-        write(pages.dataset_page(name), "dataset.html.j2", **pages.dataset(name, own, compared, gallery))
+        content = dataset_page(name, own, compared, gallery, specs.get(name))
+        write(terms.dataset_page(name), "dataset.html.j2", **content)
     for cell in cells:
-        write(cell.page, "cell.html.j2", **pages.cell(cell, gallery))
+        write(cell.page, "cell.html.j2", **cell_page(cell, gallery))
     for asset in ASSETS:
         shutil.copyfile(TEMPLATES / asset, folder / asset)
     manifest = {"made_by": "iqa-harness report", "pages": sorted(path.name for path in folder.glob("*.html"))}
@@ -106,7 +119,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     site.filters["number"] = charts.number
-    site.globals["dataset_page"] = pages.dataset_page
+    site.globals["dataset_page"] = terms.dataset_page
     return site
 
 

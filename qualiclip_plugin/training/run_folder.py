@@ -4,7 +4,8 @@
 ``run.json``               configuration, photographs, versions: what the run is, written before the first step
 ``start.safetensors``      the starting weights
 ``checkpoints/step-N/``    ``weights.safetensors`` (and ``averaged.safetensors``), ``state.pt`` (optimizer,
-                           gradient scaler, generators), ``checkpoint.json`` (step, data position, hashes)
+                           gradient scaler, generators), ``checkpoint.json`` (step, data position,
+                           configuration, hashes)
 ``log.csv``                one row a step
 ``validation.csv``         one row a validation
 ``skipped.csv``            photographs that were left out, with the reason
@@ -20,6 +21,8 @@ before its first step can be started again.
 from __future__ import annotations
 
 import csv
+import hashlib
+import io
 import json
 import os
 import re
@@ -32,7 +35,8 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from qualiclip_plugin.documents import check_json, read_json, sealed
@@ -48,9 +52,10 @@ _STEP = re.compile(r"step-(\d{1,18})")
 _COUNT = {"type": "integer", "minimum": 0, "maximum": 2**53}
 RECORD_SCHEMA = {
     "type": "object",
-    "required": ["step", "position", "sha256"],
+    "required": ["step", "position", "config", "sha256"],
     "properties": {
         "step": _COUNT,
+        "config": {"type": "object"},
         "position": {"anyOf": [_COUNT, {"type": "array", "items": _COUNT, "minItems": 2, "maxItems": 2}]},
         "sha256": {
             "type": "object",
@@ -62,8 +67,12 @@ RECORD_SCHEMA = {
 }
 RUN_SCHEMA = {
     "type": "object",
-    "required": ["config", "photographs"],
-    "properties": {"config": {"type": "object"}, "photographs": {"type": "object"}},
+    "required": ["config", "photographs", "start", "trained_stages", "processes", "device"],
+    "properties": {
+        "config": {"type": "object"},
+        "photographs": {"type": "object"},
+        "start": {"type": "object", "required": ["licence", "opinion_aware"]},
+    },
 }
 
 
@@ -76,12 +85,14 @@ class RunState:
         averaged: The averaged weights, or None.
         state: Optimizer, gradient scaler and generator states: tensors, numbers, text and containers of these.
         position: Where reading of the photographs continues.
+        config: The configuration as plain values.
     """
 
     weights: dict[str, Tensor]
     averaged: dict[str, Tensor] | None
     state: dict[str, Any]
     position: Any
+    config: dict[str, Any]
 
 
 class RunFolder:
@@ -182,6 +193,11 @@ class RunFolder:
         names = [_STEP.fullmatch(folder.name) for folder in (self.path / "checkpoints").glob("step-*")]
         return sorted(int(name[1]) for name in names if name)
 
+    def last_whole(self) -> str:
+        """A phrase that says where the run can be continued from."""
+        steps = self.steps()
+        return f"the checkpoint of step {steps[-1]} is whole" if steps else "no checkpoint was written yet"
+
     def save(self, step: int, run_state: RunState, keep: int) -> None:
         """Write a checkpoint, then remove those before the last ``keep``.
 
@@ -196,16 +212,13 @@ class RunFolder:
             temporary = parent / f".part-{step:08d}"
             temporary.mkdir()
             _write_checkpoint(temporary, step, run_state)
-            if final.exists():
-                shutil.rmtree(final)
             os.replace(temporary, final)
             _flush_folder(parent)
-        except (OSError, RuntimeError) as error:
+        except OSError as error:
             _remove_leftovers(parent)
-            before = f"step {self.steps()[-1]} is whole" if self.steps() else "there is none before it"
             raise ConfigError(
-                f"the checkpoint of step {step} cannot be written to {parent} ({error}); {before}, make room and "
-                "continue with --resume"
+                f"the checkpoint of step {step} cannot be written to {parent} ({error.strerror or error}); "
+                f"{self.last_whole()}. Make room and continue with --resume"
             ) from error
         for old in self.steps()[:-keep]:
             # Renamed first: a kill in the middle leaves no checkpoint that lacks files.
@@ -241,30 +254,54 @@ class RunFolder:
             raise ConfigError(f"checkpoint {folder} cannot be loaded: {first_line(error)}") from error
         if not isinstance(state, dict) or not {"optimizer", "scaler", "generators"} <= state.keys():
             raise ConfigError(f"checkpoint {folder} cannot be loaded: {STATE} holds no state of a run")
-        return record["step"], RunState(weights, averaged, state, record["position"])
+        return record["step"], RunState(weights, averaged, state, record["position"], record["config"])
+
+    def read_skipped(self) -> dict[str, str]:
+        """Photographs that ``skipped.csv`` lists, with the reason."""
+        return {row["photograph"]: row["reason"] for row in read_csv(self.path / "skipped.csv")}
+
+    def write_skipped(self, reasons: Mapping[str, str]) -> None:
+        """Write ``skipped.csv`` where there is something to list."""
+        if reasons:
+            rows = [{"photograph": name, "reason": reason} for name, reason in list(reasons.items())]
+            write_csv(self.path / "skipped.csv", ["photograph", "reason"], rows)
 
 
 def _write_checkpoint(folder: Path, step: int, run_state: RunState) -> None:
-    _save_tensors(run_state.weights, folder / WEIGHTS)
+    files = {WEIGHTS: _tensor_bytes(run_state.weights), STATE: _state_bytes(run_state.state)}
     if run_state.averaged is not None:
-        _save_tensors(run_state.averaged, folder / AVERAGED)
-    torch.save(run_state.state, folder / STATE)
-    names = [file.name for file in folder.iterdir()]
+        files[AVERAGED] = _tensor_bytes(run_state.averaged)
+    for name, content in files.items():
+        _write_flushed(folder / name, content)
     record = {
         "step": step,
         "position": run_state.position,
-        "sha256": {name: sha256_file(folder / name) for name in sorted(names)},
+        "config": run_state.config,
+        "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())},
     }
-    (folder / RECORD).write_text(json.dumps(sealed(record), indent=1, sort_keys=True), encoding="utf-8")
-    for file in folder.iterdir():
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
+    _write_flushed(folder / RECORD, json.dumps(sealed(record), indent=1, sort_keys=True).encode())
     _flush_folder(folder)
 
 
-def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+# Both libraries can write files themselves, and say of a full disk what nobody understands.
+
+
+def _tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     # safetensors refuses tensors that share memory or are laid out channels-last.
-    save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, path)
+    return save_safetensors({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()})
+
+
+def _state_bytes(state: Mapping[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    return buffer.getvalue()
+
+
+def _write_flushed(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _flush_folder(folder: Path) -> None:

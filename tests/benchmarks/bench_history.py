@@ -5,8 +5,8 @@
 
 Measured by pytest-benchmark, in one thread. Before every round of an operation its reference is timed: a slow machine
 slows both and their ratio stays, a slow change slows one. An operation and its reference use the processor alike, so
-that another processor moves their ratio little, and for about as long, so that other programs disturb both alike. Exit
-code: 0 no operation became slower by more than the tolerance, 1 one did, 2 there is nothing to compare with.
+that another processor moves their ratio little, and for about as long, so that other programs disturb both alike.
+Exit code: 0 no operation became slower by more than the tolerance, 1 one did, 2 there is nothing to compare with.
 """
 
 from __future__ import annotations

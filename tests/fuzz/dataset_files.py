@@ -15,8 +15,9 @@ import pandas as pd
 import yaml
 
 from harness.data.cache import MANIFEST, check_cached
-from harness.data.labels import label_table, labels_hash
-from harness.data.metadata import check_metadata, local_spec
+from harness.data.labels import labels_hash
+from harness.data.metadata import local_spec
+from harness.data.sources import load_local
 from harness.data.specs import SHIPPED, read_spec
 from harness.data.unpack import Limits, unpack
 from harness.store import Store
@@ -36,7 +37,7 @@ def read_metadata(data: bytes, folder: Path) -> None:
         try:
             spec = local_spec(path)
             if suffix != ".parquet":
-                table = label_table(check_metadata(path, spec), spec)
+                table = load_local(path, spec).labels
                 labels_hash(table)
                 Store(folder / "results").write_labels(spec.key, table)
         except QualiCLIPError as error:

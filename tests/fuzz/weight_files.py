@@ -70,7 +70,7 @@ def read_run_folder(data: bytes, folder: Path) -> None:
     """A run folder that was made by somebody else: the bytes stand in for each of its files in turn."""
     run = RunFolder(folder)
     weights = {"weight": torch.zeros(2)}
-    run.save(3, RunState(weights, None, {"optimizer": {}, "scaler": None, "generators": []}, 0), keep=2)
+    run.save(3, RunState(weights, None, {"optimizer": {}, "scaler": None, "generators": []}, 0, {"steps": 3}), keep=2)
     checkpoint = folder / "checkpoints" / "step-00000003"
     errors = []
     record = checkpoint / RECORD
@@ -106,6 +106,15 @@ def run_seeds() -> dict[str, bytes]:
         "state": state.getvalue(),
         "weights": save({"weight": torch.zeros(2)}),
         "record": _as_bytes(record),
-        "run": _as_bytes({"config": {"steps": 3}, "photographs": {"count": 2}}),
+        "run": _as_bytes(
+            {
+                "config": {"steps": 3},
+                "photographs": {"count": 2},
+                "start": {"weights": "lite", "licence": "MIT", "opinion_aware": False},
+                "trained_stages": ["head"],
+                "processes": 1,
+                "device": "cpu",
+            }
+        ),
         "log": b"step,loss\n1,0.5\n2,0.25\n",
     }
