@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from qualiclip_plugin.errors import ConfigError, ImageError, first_line, out_of_memory
 from qualiclip_plugin.images import MAX_PIXELS, WHITE, DecodedImage, decode_image, portable, to_float
+from qualiclip_plugin.inference import exact_fp32
 
 BATCH_TOLERANCE = 1e-6
 """Largest difference in a CPU fp32 score that the batch size or the number of threads may make."""
@@ -276,8 +277,7 @@ def _forward(
     batch: list[_Waiting], model: nn.Module, device: torch.device, attributes: bool
 ) -> tuple[list[float], dict[str, list[float]]]:
     images = to_float(torch.stack([item.image.pixels for item in batch]).to(device))
-    # On a GPU torch rounds the input of convolutions to ten bits and tries out algorithms, unless told otherwise.
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+    with exact_fp32():
         if not attributes:
             return _floats(model(images)), {}
         scores, named = model(images, attributes=True)

@@ -15,7 +15,7 @@ from qualiclip_plugin.provenance import git_revision, versions
 from qualiclip_plugin.training.config import TrainConfig
 from qualiclip_plugin.training.lite import LITE_START
 from qualiclip_plugin.training.processes import device_name
-from qualiclip_plugin.training.run_folder import RunFolder, read_csv
+from qualiclip_plugin.training.run_folder import RunFolder, read_log
 from qualiclip_plugin.weights import load_cards
 
 
@@ -92,7 +92,7 @@ def _today() -> dict[str, Any]:
 
 def training_seconds(folder: RunFolder) -> float:
     """Time that the logged steps took, without validation and saving."""
-    return sum(float(row["seconds"]) for row in read_csv(folder.path / "log.csv"))
+    return sum(float(row["seconds"]) for row in read_log(folder.path / "log.csv"))
 
 
 def describe_movement(moved: Mapping[str, Mapping[str, float]]) -> str:
