@@ -57,7 +57,7 @@ def server(tiny_checkpoint: Path) -> Iterator[ThreadingHTTPServer]:
     hits: list[str] = []
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, content=tiny_checkpoint.read_bytes(), hits=hits))
     httpd.hits = hits
-    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    threading.Thread(target=httpd.serve_forever, args=(0.02,), daemon=True).start()
     yield httpd
     httpd.shutdown()
     httpd.server_close()
