@@ -18,7 +18,8 @@ COLUMNS = ("trials", "struck", "lost", "doubled", "wrong", "left", "crashed")
 PREFACE = """# Reliability
 
 What faults cost: `python -m tests.faults` disturbs a run (seed {seed}, {trials} of every fault and work), lets the
-same command run once more, and compares with a run that nothing happened to. Measured {date} on {device}; {versions}.
+same command run once more, and compares with a run that nothing happened to. Measured {date} on {device};
+{versions}.
 
 | column | meaning |
 |---|---|
