@@ -176,7 +176,8 @@ def recorded_sha256(path: Path) -> str | None:
     record = path.with_name(f"{path.name}.sha256")
     if not record.exists():
         return None
-    digest = record.read_bytes()[:64].decode("ascii", "replace")
-    if not re.fullmatch("[0-9a-f]{64}", digest):
+    text = record.read_bytes()[:1000].decode("utf-8", "replace")
+    digest = text[:64]
+    if not re.fullmatch("[0-9a-f]{64}", digest) or text != f"{digest}  {path.name}\n":
         raise QualiCLIPError(f"{record} holds no SHA-256; delete it and {path.name} to fetch the file again")
     return digest

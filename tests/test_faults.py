@@ -1,6 +1,6 @@
 """Faults on purpose: after each, and one more run, nothing is lost, doubled, wrong or left lying about.
 
-A few trials of every fault here; ``tests.faults`` makes fifty and writes ``results/reliability.md``.
+A few trials of every fault here; ``python -m tests.faults`` makes fifty, for ``results/reliability.md``.
 """
 
 from __future__ import annotations

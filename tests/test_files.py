@@ -119,7 +119,7 @@ def test_a_recorded_hash_is_one_or_an_error(tmp_path: Path) -> None:
     assert recorded_sha256(file) is None
     (tmp_path / "weights.sha256").write_text("a" * 64 + "  weights\n")
     assert recorded_sha256(file) == "a" * 64
-    for damaged in (b"", b"a" * 63, b"\xff" * 64, b"A" * 64):
+    for damaged in (b"", b"a" * 63, b"\xff" * 64, b"A" * 64, b"a" * 64 + b"  weighty\n"):
         (tmp_path / "weights.sha256").write_bytes(damaged)
         with pytest.raises(QualiCLIPError, match=r"weights\.sha256 holds no SHA-256; delete it and weights"):
             recorded_sha256(file)

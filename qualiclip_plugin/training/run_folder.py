@@ -234,18 +234,19 @@ class RunFolder:
         if not self.steps():
             return None
         folder = self.path / "checkpoints" / f"step-{self.steps()[-1]:08d}"
-        what = "a record of this program"
-        record = read_json(folder / RECORD, ConfigError, what)
-        check_json(record, RECORD_SCHEMA, ConfigError, f"{folder / RECORD}: not {what}")
+        what, ahead = "a record of this program", "remove it to continue from the one before"
+        try:
+            record = read_json(folder / RECORD, ConfigError, what)
+            check_json(record, RECORD_SCHEMA, ConfigError, f"{folder / RECORD}: not {what}")
+        except ConfigError as error:
+            reason = str(error).removeprefix(f"{folder}{os.sep}")
+            raise ConfigError(f"checkpoint {folder} was altered ({reason}): {ahead}") from error
         try:
             altered = [name for name, sha in record["sha256"].items() if sha256_file(folder / name) != sha]
         except OSError as error:
             raise ConfigError(f"checkpoint {folder} cannot be read: {error}") from error
         if altered or record["step"] != self.steps()[-1]:
-            raise ConfigError(
-                f"checkpoint {folder} was altered ({', '.join(altered) or RECORD}): remove it to continue from the "
-                "one before"
-            )
+            raise ConfigError(f"checkpoint {folder} was altered ({', '.join(altered) or RECORD}): {ahead}")
         try:
             state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
             weights = load_file(folder / WEIGHTS)

@@ -17,8 +17,9 @@ from tests.faults.trials import Outcome
 COLUMNS = ("trials", "struck", "lost", "doubled", "wrong", "left", "crashed")
 PREFACE = """# Reliability
 
-What faults cost: `python -m tests.faults --trials {trials}` disturbs a run (seed {seed}), lets the same command run
-once more, and compares with a run that nothing happened to. Measured {date} on {device}; {versions}.
+What faults cost: `python -m tests.faults` disturbs a run (seed {seed}, {trials} of every fault and work), lets the
+same command run once more, and compares with a run that nothing happened to. Measured {date} on {device};
+{versions}.
 
 | column | meaning |
 |---|---|
@@ -48,7 +49,7 @@ def table(rows: Mapping[tuple[str, str], Outcome], reasons: Mapping[str, str], s
     total = sum(rows.values(), Outcome())
     lines.append(["**all**", "", *(getattr(total, name) for name in COLUMNS)])
     preface = PREFACE.format(
-        trials=max((outcome.trials for outcome in rows.values()), default=0),
+        trials=_range([outcome.trials for outcome in rows.values()]),
         seed=seed,
         date=time.strftime("%Y-%m-%d"),
         device=f"{os.cpu_count()} CPU cores ({device_text(torch.device('cpu'))}), {platform.system()}",
@@ -57,3 +58,8 @@ def table(rows: Mapping[tuple[str, str], Outcome], reasons: Mapping[str, str], s
     left_out = [f"- {fault}: not run, it {reason}" for fault, reason in reasons.items() if reason]
     grid = tabulate(lines, headers=["fault", "work", *COLUMNS], tablefmt="pipe")
     return "\n".join([preface, grid, "", *left_out]).rstrip() + "\n"
+
+
+def _range(counts: list[int]) -> str:
+    low, high = min(counts, default=0), max(counts, default=0)
+    return f"{high} trials" if low == high else f"{low} to {high} trials"

@@ -135,7 +135,8 @@ def serve() -> None:
             sink.stdin.close()
             print(child, file=answers, flush=True)
             code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-            with contextlib.suppress(subprocess.TimeoutExpired):  # a process of the job may outlive it for a while
+            # A process of the job may outlive it for a while; sleeping under a clock that jumps is an OSError.
+            with contextlib.suppress(subprocess.TimeoutExpired, OSError):
                 sink.wait(5)
             sink.kill()
         print(code, file=answers, flush=True)
