@@ -65,6 +65,7 @@ def score(
     ] = "lite",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
+    runtime: Annotated[str, typer.Option(help="What computes: eager, compiled or openvino.")] = "eager",
     scale: Annotated[
         Scale, typer.Option(help="Factor on the similarities: the one pyiqa uses or the authors'.")
     ] = Scale.pyiqa,
@@ -77,6 +78,12 @@ def score(
         str, typer.Option(help="Colour behind transparent pixels: white, '#rrggbb', 'rgb(r,g,b)'.")
     ] = "white",
     exif: Annotated[bool, typer.Option(help="Apply the EXIF rotation.")] = True,
+    max_pixels: Annotated[
+        int, typer.Option(min=0, help="Larger images are refused before they are decoded; 0: 134 million.")
+    ] = 0,
+    tile_pixels: Annotated[
+        int, typer.Option(min=0, help="Larger images are computed in tiles of so many pixels; 0: 8 million.")
+    ] = 0,
     output: Annotated[
         Path | None, typer.Option(help="Also write the table to a .csv, .jsonl or .parquet file.")
     ] = None,
@@ -88,7 +95,7 @@ def score(
 
     Exit code: 0 all images have a score, 1 some have none, 2 the command could not start.
     """
-    from qualiclip_plugin.images import images_in
+    from qualiclip_plugin.images import check_max_pixels, images_in
     from qualiclip_plugin.scoring.score_files import check_device, score_files
     from qualiclip_plugin.scoring.score_table import check_output, to_frame, write_scores
 
@@ -97,12 +104,15 @@ def score(
     if output is not None:
         check_output(output)
     colour = _colour(background)
+    max_pixels = check_max_pixels(max_pixels)
     files = images_in(paths)
     device = check_device(device)
 
     from qualiclip_plugin.weights import load_model
 
-    model = load_model(weights, device=device, precision=precision, scale=scale.value)
+    model = load_model(
+        weights, device=device, precision=precision, runtime=runtime, tile_pixels=tile_pixels, scale=scale.value
+    )
     rows = score_files(
         files,
         model,
@@ -111,6 +121,7 @@ def score(
         workers=workers,
         exif=exif,
         background=colour,
+        max_pixels=max_pixels,
     )
     frame = to_frame(_with_progress(rows, len(files)), model.attributes if attributes else ())
     _print_table(frame)

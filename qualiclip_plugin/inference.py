@@ -1,4 +1,4 @@
-"""What makes scoring faster without changing the scores: folded BatchNorm, channels-last memory, autocast."""
+"""What makes scoring faster without changing the scores: folded BatchNorm, channels-last memory, lower precision."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from qualiclip_plugin.errors import ConfigError
+from qualiclip_plugin.towers import ConvTower, ResNetTower
 
-PRECISIONS = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
-"""Selectable precisions and the type autocast computes in; fp32 uses no autocast."""
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""Selectable precisions and the types they compute in."""
 
 CONV_NORM_PAIRS: dict[type[nn.Module], tuple[tuple[str, str], ...]] = {
     ModifiedResNet: (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3")),
+    ResNetTower: (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3")),
     Bottleneck: (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3")),
     EfficientNet: (("conv_stem", "bn1"), ("conv_head", "bn2")),
     DepthwiseSeparableConv: (("conv_dw", "bn1"), ("conv_pw", "bn2")),
@@ -53,11 +55,25 @@ def _fold_pair(block: nn.Module, conv_name: str, norm_name: str) -> None:
     setattr(block, norm_name, remainder)
 
 
-def prepare_for_inference(module: nn.Module) -> nn.Module:
-    """Freeze, fold BatchNorm and lay the weights out channels-last, in place; returns ``module``."""
+def prepare_for_inference(module: nn.Module, precision: str = "fp32") -> nn.Module:
+    """Freeze, fold BatchNorm, lower the precision and lay the weights out channels-last, in place; returns ``module``.
+
+    Convolutional towers hold the weights of their convolutions in the precision itself and pool in fp32; other towers
+    stay fp32 and are left to autocast, which knows which of their operations need it.
+    """
     module.eval().requires_grad_(False)
     fold_batch_norm(module)
+    for tower in module.modules():
+        if isinstance(tower, ConvTower):
+            _lower(tower, PRECISIONS[check_precision(precision)])
     return module.to(memory_format=torch.channels_last)
+
+
+def _lower(tower: ConvTower, dtype: torch.dtype) -> None:
+    tower.own_precision = True
+    for module in tower.modules():
+        if isinstance(module, nn.Conv2d):
+            module.to(dtype)
 
 
 def check_precision(precision: str) -> str:
@@ -67,7 +83,8 @@ def check_precision(precision: str) -> str:
     return precision
 
 
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """The autocast context of a precision on a device; fp32 computes in the type of its input."""
-    dtype = PRECISIONS[precision]
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+def autocast(precision: str, device: torch.device, tower: nn.Module) -> AbstractContextManager[object]:
+    """The autocast context of a precision on a device; none for fp32, nor for a tower that sees to it itself."""
+    if precision == "fp32" or getattr(tower, "own_precision", False):
+        return nullcontext()
+    return torch.autocast(device.type, dtype=PRECISIONS[precision])

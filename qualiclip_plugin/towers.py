@@ -1,4 +1,7 @@
-"""An image tower that pools several stages of a timm network.
+"""Convolutional image towers: CLIP's ResNet, and one that pools several stages of a timm network.
+
+Both are cut where the feature maps are: nearly all the time goes into the methods that compute maps, which can run in
+tiles, in a lower precision or in another runtime; pooling and projection are small and stay fp32.
 
 The deepest features of an ImageNet network name the objects in a picture and forget much of how well it was taken;
 the stages before them still know. :class:`StagePoolTower` takes the spatial mean of chosen stages, side by side, and
@@ -12,16 +15,60 @@ In a backbone configuration it stands in the place of open_clip's settings::
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import timm
 import torch
+from open_clip.model import CLIPVisionCfg
+from open_clip.modified_resnet import ModifiedResNet
 from timm.models.efficientnet import EfficientNet
 from torch import Tensor, nn
 
+from qualiclip_plugin.attention_pool import SingleQueryAttentionPool
 from qualiclip_plugin.errors import ConfigError
 
 
-class StagePoolTower(nn.Module):
+class ConvTower(nn.Module):
+    """A tower whose features come from feature maps.
+
+    Attributes:
+        parts: Names of the methods that compute the maps, in the order they run: the first takes normalised images,
+            each other one the map of the one before; the last may give several maps.
+        own_precision: The parts compute in a precision of their own, so that autocast must stay away.
+    """
+
+    parts: ClassVar[tuple[str, ...]]
+    own_precision: bool = False
+
+
+class ResNetTower(ModifiedResNet, ConvTower):
+    """CLIP's ResNet for images of any size, pooled by its mean token alone.
+
+    Args:
+        vision_cfg: open_clip's settings of the tower.
+        embed_dim: Size D of the features.
+        positional_embedding: Keep the positional embedding of the attention pool (QualiCLIP does not).
+    """
+
+    parts = ("feature_map",)
+
+    def __init__(self, vision_cfg: dict[str, Any], embed_dim: int, positional_embedding: bool = False) -> None:
+        config = CLIPVisionCfg(**vision_cfg)
+        heads = config.width * 32 // config.head_width
+        super().__init__(config.layers, embed_dim, heads, config.image_size, config.width)
+        self.attnpool = SingleQueryAttentionPool(self.attnpool, positional_embedding)
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """Normalised images (N, 3, H, W) -> the map before the pool, (N, C, H / 32, W / 32)."""
+        features = self.stem(images.to(self.conv1.weight.dtype))
+        return self.layer4(self.layer3(self.layer2(self.layer1(features))))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Encode normalised images (N, 3, H, W) to features (N, D), not of unit norm."""
+        return self.attnpool(self.feature_map(images))
+
+
+class StagePoolTower(ConvTower):
     """Spatial means of chosen stages of an untrained timm EfficientNet (or MobileNet), projected linearly.
 
     Args:
@@ -32,6 +79,8 @@ class StagePoolTower(nn.Module):
     Raises:
         ConfigError: timm knows no such network, it has another layout, or a stage does not exist.
     """
+
+    parts = ("early_map", "stage_maps")
 
     def __init__(self, model: str, stages: Sequence[int], embed_dim: int) -> None:
         super().__init__()
@@ -53,7 +102,8 @@ class StagePoolTower(nn.Module):
 
     def early_map(self, images: Tensor) -> Tensor:
         """Normalised images (N, 3, H, W) -> the feature map after the first ``early`` stages."""
-        return self.trunk.blocks[: self.early](self.trunk.bn1(self.trunk.conv_stem(images)))
+        stem = self.trunk.conv_stem
+        return self.trunk.blocks[: self.early](self.trunk.bn1(stem(images.to(stem.weight.dtype))))
 
     def stage_maps(self, features: Tensor) -> list[Tensor]:
         """The early map -> the feature maps of the chosen stages."""
@@ -66,11 +116,18 @@ class StagePoolTower(nn.Module):
 
     def pool(self, images: Tensor) -> Tensor:
         """Normalised images (N, 3, H, W) -> means of the chosen stages side by side, (N, C)."""
-        return torch.cat([features.mean((2, 3)) for features in self.stage_maps(self.early_map(images))], dim=1)
+        maps = self.stage_maps(self.early_map(images))
+        return torch.cat([features.mean((2, 3), dtype=torch.float32) for features in maps], dim=1)
+
+    def project(self, pooled: Tensor) -> Tensor:
+        """Means of the chosen stages (N, C) -> features (N, D), in fp32 also where the stages are not."""
+        # Scores are differences of similarities times a large factor, which half precision would not survive.
+        with torch.autocast(pooled.device.type, enabled=False):
+            return self.head(pooled.float())
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode normalised images (N, 3, H, W) to features (N, D), not of unit norm."""
-        return self.head(self.pool(images))
+        return self.project(self.pool(images))
 
 
 def _channels(block: nn.Module) -> int:

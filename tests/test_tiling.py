@@ -7,7 +7,6 @@ import sys
 
 import pytest
 import torch
-from open_clip.modified_resnet import ModifiedResNet
 from torch import nn
 
 from qualiclip_plugin import tiling
@@ -18,7 +17,7 @@ from qualiclip_plugin.inference import prepare_for_inference
 from qualiclip_plugin.model import QualiCLIP
 from qualiclip_plugin.prompts import ATTRIBUTES
 from qualiclip_plugin.tiling import can_tile, encode_in_tiles, reach, spans
-from qualiclip_plugin.towers import StagePoolTower
+from qualiclip_plugin.towers import ResNetTower, StagePoolTower
 from tests.conftest import TINY_BACKBONE, calibrate
 
 # Stages of two strides, 8 and 16, that follow the early ones.
@@ -50,7 +49,7 @@ def photo(photographs) -> torch.Tensor:
 
 def small_tile(encoder: nn.Module, more: int = 0) -> int:
     """Pixels of a tile not much larger than its halo."""
-    return ({ModifiedResNet: 224, StagePoolTower: 96}[type(encoder)] + more) ** 2
+    return ({ResNetTower: 224, StagePoolTower: 96}[type(encoder)] + more) ** 2
 
 
 @pytest.mark.parametrize("size", SIZES)
