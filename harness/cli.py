@@ -26,10 +26,10 @@ Include = Annotated[list[Path] | None, typer.Option(help="Folder with further da
 def run(
     scorer: Annotated[
         list[str] | None,
-        typer.Option(help="NAME[@option=value,...], module:function or cmd:COMMAND; repeatable."),
+        typer.Option(help="NAME@option=value,..., module:function or cmd:COMMAND; repeatable."),
     ] = None,
     dataset: Annotated[
-        list[str] | None, typer.Option(help="Name, FOLDER or NAME=FOLDER; repeatable. [default: ladders]")
+        list[str] | None, typer.Option(help="Name, FOLDER or NAME=FOLDER; repeatable; none: ladders.")
     ] = None,
     output: Output = Path("results"),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
@@ -39,8 +39,12 @@ def run(
     include: Include = None,
     retry_failed: Annotated[bool, typer.Option(help="Score images again that failed before.")] = False,
     allow_partial: Annotated[bool, typer.Option(help="Accept datasets with missing images, marked.")] = False,
+    stream: Annotated[bool, typer.Option(help="Read remote datasets as they come, without keeping them.")] = False,
     fit: Annotated[str, typer.Option(help="Curve before PLCC and RMSE: logistic4 or logistic5.")] = "logistic4",
     draws: Annotated[int, typer.Option(min=0, help="Bootstrap resamples of the intervals; 0: none.")] = 2000,
+    engine: Annotated[
+        str, typer.Option(help="local: this process. ray: all GPUs or cores of a Ray cluster.")
+    ] = "local",
     quiet: Annotated[bool, typer.Option(help="No progress on standard error.")] = False,
     json_log: Annotated[bool, typer.Option(help="Progress as JSON lines on standard error.")] = False,
 ) -> None:
@@ -58,12 +62,14 @@ def run(
         include=tuple(include or ()),
         retry_failed=retry_failed,
         allow_partial=allow_partial,
+        stream=stream,
+        engine=engine,
         settings=settings(fit, draws),
     )
     from harness.formats import render
     from harness.progress import reporter
 
-    typer.echo(render(run_all(request, reporter(quiet=quiet, json_log=json_log))))
+    typer.echo(render(run_all(request, reporter(quiet=quiet, json_log=json_log))), nl=False)
 
 
 @app.command()
@@ -78,9 +84,8 @@ def table(
     from harness.store import Store
 
     store = Store(output)
-    text = render(store.cells(), form, with_reported=reported)
+    typer.echo(render(store.cells(), form, with_reported=reported), nl=False)
     write_tables(store)
-    typer.echo(text)
 
 
 @app.command()
@@ -130,6 +135,7 @@ app.add_typer(data, name="data")
 def data_check(
     dataset: Annotated[str, typer.Argument(help="Name, FOLDER or NAME=FOLDER.")],
     include: Include = None,
+    stream: Annotated[bool, typer.Option(help="Read a remote dataset as it comes, without keeping it.")] = False,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 0,
 ) -> None:
     """Look for duplicates, unreadable images, near-duplicates between splits; print sizes and opinions.
@@ -140,7 +146,8 @@ def data_check(
     from harness.data.inspection import inspect, report
     from harness.data.specs import catalogue
 
-    found = inspect(open_dataset(dataset, catalogue(include or ()), allow_partial=True), workers)
+    images = open_dataset(dataset, catalogue(include or ()), allow_partial=True, stream=stream)
+    found = inspect(images, workers)
     typer.echo(report(found))
     raise typer.Exit(0 if found.sound else 1)
 
@@ -152,9 +159,11 @@ def fit_niqe_(
 ) -> None:
     """Fit NIQE to one's own pristine photographs."""
     from harness.niqe import fit_niqe
+    from harness.progress import track
     from qualiclip_plugin.images import images_in
 
-    patches = fit_niqe(images_in([folder]), output)
+    paths = images_in([folder])
+    patches = fit_niqe(track(paths, "Reading photographs", len(paths)), output)
     typer.echo(f"{output}: fitted to {patches} patches; use --scorer niqe@pretrained_model_path={output}")
 
 

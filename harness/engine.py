@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.data.datasets import ImageSet
-from harness.data.loading import Decoded, batches, decoded
+from harness.data.loading import Decoded, batches, decoded, in_background
 from harness.figures import Directions, Settings, cell_figures, join_scores
 from harness.scorers import Facts, Scorer, ScorerError, code_hash, facts, reading_code
 from harness.store import SCHEMA_VERSION, ScoreKey, Store
@@ -37,12 +37,14 @@ class Options:
         batch_size: Most images in one batch; 0: by ``batch_pixels`` alone.
         workers: Processes that decode; 0: a thread.
         retry_failed: Score images again that failed before.
+        engine: ``local``: this process; ``ray``: the workers of a Ray cluster (see ``cluster_rows``).
     """
 
     batch_pixels: int = 0
     batch_size: int = 0
     workers: int = 0
     retry_failed: bool = False
+    engine: str = "local"
 
 
 class Reporter(Protocol):
@@ -116,7 +118,7 @@ def inputs_hash(images: ImageSet, key: ScoreKey, scores: pd.DataFrame, settings:
     code = code_hash([*sorted((folder / "statistics").glob("*.py")), folder / "figures.py", Path(__file__)])
     used = scores[scores["image_hash"].isin(images.table["image_hash"])]
     rows = pd.util.hash_pandas_object(used[["image_hash", "score", "error"]], index=False).to_numpy().tobytes()
-    parts = [key.fingerprint, images.labels_hash, str(images.complete), repr(settings), code]
+    parts = [key.fingerprint, images.labels_hash, str(images.complete), repr(images.generator), repr(settings), code]
     return hashlib.sha256("|".join(parts).encode() + rows).hexdigest()
 
 
@@ -140,19 +142,40 @@ def score_missing(
     if not missing:
         return
     hashes = images.table["image_hash"]
-    limit = BatchLimit(options, scorer)
+    engine = scored_rows
+    if options.engine == "ray":
+        from harness.cluster_rows import cluster_rows
+
+        engine = cluster_rows
     pending: list[dict[str, Any]] = []
-    written = time.monotonic()
+    written = seen = time.monotonic()
     try:
-        for batch in batches(decoded(images, missing, options.workers), limit.fits):
-            for row in score_batch(scorer, batch, limit, reporter):
-                pending.append({**row, "image_hash": hashes.iloc[row.pop("index")], "device": scorer.device})
-            reporter.advance(len(batch))
-            if time.monotonic() - written > WRITE_EVERY_SECONDS:
+        for row in engine(scorer, images, missing, options, reporter):
+            pending.append({**row, "image_hash": hashes.iloc[row.pop("index")]})
+            now = time.monotonic()
+            # Another wait like the one for this row must not carry the waiting scores past their time.
+            due, seen = 2 * now - seen - written > WRITE_EVERY_SECONDS, now
+            if due:
                 store.append(key, pending)
-                pending, written = [], time.monotonic()
+                pending, written = [], now
     finally:
         store.append(key, pending)
+
+
+def scored_rows(
+    scorer: Scorer, images: ImageSet, missing: Sequence[int], options: Options, reporter: Reporter
+) -> Iterator[dict[str, Any]]:
+    """Decode and score the images at the positions ``missing``.
+
+    Yields:
+        The rows of :func:`score_batch`, with the ``device``.
+    """
+    limit = BatchLimit(options, scorer)
+    # The next batch is decoded and put together while this one is scored.
+    for batch in in_background(batches(decoded(images, missing, options.workers), limit.fits), 1):
+        for row in score_batch(scorer, batch, limit, reporter):
+            yield {**row, "device": scorer.device}
+        reporter.advance(len(batch))
 
 
 class BatchLimit:
@@ -184,19 +207,24 @@ def score_batch(
         yield from (_row(item, math.nan, item.error, 0.0) for item in batch)
         return
     started = time.perf_counter()
+    scores: list[float] = []
+    failure, halve = "", False
     try:
         scores = run(scorer, batch)
     except Exception as error:
-        if len(batch) > 1:
-            half = len(batch) // 2
-            if out_of_memory(error):
-                height, width = batch[0].pixels.shape[1:]
-                limit.shrink(len(batch), height, width)
-                reporter.note(f"{scorer.name}: out of memory with {len(batch)} images of {width}x{height}; halved")
-            for part in (batch[:half], batch[half:]):
-                yield from score_batch(scorer, part, limit, reporter)
-            return
-        yield _row(batch[0], math.nan, f"{type(error).__name__}: {error}".strip()[:500], 0.0)
+        failure, halve = f"{type(error).__name__}: {error}".strip()[:500], out_of_memory(error)
+    # From here on no traceback holds the tensors of the failed attempt.
+    if failure and len(batch) > 1:
+        if halve:
+            height, width = batch[0].pixels.shape[1:]
+            limit.shrink(len(batch), height, width)
+            reporter.note(f"{scorer.name}: out of memory with {len(batch)} images of {width}x{height}; halved")
+        half = len(batch) // 2
+        for part in (batch[:half], batch[half:]):
+            yield from score_batch(scorer, part, limit, reporter)
+        return
+    if failure:
+        yield _row(batch[0], math.nan, failure, 0.0)
         return
     seconds = (time.perf_counter() - started) / len(batch)
     for item, score in zip(batch, scores, strict=True):
@@ -232,7 +260,7 @@ def summarise(
     used = rows.drop_duplicates("image_hash")
     return {
         "schema_version": SCHEMA_VERSION,
-        "status": "failed images" if len(failed) else "complete" if images.complete else "partial dataset",
+        "status": ", ".join(_shortcomings(images, len(failed))) or "complete",
         "scorer": {
             "name": scorer.name,
             "lower_better": scorer.lower_better,
@@ -246,9 +274,11 @@ def summarise(
             "version": spec.version,
             "images": len(images),
             "images_declared": spec.images or None,
+            "missing": len(images.missing),
             "labels_hash": images.labels_hash,
             "opinion": {"kind": spec.opinion.kind, "lower_better": opinion_lower_better} if spec.opinion else None,
             "reading": images.reading,
+            "generator": images.generator,
             "seen_by": list(spec.seen_by),
         },
         "date": max(used["finished"].dropna(), default=""),
@@ -262,6 +292,11 @@ def summarise(
             rows, Directions(scorer.lower_better, opinion_lower_better), settings, ratio=spec.split == "ratio"
         ),
     }
+
+
+def _shortcomings(images: ImageSet, failed: int) -> list[str]:
+    what = {"partial dataset": not images.complete, "failed images": failed > 0}
+    return [name for name, so in what.items() if so]
 
 
 def unavailable_cell(name: str, dataset: str, reason: str) -> dict[str, Any]:

@@ -32,6 +32,7 @@ P_MARGINS = {"psnr": 6.0, "ssim": 0.1, "gmsd": 0.03}
 Chosen here so that the better image is plainly better to the eye."""
 
 MIN_STEPS = 3
+NO_SCORE = "no image has a score"
 NO_OPINION = "no human scores"
 NO_LADDER = "no distortion levels"
 NO_FULL_REFERENCE = "no full-reference qualities"
@@ -93,11 +94,16 @@ def cell_figures(
     def part(chosen: pd.DataFrame) -> dict[str, Any]:
         return group_figures(chosen, directions, plain)
 
+    def of_level(chosen: pd.DataFrame) -> pd.DataFrame:
+        # People's opinions are compared within the level; the D-test sets it against the pristine images.
+        return chosen if rows["opinion"].notna().all() else _with_pristine(rows, chosen)
+
+    distorted = rows[_positive(rows["level"])]
     subsets = {"all": rows} | {str(name): chosen for name, chosen in _groups(rows, "split")}
     figures: dict[str, Any] = {
         "subsets": {name: group_figures(chosen, directions, settings) for name, chosen in subsets.items()},
         "distortions": {str(name): part(_with_pristine(rows, some)) for name, some in _groups(rows, "distortion")},
-        "levels": {str(name): part(some) for name, some in _groups(rows[_positive(rows["level"])], "level")},
+        "levels": {str(name): part(of_level(some)) for name, some in _groups(distorted, "level")},
     }
     if ratio:
         figures["ratio_splits"] = ratio_figures(rows, directions, settings)
@@ -107,6 +113,15 @@ def cell_figures(
 def group_figures(rows: pd.DataFrame, directions: Directions, settings: Settings) -> dict[str, Any]:
     """The figures over some rows: ``n`` scored images, ``n_failed`` others, ``figures`` and the ``fit``."""
     good, scores, opinions = _oriented(rows, directions)
+    if good.empty:
+        nothing = as_json(st.undefined(NO_SCORE))
+        return {
+            "n": 0,
+            "n_failed": len(rows),
+            "figures": dict.fromkeys(FIGURES, nothing),
+            "fit": {},
+            "krasula": {"reason": NO_SCORE},
+        }
     figures = {**_opinion_figures(good, scores, opinions, settings), **_ladder_figures(good, scores, settings)}
     fit = st.fit_logistic(settings.form, scores, opinions) if opinions is not None else None
     return {
@@ -155,24 +170,23 @@ def _opinion_figures(
 ) -> dict[str, dict[str, Any]]:
     if opinions is None:
         return {name: as_json(st.undefined(NO_OPINION)) for name in OPINION_FIGURES}
-    contents = _contents(good)
-    result = {}
-    for name, known_as in IN_STATISTICS.items():
-        estimate = st.estimate_statistic(known_as, scores, opinions, settings.form)
-        interval = None
-        if settings.draws and estimate.defined:
-            interval = st.bootstrap_interval(
-                scores,
-                opinions,
-                known_as,
-                clusters=contents,
-                draws=settings.draws,
-                seed=settings.seed,
-                level=settings.level,
-                form=settings.form,
-            )
-        result[name] = as_json(estimate, interval)
-    return result
+    estimates = {
+        known: st.estimate_statistic(known, scores, opinions, settings.form) for known in IN_STATISTICS.values()
+    }
+    defined = [known for known, estimate in estimates.items() if estimate.defined]
+    intervals = {}
+    if settings.draws and defined:
+        intervals = st.bootstrap_intervals(
+            scores,
+            opinions,
+            defined,
+            clusters=_contents(good),
+            draws=settings.draws,
+            seed=settings.seed,
+            level=settings.level,
+            form=settings.form,
+        )
+    return {name: as_json(estimates[known], intervals.get(known)) for name, known in IN_STATISTICS.items()}
 
 
 def _ladder_figures(good: pd.DataFrame, scores: Floats, settings: Settings) -> dict[str, dict[str, Any]]:
@@ -180,7 +194,7 @@ def _ladder_figures(good: pd.DataFrame, scores: Floats, settings: Settings) -> d
     return {
         "d_test": _d_test(good, scores, options),
         "l_test": _l_test(good, scores, options),
-        "p_test": _p_test(good, scores),
+        "p_test": _p_test(good, scores, options),
     }
 
 
@@ -211,15 +225,18 @@ def _l_test(good: pd.DataFrame, scores: Floats, options: dict[str, Any]) -> dict
     return as_json(estimate, interval)
 
 
-def _p_test(good: pd.DataFrame, scores: Floats) -> dict[str, Any]:
+def _p_test(good: pd.DataFrame, scores: Floats, options: dict[str, Any]) -> dict[str, Any]:
     names = [name for name in P_MARGINS if f"{FULL_REFERENCE}{name}" in good.columns]
     qualities = good[[f"{FULL_REFERENCE}{name}" for name in names]].to_numpy(dtype=np.float64)
     known = np.isfinite(qualities).all(axis=1)
     if not names or not known.any():
         return as_json(st.undefined(NO_FULL_REFERENCE))
     better, worse = st.discriminable_pairs(qualities[known].T, [P_MARGINS[name] for name in names])
-    # An interval would need a weight for each of some hundred thousand pairs in every resample.
-    return {**as_json(st.p_test(scores[known], better, worse)), "no_interval": "not computed", "pairs": len(better)}
+    estimate = st.p_test(scores[known], better, worse)
+    interval = None
+    if options["draws"] and estimate.defined:
+        interval = st.p_test_interval(scores[known], better, worse, clusters=_contents(good[known]), **options)
+    return {**as_json(estimate, interval), "pairs": len(better)}
 
 
 def whole_ladders(good: pd.DataFrame) -> NDArray[np.bool_]:
@@ -268,7 +285,7 @@ def _positive(levels: pd.Series) -> Any:
 
 
 def _with_pristine(rows: pd.DataFrame, part: pd.DataFrame) -> pd.DataFrame:
-    # The D-test of one distortion needs the photographs it was made from.
+    # The D-test of one distortion or level needs the photographs it was made from.
     import pandas as pd
 
     own = rows[(rows["level"] == 0).fillna(False).astype(bool) & (rows["distortion"] == "")]

@@ -14,7 +14,7 @@ from qualiclip_plugin.errors import ConfigError
 if TYPE_CHECKING:
     import pandas as pd
 
-WITH_INTERVAL = ("srcc", "d_test", "l_test")
+WITH_INTERVAL = ("srcc", "d_test", "l_test", "p_test")
 """Figures whose interval is shown; the CSV has all of them."""
 
 DIGITS = {"rmse": 3}
@@ -91,16 +91,21 @@ def _blocks(group: pd.DataFrame, style: Format, with_reported: bool) -> list[str
 
 def _grid(rows: pd.DataFrame, group: pd.DataFrame, style: Format, with_reported: bool) -> str:
     shown = [name for name in FIGURES if group[name].notna().any()]
-    header = ["scorer", "n", "n_failed", *shown, *(["srcc reported"] if with_reported else [])]
+    splits = bool(group["srcc_splits_median"].notna().any())
+    header = ["scorer", "n", "n_failed", *shown, *(["srcc of 10 splits"] if splits else [])]
+    header += ["srcc ours / reported"] if with_reported else []
     best = {name: rows[name].min() if name in LOWER_IS_BETTER else rows[name].max() for name in shown}
     lines = []
     for row in rows.to_dict("records"):
         mark = "" if row["seen"] == "no" or row["status"] == "unavailable" else "†" if row["seen"] else "‡"
         line = [style.escape(row["scorer"] + mark), _text(row["n"], 0), _text(row["n_failed"], 0)]
         line += [_figure(row, name, best[name], style) for name in shown]
+        if splits:
+            median, std = (_text(row[f"srcc_splits_{what}"], 3) for what in ("median", "std"))
+            line.append(style.escape(f"{median} ± {std}" if median else ""))
         if with_reported:
             known = reported().get((row["scorer"], row["dataset"], row["subset"]))
-            line.append(style.escape(known["srcc"] if known else ""))
+            line.append(style.escape(f"{_text(row['srcc'], 4) or '-'} / {known['srcc']}" if known else ""))
         lines.append(line)
     return style.grid([style.escape(name) for name in header], lines)
 
@@ -120,9 +125,12 @@ def _notes(group: pd.DataFrame, style: Format) -> list[str]:
     for scorer, reasons in zip(group["scorer"].tolist(), group["reason"].tolist(), strict=True):
         if "all" in reasons:
             notes.setdefault(one_line(reasons["all"]), []).append(scorer)
-        for name in shown:
-            if reasons.get(name):
-                notes.setdefault(one_line(reasons[name]), []).append(f"{scorer} {name}")
+        lacking = {name: one_line(reasons[name]) for name in shown if reasons.get(name)}
+        if len(lacking) == len(shown) and len(set(lacking.values())) == 1:
+            notes.setdefault(lacking[shown[0]], []).append(scorer)
+            continue
+        for name, reason in lacking.items():
+            notes.setdefault(reason, []).append(f"{scorer} {name}")
     if not notes:
         return []
     lines = [style.escape(f"{', '.join(names)}: {reason}") for reason, names in notes.items()]
@@ -142,7 +150,12 @@ def _provenance(cells: Sequence[CellJson], style: Format) -> list[str]:
         if cell["status"] != "complete":
             failed = "; ".join(f"{f['file_name']}: {one_line(f['error'])}" for f in cell["failures"][:5])
             more = f"; and {len(cell['failures']) - 5} more" if len(cell["failures"]) > 5 else ""
-            text = f"{cell['scorer']['name']}: {cell['status']}" + (f" ({failed}{more})" if failed else "")
+            data = cell["dataset"]
+            absent = f", {data['missing']} images missing" if data.get("missing") else ""
+            declared = data.get("images_declared") or data["images"]
+            fewer = f", {data['images']} images of {declared}" if declared != data["images"] else ""
+            text = f"{cell['scorer']['name']}: {cell['status']}{fewer}{absent}"
+            text += f" ({failed}{more})" if failed else ""
             parts.append(style.paragraph(style.escape(text)))
     return parts
 

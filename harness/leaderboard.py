@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 CellJson = Mapping[str, Any]
 
 INTERVALS = tuple(f"{figure}_{end}" for figure in FIGURES for end in ("low", "high"))
-COLUMNS = ("scorer", "dataset", "subset", "n", "n_failed", *FIGURES, "seconds", "seen", *INTERVALS)
+OVER_SPLITS = tuple(f"{figure}_splits_{what}" for figure in ("srcc", "plcc_raw") for what in ("median", "std"))
+COLUMNS = ("scorer", "dataset", "subset", "n", "n_failed", *FIGURES, *OVER_SPLITS, "seen", *INTERVALS)
 """Columns of ``leaderboard.csv``; ``results/README.md`` explains each."""
+
+TIMINGS = ("scorer", "dataset", "images", "seconds", "images_per_second", "device", "date")
+"""Columns of ``timings.csv``. A measurement of its own: the same scores take another time in every run."""
 
 BLOCKS = ("opinion-unaware", "opinion-aware", "training unknown")
 SEEN = {True: "yes", False: "no", None: ""}
@@ -35,7 +39,7 @@ def table(cells: Iterable[CellJson]) -> pd.DataFrame:
     import pandas as pd
 
     rows = [row for cell in cells for row in _rows(cell)]
-    numbers = dict.fromkeys((*FIGURES, *INTERVALS, "seconds"), "float64")
+    numbers = dict.fromkeys((*FIGURES, *INTERVALS, *OVER_SPLITS), "float64")
     types = {"n": "Int64", "n_failed": "Int64", **numbers}
     frame = pd.DataFrame(rows, columns=[*COLUMNS, "reason", "block", "status"]).astype(types)
     order = frame.assign(rank=-frame["srcc"].fillna(frame["l_test"]).fillna(-2))
@@ -46,6 +50,21 @@ def table(cells: Iterable[CellJson]) -> pd.DataFrame:
 def to_csv(frame: pd.DataFrame) -> str:
     """Plain numbers; an undefined figure is an empty cell."""
     return frame[list(COLUMNS)].to_csv(index=False, float_format="%.6g", lineterminator="\n")
+
+
+def timings(cells: Iterable[CellJson]) -> pd.DataFrame:
+    """How long each scorer took on each dataset, where, and when: the columns ``TIMINGS``, by dataset and scorer."""
+    import pandas as pd
+
+    rows = []
+    for cell in cells:
+        if not cell["subsets"]:
+            continue
+        images, seconds = cell["subsets"]["all"]["n"], cell["seconds"]
+        rate = images / seconds if seconds else np.nan
+        where = (cell["scorer"]["name"], cell["dataset"]["name"])
+        rows.append((*where, images, seconds, rate, "; ".join(cell["device"]), cell["date"]))
+    return pd.DataFrame(rows, columns=list(TIMINGS)).sort_values(["dataset", "scorer"], ignore_index=True)
 
 
 def seen(cell: CellJson) -> bool | None:
@@ -115,9 +134,19 @@ def _rows(cell: CellJson) -> Iterable[dict[str, Any]]:
             "n_failed": group["n_failed"],
             **{figure: figures[figure]["value"] for figure in FIGURES},
             **{f"{figure}_{end}": figures[figure].get(end) for figure in FIGURES for end in ("low", "high")},
-            "seconds": cell["seconds"] if subset == "all" else None,
+            **(_over_splits(cell) if subset == "all" else {}),
             "reason": {figure: figures[figure].get("reason", "") for figure in FIGURES},
         }
+
+
+def _over_splits(cell: CellJson) -> dict[str, float | None]:
+    found = cell.get("ratio_splits", {})
+    return {
+        f"{figure}_splits_{what}": found[figure][what]
+        for figure in ("srcc", "plcc_raw")
+        if figure in found
+        for what in ("median", "std")
+    }
 
 
 _NOT_COMPUTED = {"value": None, "reason": "not computed; run the cell again"}

@@ -9,33 +9,46 @@ from tabulate import tabulate
 
 from harness.data.specs import catalogue
 from harness.formats import one_line
+from harness.progress import track
 from harness.scorers import availability, known_scorers, lower_better
 
 
 def dataset_table(include: Iterable[Path] = ()) -> str:
-    """Every known dataset: name, version, images, source, whether it was run by the project."""
+    """Every known dataset: name, version, images, scores, split rule, source, whether it was run by the project."""
     rows = [
-        (spec.key, spec.images or "", spec.source, "yes" if spec.ran else "never run here", spec.description)
+        (
+            spec.key,
+            spec.images or "",
+            spec.opinion.kind.upper() if spec.opinion else "",
+            spec.split,
+            spec.source + (", stream" if spec.stream else "") + ("" if spec.pinned else ", not pinned"),
+            "yes" if spec.ran else "never run here",
+            spec.description,
+        )
         for spec in catalogue(include).values()
     ]
-    return tabulate(rows, headers=("dataset", "images", "source", "run", "what"), disable_numparse=True)
+    headers = ("dataset", "images", "scores", "split", "source", "run", "what")
+    return tabulate(rows, headers=headers, disable_numparse=True)
 
 
 def scorer_table(available: bool = False) -> str:
-    """Every known scorer: name, whether opinions entered its training, and which.
+    """Every known scorer: name, direction, whether opinions entered its training and which, licence.
 
     Args:
-        available: Try to start each one without a download, and say why it cannot.
+        available: Try to start each one without a download; say how many parameters it has, or why it cannot.
     """
     words = {True: "yes", False: "no", None: "?"}
     known = known_scorers()
-    rows = [
-        [name, "lower" if lower_better(name) else "higher", words[facts.opinion_aware], " ".join(facts.trained_on)]
+    rows = {
+        name: [name, "lower" if lower_better(name) else "higher", words[facts.opinion_aware]]
         for name, facts in known.items()
-    ]
-    headers = ["scorer", "better", "opinion-aware", "trained on"]
+    }
+    headers = ["scorer", "better", "opinion-aware", "trained on", "licence"]
+    for name, facts in known.items():
+        rows[name] += [" ".join(facts.trained_on), facts.licence]
     if available:
-        reasons = dict(availability(known))
-        rows = [[*row, "" if reasons[row[0]] else "yes", one_line(reasons[row[0]])[:100]] for row in rows]
-        headers += ["starts here", "why not"]
-    return tabulate(rows, headers=headers, disable_numparse=True)
+        headers += ["starts here", "parameters", "why not"]
+        for start in track(availability(known), "Starting scorers", len(known)):
+            count = "" if start.parameters is None else f"{start.parameters:,}"
+            rows[start.name] += ["" if start.reason else "yes", count, one_line(start.reason)[:100]]
+    return tabulate(list(rows.values()), headers=headers, disable_numparse=True)

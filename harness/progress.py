@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterable
+from typing import TypeVar
 
 from harness.engine import Reporter, Silent
+
+Item = TypeVar("Item")
 
 
 class JsonLines:
@@ -80,3 +84,11 @@ class Bar:
 def reporter(*, quiet: bool = False, json_log: bool = False) -> Reporter:
     """The reporter that the command line asks for."""
     return Silent() if quiet else JsonLines() if json_log else Bar()
+
+
+def track(items: Iterable[Item], text: str, number: int) -> Iterable[Item]:
+    """The same items with a bar on standard error that goes when they are through: silence looks like a hang."""
+    from rich.console import Console
+    from rich.progress import track as tracked
+
+    return tracked(items, text, total=number, console=Console(stderr=True), transient=True)

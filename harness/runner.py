@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from harness.data.specs import catalogue
 from harness.engine import Options, Reporter, evaluate, unavailable_cell
 from harness.figures import Settings
 from harness.formats import render
-from harness.leaderboard import table, to_csv
+from harness.leaderboard import table, timings, to_csv
 from harness.scorers import DEFAULT_SCORERS, Scorer, ScorerError, create_scorer, pick_device
 from harness.store import Store
 from qualiclip_plugin.errors import ConfigError
@@ -37,6 +38,8 @@ class RunRequest:
     include: tuple[Path, ...] = ()
     retry_failed: bool = False
     allow_partial: bool = False
+    stream: bool = False
+    engine: str = "local"
     settings: Settings = field(default_factory=Settings)
 
 
@@ -48,18 +51,22 @@ def run_all(request: RunRequest, reporter: Reporter) -> list[dict[str, Any]]:
     """
     specs = catalogue(request.include)
     names = dict.fromkeys(request.datasets or DEFAULT_DATASETS)
-    opened = [open_dataset(name, specs, allow_partial=request.allow_partial) for name in names]
+    opened = [open_dataset(name, specs, allow_partial=request.allow_partial, stream=request.stream) for name in names]
     store = Store(request.output)
     cells: list[dict[str, Any]] = []
     asked = request.scorers or DEFAULT_SCORERS
-    for scorer in {entry if isinstance(entry, str) else entry.name: entry for entry in asked}.values():
-        cells.extend(_run_scorer(scorer, opened, store, request, reporter))
+    with _engine(request.engine):
+        for scorer in {entry if isinstance(entry, str) else entry.name: entry for entry in asked}.values():
+            cells.extend(_run_scorer(scorer, opened, store, request, reporter))
     write_tables(store)
     return cells
 
 
 def write_tables(store: Store) -> pd.DataFrame:
-    """Write ``leaderboard.csv`` and ``leaderboard.md`` of all stored cells; returns the table.
+    """Write ``leaderboard.csv``, ``leaderboard.md`` and ``timings.csv`` of all stored cells; returns the table.
+
+    The first two follow from scores, labels and settings alone: they are the same, byte for byte, however often a
+    run was interrupted (a table measured on several days names them). What differs from run to run is in the third.
 
     Raises:
         StoreError: A cell cannot be read, or the folder not be written.
@@ -68,6 +75,8 @@ def write_tables(store: Store) -> pd.DataFrame:
     frame = table(cells)
     store.write_text(store.root / "leaderboard.csv", to_csv(frame))
     store.write_text(store.root / "leaderboard.md", render(cells, "markdown"))
+    measured = timings(cells).to_csv(index=False, float_format="%.4g", lineterminator="\n")
+    store.write_text(store.root / "timings.csv", measured)
     return frame
 
 
@@ -85,21 +94,33 @@ def settings(fit: str, draws: int) -> Settings:
 def _run_scorer(
     asked: str | Scorer, opened: list[ImageSet], store: Store, request: RunRequest, reporter: Reporter
 ) -> list[dict[str, Any]]:
+    options = Options(
+        batch_size=request.batch_size,
+        workers=_workers(request),
+        retry_failed=request.retry_failed,
+        engine=request.engine,
+    )
     try:
         scorer = (
             asked
             if isinstance(asked, Scorer)
             else create_scorer(asked, device=request.device, precision=request.precision)
         )
+        return [evaluate(scorer, images, store, options, reporter, request.settings) for images in opened]
     except ScorerError as error:
-        reporter.note(f"{asked} cannot start: {error}")
-        return [_unavailable(str(asked), images, store, str(error)) for images in opened]
-    options = Options(
-        batch_size=request.batch_size,
-        workers=_workers(request),
-        retry_failed=request.retry_failed,
-    )
-    return [evaluate(scorer, images, store, options, reporter, request.settings) for images in opened]
+        name = asked if isinstance(asked, str) else asked.name
+        reporter.note(f"{name} cannot start: {error}")
+        return [_unavailable(name, images, store, str(error)) for images in opened]
+
+
+def _engine(name: str) -> AbstractContextManager[None]:
+    if name not in ("local", "ray"):
+        raise ConfigError(f"engine {name!r}: local or ray is needed")
+    if name == "local":
+        return nullcontext()
+    from qualiclip_plugin.scoring.cluster import cluster
+
+    return cluster()
 
 
 def _unavailable(name: str, images: ImageSet, store: Store, reason: str) -> dict[str, Any]:

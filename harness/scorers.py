@@ -44,6 +44,12 @@ COMMAND = "cmd:"
 COMMAND_BATCH_PIXELS = 32_000_000
 """Starting a process for every image would cost more than most scorers do."""
 
+DECLARATIONS = ("opinion_aware", "trained_on", "licence")
+"""Options that say what is known of a scorer, of any kind, and are not given to it; datasets are joined by ``+``."""
+
+OTHER_WEIGHTS = frozenset({"pretrained", "pretrained_model_path", "model_type", "model_name", "backbone"})
+"""Options of pyiqa's metrics with which what is known of the metric no longer holds."""
+
 NOT_PER_IMAGE = frozenset({"fid", "sfid", "fid_dinov2", "inception_score"})
 """Metrics that pyiqa counts as no-reference but that score a set of images as a whole."""
 
@@ -121,6 +127,8 @@ def create_scorer(name: str, *, device: str = "auto", precision: str = "fp32") -
         ScorerError: Unknown name or option, weights that cannot be had, a missing dependency: the reason.
     """
     base, options = parse_name(name)
+    facts(name)
+    options = {key: value for key, value in options.items() if key not in DECLARATIONS}
     chosen = pick_device(device)
     try:
         with _silent(), _offline(not hub_reachable()):
@@ -135,10 +143,23 @@ def create_scorer(name: str, *, device: str = "auto", precision: str = "fp32") -
         raise
     except QualiCLIPError as error:
         raise ScorerError(str(error)) from error
-    except URLError as error:
-        raise ScorerError(f"its weights are not on this machine and cannot be downloaded: {error.reason}") from error
     except Exception as error:
-        raise ScorerError(f"{type(error).__name__}: {error}") from error
+        raise ScorerError(_why_not(error)) from error
+
+
+def _why_not(error: Exception) -> str:
+    """What keeps a metric from starting, in words; libraries raise their own errors where weights are missing."""
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    absent = "its weights are not on this machine and cannot be downloaded"
+    if isinstance(error, URLError):
+        return f"{absent}: {error.reason}"
+    hub = isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled)
+    if hub or "couldn't connect to" in str(error) or "make sure you don't have a local directory" in str(error):
+        return absent
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f"it needs the package {error.name}, which is not installed"
+    return f"{type(error).__name__}: {error}"
 
 
 def parse_name(name: str) -> tuple[str, dict[str, Any]]:
@@ -163,14 +184,33 @@ def parse_name(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def facts(name: str) -> Facts:
-    """What is known of a scorer's training, from its card or from ``scorers.csv``."""
+    """What is known of a scorer's training, from its options, its card or ``scorers.csv``, in this order.
+
+    Raises:
+        ScorerError: The options contradict each other.
+    """
     base, options = parse_name(name)
+    return _declared(name, _known(base, options), options)
+
+
+def _known(base: str, options: Mapping[str, Any]) -> Facts:
     if base in OURS or base.startswith("qualiclip+"):
         from qualiclip_plugin.weights import load_cards
 
         card = load_cards().get(str(options.get("weights", OURS.get(base, base))))
         return Facts(card.opinion_aware, card.seen, card.licence) if card else Facts()
-    return _facts_table().get(base, Facts())
+    # Other weights were trained on something else.
+    return Facts() if options.keys() & OTHER_WEIGHTS else _facts_table().get(base, Facts())
+
+
+def _declared(name: str, known: Facts, options: Mapping[str, Any]) -> Facts:
+    aware, licence = options.get("opinion_aware", known.opinion_aware), str(options.get("licence", known.licence))
+    trained_on = tuple(filter(None, str(options.get("trained_on", "+".join(known.trained_on))).split("+")))
+    if "trained_on" in options and "opinion_aware" not in options:
+        aware = bool(trained_on)
+    if not (aware is None or isinstance(aware, bool)) or (aware is False and trained_on):
+        raise ScorerError(f"{name}: opinion_aware is true or false, and trained_on needs true")
+    return Facts(aware, trained_on, licence)
 
 
 def known_scorers() -> Mapping[str, Facts]:
@@ -274,7 +314,7 @@ def _pyiqa(name: str, base: str, options: dict[str, Any], device: str) -> Scorer
     metric = pyiqa.create_metric(base, device=device, **options)
     identity = {
         "metric": base,
-        "options": options,
+        "options": {key: _by_content(value) for key, value in options.items()},
         "weights": weights_hash(metric.net),
         "device": device.split(":", maxsplit=1)[0],
         **_versions("pyiqa", "torch"),
@@ -290,6 +330,11 @@ def _pyiqa(name: str, base: str, options: dict[str, Any], device: str) -> Scorer
         # On a CPU batches gain nothing, and single images are what pyiqa's own numbers are made of.
         batches=device != "cpu" and _same_in_batches(metric, device),
     )
+
+
+def _by_content(value: Any) -> Any:
+    """A file by what it holds: where it lies is no part of a score."""
+    return f"{Path(value).name} {sha256_file(value)}" if isinstance(value, str) and Path(value).is_file() else value
 
 
 def _callable(name: str, base: str, options: dict[str, Any], device: str) -> Scorer:
@@ -315,6 +360,7 @@ def _callable(name: str, base: str, options: dict[str, Any], device: str) -> Sco
         score=lambda images: function(images.to(device), **options),
         identity=identity,
         device=device_name(device),
+        facts=facts(name),
     )
 
 
@@ -332,6 +378,7 @@ def _command(name: str, base: str, options: dict[str, Any]) -> Scorer:
         score=lambda images: _run_command(words, images),
         identity={"command": [Path(word).name if Path(word).is_file() else word for word in words], "files": files},
         device="command",
+        facts=facts(name),
         batch_pixels=COMMAND_BATCH_PIXELS,
     )
 
@@ -371,20 +418,31 @@ def _same_in_batches(metric: Callable[[Tensor], Tensor], device: str) -> bool:
     return together.shape == alone.shape and bool(torch.allclose(together, alone, rtol=1e-3, atol=1e-4))
 
 
-def availability(names: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Whether scorers can start here as things are, without any download.
+@dataclass(frozen=True)
+class Start:
+    """Whether a scorer can start here.
 
-    Yields:
-        Name, and the reason why it cannot start; empty where it can.
+    Attributes:
+        name: The scorer.
+        reason: Why it cannot; empty where it can.
+        parameters: How many it has; none where unknown.
     """
+
+    name: str
+    reason: str = ""
+    parameters: int | None = None
+
+
+def availability(names: Iterable[str]) -> Iterator[Start]:
+    """Whether scorers can start here as things are, without any download."""
     for name in names:
         try:
             with _without_network():
-                create_scorer(name, device="cpu")
+                started = create_scorer(name, device="cpu")
         except ScorerError as error:
-            yield name, str(error)
+            yield Start(name, str(error))
         else:
-            yield name, ""
+            yield Start(name, parameters=started.parameters)
 
 
 @cache
@@ -417,7 +475,7 @@ def _offline(offline: bool) -> Iterator[None]:
 @contextlib.contextmanager
 def _without_network() -> Iterator[None]:
     def refuse(*arguments: object, **options: object) -> None:
-        raise OSError("no download was tried")
+        raise OSError("none was tried")
 
     connect, resolve = socket.socket.connect, socket.getaddrinfo
     socket.socket.connect, socket.getaddrinfo = refuse, refuse  # type: ignore[method-assign, assignment]

@@ -8,6 +8,7 @@ whole parts only. Rows are keyed by the image's content; of two rows for one ima
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -34,7 +35,6 @@ DTYPES = {
     "finished": "str",
     "device": "str",
 }
-_TRIES = 5
 
 
 class StoreError(QualiCLIPError):
@@ -80,15 +80,7 @@ class Store:
         """
         import pandas as pd
 
-        for _ in range(_TRIES):
-            try:
-                parts = [_read_part(path, key) for path in self._parts(key)]
-                break
-            except FileNotFoundError:
-                # Another run has just merged the parts that were listed.
-                continue
-        else:
-            raise StoreError(f"{self._folder(key)}: changes faster than it can be read")
+        parts = self._read_parts(key)
         rows = pd.concat(parts) if parts else pd.DataFrame({name: [] for name in DTYPES}).astype(DTYPES)
         failed = rows["error"] != ""
         rows = rows.assign(failed=failed).sort_values(["image_hash", "failed", "finished", "score"], kind="stable")
@@ -117,20 +109,37 @@ class Store:
             if path != merged:
                 path.unlink(missing_ok=True)
 
+    def identity(self, scorer: str, dataset: str, fingerprint: str) -> dict[str, Any]:
+        """What a fingerprint stands for.
+
+        Args:
+            scorer: Name.
+            dataset: Name and version.
+            fingerprint: Of the scores.
+
+        Raises:
+            StoreError: It is not there or cannot be read.
+        """
+        path = self.root / "scores" / slug(scorer) / slug(dataset) / fingerprint[:16] / "identity.json"
+        try:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{path}: cannot be read: {error}") from error
+        found.pop("dataset", None)
+        return found
+
     def write_json(self, path: Path, content: Mapping[str, Any]) -> None:
         """Write a JSON file under the root in one step.
 
         Raises:
             StoreError: See :meth:`append`.
         """
-        with _DiskErrors(path), atomic_write(path, "w") as file:
-            json.dump(content, file, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
-            file.write("\n")
+        text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
+        self.write_text(path, text + "\n")
 
     def write_text(self, path: Path, text: str) -> None:
         """Write a text file in one step; see :meth:`write_json`."""
-        with _DiskErrors(path), atomic_write(path, "w") as file:
-            file.write(text)
+        _write(path, text.encode())
 
     def write_labels(self, dataset: str, table: pd.DataFrame) -> None:
         """Keep the labels beside the scores, so that reports need no images.
@@ -138,9 +147,9 @@ class Store:
         Raises:
             StoreError: See :meth:`append`.
         """
-        path = self.labels_path(dataset)
-        with _DiskErrors(path), atomic_write(path) as file:
-            table.to_parquet(file, index=False)
+        content = io.BytesIO()
+        table.to_parquet(content, index=False)
+        _write(self.labels_path(dataset), content.getvalue())
 
     def labels_path(self, dataset: str) -> Path:
         """Parquet file with the labels of a dataset, given as name and version."""
@@ -179,6 +188,18 @@ class Store:
     def _parts(self, key: ScoreKey) -> list[Path]:
         return sorted(self._folder(key).glob("part-*.parquet"))
 
+    def _read_parts(self, key: ScoreKey) -> list[pd.DataFrame]:
+        # Another run may merge while this one reads. A part that is gone is inside a merged one, written before
+        # it went; so what is new is read until two listings agree.
+        read: dict[Path, pd.DataFrame | None] = {}
+        listed: list[Path] | None = None
+        while (found := self._parts(key)) != listed:
+            listed = found
+            for path in found:
+                if path not in read:
+                    read[path] = _read_part(path, key)
+        return [part for part in read.values() if part is not None]
+
     def _write_part(self, key: ScoreKey, frame: pd.DataFrame) -> Path:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -186,11 +207,10 @@ class Store:
         path = self._folder(key) / f"part-{uuid.uuid4().hex}.parquet"
         header = {"schema_version": str(SCHEMA_VERSION), "fingerprint": key.fingerprint}
         table = pa.Table.from_pandas(frame, preserve_index=False)
+        # First, so that no part is ever without it.
+        self.write_json(self._folder(key) / "identity.json", {"dataset": key.dataset, **key.identity})
         with _DiskErrors(path), atomic_write(path) as file:
             pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **header}), file)
-        identity = self._folder(key) / "identity.json"
-        if not identity.exists():
-            self.write_json(identity, {"dataset": key.dataset, **key.identity})
         return path
 
 
@@ -202,20 +222,33 @@ def slug(name: str) -> str:
     return f"{safe.lstrip('.')[:60]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
+def _write(path: Path, content: bytes) -> None:
+    """Write a file in one step; one that holds just that is left alone, so that nothing new needs no room."""
+    with _DiskErrors(path):
+        if path.exists() and path.read_bytes() == content:
+            return
+        with atomic_write(path) as file:
+            file.write(content)
+
+
 def _frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     import pandas as pd
 
     return pd.DataFrame(list(rows), columns=list(DTYPES)).astype(DTYPES)
 
 
-def _read_part(path: Path, key: ScoreKey) -> pd.DataFrame:
+def _read_part(path: Path, key: ScoreKey) -> pd.DataFrame | None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         table = pq.read_table(path)
+    except FileNotFoundError:
+        return None
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise StoreError(f"{path}: not a readable Parquet file: {error}") from error
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read: {error.strerror or error}") from error
     header = {name.decode(): value.decode() for name, value in (table.schema.metadata or {}).items()}
     if header.get("schema_version") != str(SCHEMA_VERSION):
         raise StoreError(_other_schema(path, header.get("schema_version")))

@@ -35,7 +35,7 @@ class SingleQueryAttentionPool(nn.Module):
         self.use_positional_embedding = use_positional_embedding
 
     def forward(self, feature_map: Tensor) -> Tensor:
-        """Pool a feature map (N, C, H, W), which may be of lower precision than the pool, to image features (N, D)."""
+        """Pool a feature map (N, C, H, W), of lower precision or not, to image features (N, D)."""
         tokens = feature_map.flatten(2).to(self.q_proj.weight.dtype)
         mean = tokens.mean(dim=2, keepdim=True)
         if self.use_positional_embedding:

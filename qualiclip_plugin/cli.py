@@ -1,11 +1,12 @@
-"""Command line of the plugin: ``qualiclip score | degrade | train | weights``. Heavy imports wait until use."""
+"""Command line: ``qualiclip score | degrade | train | export | weights``. Heavy imports wait until use."""
 
 from __future__ import annotations
 
 import io
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 FAILED, USAGE = 1, 2
 """Exit codes: some images have no score; the command could not start."""
+
+RAY_PANEL = "With --engine ray"
 
 app = typer.Typer(
     help="Image quality without a reference and without human scores: QualiCLIP (arXiv 2403.11176).",
@@ -42,6 +45,20 @@ class Scale(str, Enum):
     authors = "authors"
 
 
+class Engine(str, Enum):
+    """Who scores: this process, or a pool of workers."""
+
+    local = "local"
+    ray = "ray"
+
+
+class GraphFormat(str, Enum):
+    """What a graph is written for."""
+
+    onnx = "onnx"
+    torch_export = "torch-export"
+
+
 def _print_version(asked: bool) -> None:
     if asked:
         typer.echo(f"qualiclip-plugin {__version__}")
@@ -59,7 +76,14 @@ def _root(
 
 @app.command()
 def score(
-    paths: Annotated[list[str], typer.Argument(metavar="PATH", help="Files, folders (recursive), patterns.")],
+    context: typer.Context,
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PATH",
+            help="Files, folders (recursive), patterns; with --engine ray also s3://... and Parquet.",
+        ),
+    ],
     weights: Annotated[
         str, typer.Option(envvar="QUALICLIP_WEIGHTS", help="A name from 'qualiclip weights list', or a file.")
     ] = "lite",
@@ -85,17 +109,74 @@ def score(
         int, typer.Option(min=0, help="Larger images are computed in tiles of so many pixels; 0: 8 million.")
     ] = 0,
     output: Annotated[
-        Path | None, typer.Option(help="Also write the table to a .csv, .jsonl or .parquet file.")
+        Path | None,
+        typer.Option(help="Also write the table to a .csv, .jsonl or .parquet file; with --engine ray: folder."),
     ] = None,
+    engine: Annotated[
+        Engine, typer.Option(help="local: this process. ray: all GPUs or cores of a Ray cluster, resumable.")
+    ] = Engine.local,
+    images_per_shard: Annotated[
+        int, typer.Option(min=1, help="Images in one file of scores.", rich_help_panel=RAY_PANEL)
+    ] = 500,
+    column: Annotated[
+        str | None, typer.Option(help="Column of the images in Parquet files.", rich_help_panel=RAY_PANEL)
+    ] = None,
+    ray_workers: Annotated[
+        int, typer.Option(min=0, help="Workers; 0: one a GPU, else one a core.", rich_help_panel=RAY_PANEL)
+    ] = 0,
+    ray_threads: Annotated[
+        int, typer.Option(min=1, help="Torch threads and cores of a worker.", rich_help_panel=RAY_PANEL)
+    ] = 1,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Score shards with failures again.", rich_help_panel=RAY_PANEL)
+    ] = False,
 ) -> None:
     """Score images: higher is better, from 0 to 1.
 
     Whole images are scored, neither resized nor cropped. The table goes to standard output, as tab-separated text
     when that is no terminal. An image that cannot be scored is a row with the reason.
 
+    With --engine ray the table goes to Parquet files in the folder --output, and its path to standard output; the
+    same command again scores what is missing there.
+
     Exit code: 0 all images have a score, 1 some have none, 2 the command could not start.
     """
     from qualiclip_plugin.images import check_max_pixels, images_in
+
+    colour, max_pixels = _colour(background), check_max_pixels(max_pixels)
+    if engine is Engine.ray:
+        from qualiclip_plugin.scoring.ray_engine import ScoreRequest, score_on_ray
+
+        request = ScoreRequest(
+            weights,
+            precision,
+            scale.value,
+            attributes,
+            batch_size,
+            exif,
+            colour,
+            column,
+            images_per_shard,
+            runtime,
+            tile_pixels,
+            max_pixels,
+        )
+        with _shard_progress() as advance:
+            summary = score_on_ray(
+                paths,
+                _shard_folder(output),
+                request,
+                device=device,
+                workers=ray_workers,
+                threads=ray_threads,
+                decoders=workers,
+                retry_failed=retry_failed,
+                advance=advance,
+            )
+        typer.echo(summary["scores"])
+        _exit_if_failed(summary["failed"], summary["images"])
+        return
+    _refuse_ray_options(context, paths)
     from qualiclip_plugin.scoring.score_files import check_device, score_files
     from qualiclip_plugin.scoring.score_table import check_output, to_frame, write_scores
 
@@ -103,8 +184,6 @@ def score(
     warnings.filterwarnings("ignore", module=r"PIL\.")
     if output is not None:
         check_output(output)
-    colour = _colour(background)
-    max_pixels = check_max_pixels(max_pixels)
     files = images_in(paths)
     device = check_device(device)
 
@@ -127,10 +206,45 @@ def score(
     _print_table(frame)
     if output is not None:
         write_scores(frame, output)
-    failed = int(frame["error"].notna().sum())
+    _exit_if_failed(int(frame["error"].notna().sum()), len(frame))
+
+
+def _exit_if_failed(failed: int, images: int) -> None:
     if failed:
-        typer.echo(f"{failed} of {len(frame)} images have no score", err=True)
+        typer.echo(f"{failed} of {images} images have no score", err=True)
         raise typer.Exit(FAILED)
+
+
+def _refuse_ray_options(context: typer.Context, paths: Iterable[str]) -> None:
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name in ("images_per_shard", "column", "ray_workers", "ray_threads", "retry_failed")
+        if (source := context.get_parameter_source(name)) is not None and source.name != "DEFAULT"
+    ]
+    if addresses := [path for path in paths if "://" in path]:
+        from qualiclip_plugin.scoring.storage import without_secrets
+
+        given += map(without_secrets, addresses)
+    if given:
+        raise ConfigError(f"only with --engine ray: {', '.join(given)}")
+
+
+def _shard_folder(output: Path | None) -> Path:
+    from qualiclip_plugin.scoring.score_table import WRITERS
+
+    if output is None or output.suffix.lower() in WRITERS or output.is_file():
+        raise ConfigError("--engine ray writes many files: give --output a folder")
+    return output
+
+
+@contextmanager
+def _shard_progress() -> Iterator[Callable[[int, int], None]]:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("scoring", total=None)
+        yield lambda images, total: progress.update(task, advance=images, total=total)
 
 
 def _colour(text: str) -> tuple[int, int, int]:
@@ -191,6 +305,33 @@ def degrade(
         typer.echo(degrade_file(image, distortion, level, seed=seed, output=output, table=table))
     except OSError as error:
         raise ConfigError(f"{sheet or output or image.name}: cannot be written: {error.strerror or error}") from error
+
+
+@app.command()
+def export(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write, model.onnx for example.")],
+    weights: Annotated[
+        str, typer.Option(envvar="QUALICLIP_WEIGHTS", help="A name from 'qualiclip weights list', or a file.")
+    ] = "lite",
+    form: Annotated[GraphFormat, typer.Option("--format", help="For onnxruntime, or torch.export.load.")] = (
+        GraphFormat.onnx
+    ),
+    scale: Annotated[
+        Scale, typer.Option(help="Factor on the similarities: the one pyiqa uses or the authors'.")
+    ] = Scale.pyiqa,
+) -> None:
+    """Write the model as a graph that runs without this package: images of any size in, scores out.
+
+    Input: images (N, 3, H, W), RGB in [0, 1], float32, sides from 64 pixels. Output: scores (N, 1).
+    """
+    from qualiclip_plugin.export import EXPORTERS
+    from qualiclip_plugin.weights import load_model
+
+    try:
+        EXPORTERS[form.value](load_model(weights, scale=scale.value), path)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from error
+    typer.echo(path)
 
 
 @weights_app.command("list")

@@ -6,11 +6,14 @@ graph, so its memory grows with the image.
 
 from __future__ import annotations
 
+import copy
 import os
 from typing import Any
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from timm.layers import Conv2dSame
+from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from qualiclip_plugin.errors import ConfigError
@@ -26,16 +29,59 @@ def _shapes() -> dict[str, dict[int, Any]]:
     return {"images": {0: Dim("batch"), **sides}}
 
 
+class _SameConv(nn.Module):
+    """timm's convolution at stride 2 with TensorFlow's padding, which depends on whether a side is odd.
+
+    timm takes the larger of zero and a rounded size, from which a graph of free size cannot tell that its maps are
+    large enough; the rest of a division by two says the same.
+    """
+
+    def __init__(self, conv: Conv2dSame) -> None:
+        super().__init__()
+        if conv.stride != (2, 2) or any(side % 2 == 0 for side in conv.kernel_size) or conv.dilation != (1, 1):
+            raise ConfigError(f"cannot export a 'same' convolution of {conv.kernel_size} at stride {conv.stride}")
+        self.conv = conv
+
+    def forward(self, images: Tensor) -> Tensor:
+        conv, (rows, columns) = self.conv, self.conv.kernel_size
+        height, width = images.shape[2:]
+        before = [(kernel - 3) // 2 + side % 2 for kernel, side in ((columns, width), (rows, height))]
+        after = [(kernel - 1) // 2 for kernel in (columns, rows)]
+        padded = F.pad(images, [before[0], after[0], before[1], after[1]])
+        return F.conv2d(padded, conv.weight, conv.bias, conv.stride, groups=conv.groups)
+
+
+def _for_graphs(model: nn.Module) -> nn.Module:
+    """A copy of a model that computes the same and can be traced for all sizes."""
+    copied = copy.deepcopy(model)
+    for name, module in list(copied.named_modules()):
+        if isinstance(module, Conv2dSame):
+            parent, _, child = name.rpartition(".")
+            setattr(copied.get_submodule(parent), child, _SameConv(module))
+    return copied
+
+
 def export_program(model: nn.Module) -> ExportedProgram:
     """Export a model loaded for inference: images (N, 3, H, W), RGB in [0, 1] -> scores (N, 1).
 
     Raises:
-        ConfigError: The model is in training mode.
+        ConfigError: The model is in training mode, or has a layer that depends on the size in another way.
     """
     if model.training:
         raise ConfigError("only a model in evaluation mode can be exported (load_model(..., inference=True))")
     with torch.no_grad():
-        return torch.export.export(model, (torch.rand(_EXAMPLE_SIZE),), dynamic_shapes=_shapes())
+        return torch.export.export(_for_graphs(model), (torch.rand(_EXAMPLE_SIZE),), dynamic_shapes=_shapes())
+
+
+def export_torch(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write a model loaded for inference as a file for ``torch.export.load``.
+
+    Raises:
+        ConfigError: See :func:`export_program`.
+        OSError: The file cannot be written.
+    """
+    with atomic_write(path) as file:  # before the work: a place that cannot be written is an error at once
+        torch.export.save(export_program(model), file)
 
 
 def export_onnx(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -49,14 +95,18 @@ def export_onnx(model: nn.Module, path: str | os.PathLike[str]) -> None:
         import onnxscript  # noqa: F401 (torch.onnx needs it and would say so in a longer way)
     except ImportError as error:
         raise ConfigError('ONNX export needs further packages: pip install "qualiclip-plugin[onnx]"') from error
-    program = torch.onnx.export(
-        export_program(model),
-        input_names=["images"],
-        output_names=["scores"],
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
-    assert program is not None  # noqa: S101 (narrows the type: no file was given)
     with atomic_write(path) as file:
+        program = torch.onnx.export(
+            export_program(model),
+            input_names=["images"],
+            output_names=["scores"],
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+        assert program is not None  # noqa: S101 (narrows the type: no file was given)
         file.write(program.model_proto.SerializeToString())
+
+
+EXPORTERS = {"onnx": export_onnx, "torch-export": export_torch}
+"""Formats of a graph, and what writes one."""

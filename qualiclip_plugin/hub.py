@@ -26,7 +26,8 @@ class HubQualiCLIP(
     """QualiCLIP with the Hub's ``save_pretrained``, ``push_to_hub`` and ``from_pretrained``.
 
     Takes the arguments of :class:`QualiCLIP`; :meth:`of` makes one of a trained model. Models whose BatchNorm was
-    folded for inference cannot be saved.
+    folded for inference cannot be saved. ``from_pretrained`` gives a model in evaluation mode, ready to score and
+    to be trained further after ``train()``.
     """
 
     @classmethod
@@ -64,4 +65,4 @@ class HubQualiCLIP(
             options |= {"force_download": force_download, "local_files_only": local_files_only}
             path = Path(hf_hub_download(model_id, FILE_NAME, **options))
         # Everything else in `settings` is config.json's copy of what the file carries.
-        return cls.of(build_model(read_weights(path), precision=settings.get("precision", "fp32")))
+        return cls.of(build_model(read_weights(path), precision=settings.get("precision", "fp32"))).eval()

@@ -224,7 +224,7 @@ def _rgb(image: Image.Image) -> Tensor:
     pixels = np.empty((height, width, 3), dtype=np.uint8)
     for top in range(0, height, _ROWS):
         rows = image.crop((0, top, width, min(top + _ROWS, height)))
-        pixels[top : top + _ROWS] = rows if rows.mode == "RGB" else rows.convert("RGB")
+        pixels[top : top + _ROWS] = np.asarray(rows if rows.mode == "RGB" else rows.convert("RGB"))
     return torch.from_numpy(pixels)
 
 

@@ -56,7 +56,7 @@ def _fold_pair(block: nn.Module, conv_name: str, norm_name: str) -> None:
 
 
 def prepare_for_inference(module: nn.Module, precision: str = "fp32") -> nn.Module:
-    """Freeze, fold BatchNorm, lower the precision and lay the weights out channels-last, in place; returns ``module``.
+    """Freeze, fold BatchNorm, lower the precision, lay weights out channels-last, in place; returns ``module``.
 
     Convolutional towers hold the weights of their convolutions in the precision itself and pool in fp32; other towers
     stay fp32 and are left to autocast, which knows which of their operations need it.
@@ -70,7 +70,7 @@ def prepare_for_inference(module: nn.Module, precision: str = "fp32") -> nn.Modu
 
 
 def _lower(tower: ConvTower, dtype: torch.dtype) -> None:
-    tower.own_precision = True
+    tower.dtype = dtype
     for module in tower.modules():
         if isinstance(module, nn.Conv2d):
             module.to(dtype)
@@ -85,6 +85,6 @@ def check_precision(precision: str) -> str:
 
 def autocast(precision: str, device: torch.device, tower: nn.Module) -> AbstractContextManager[object]:
     """The autocast context of a precision on a device; none for fp32, nor for a tower that sees to it itself."""
-    if precision == "fp32" or getattr(tower, "own_precision", False):
+    if precision == "fp32" or (isinstance(tower, ConvTower) and tower.dtype is not None):
         return nullcontext()
     return torch.autocast(device.type, dtype=PRECISIONS[precision])

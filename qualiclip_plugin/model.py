@@ -166,7 +166,7 @@ class QualiCLIP(nn.Module):
 
 
 def check_images(images: Tensor) -> None:
-    """Raise ``ImageError`` unless ``images`` is (N, 3 or 1, H, W) with both sides at least ``MIN_SIZE``, in a known type."""
+    """Raise ``ImageError`` unless ``images`` is (N, 3 or 1, H, W), of a known type, sides at least ``MIN_SIZE``."""
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise ImageError(f"expected floating-point images in [0, 1] or bytes, got {images.dtype}")
     if images.dim() != 4 or images.shape[1] not in (1, 3):

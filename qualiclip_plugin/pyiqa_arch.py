@@ -67,7 +67,9 @@ class PyiqaQualiCLIP(nn.Module):
         if plus and train_image_encoder:
             raise WeightsError("QualiCLIP+ learns prompts on a frozen encoder; train_image_encoder needs 'qualiclip'")
         if runtime == "compiled":
-            raise ConfigError("pyiqa moves a network once it is built: load_model(runtime='compiled') compiles in place")
+            raise ConfigError(
+                "pyiqa moves a network once built, a compiled one stays: use load_model(runtime='compiled')"
+            )
         card = load_cards().get(chosen_weights(weights))
         if card is not None and card.format == "prompt-learner":
             raise WeightsError(f"weights {card.name!r} are learned prompts; ask for the metric {card.name!r} instead")

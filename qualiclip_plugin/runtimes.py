@@ -158,7 +158,7 @@ class _Module(nn.Module):
 
 
 def _channels_last(graph: Any) -> Any:
-    """The graph with inputs and outputs (N, H, W, C), the layout that torch's channels-last tensors have in memory."""
+    """The graph with inputs and outputs (N, H, W, C), as torch's channels-last tensors lie in memory."""
     from openvino.preprocess import PrePostProcessor
 
     processor = PrePostProcessor(graph)

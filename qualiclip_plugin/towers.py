@@ -5,7 +5,7 @@ tiles, in a lower precision or in another runtime; pooling and projection are sm
 
 The deepest features of an ImageNet network name the objects in a picture and forget much of how well it was taken;
 the stages before them still know. :class:`StagePoolTower` takes the spatial mean of chosen stages, side by side, and
-projects them linearly, so that the tower fits images of any size and its head can be fitted in closed form.
+projects them, so it takes images of any size, and its head can be fitted to features that need computing only once.
 
 In a backbone configuration it stands in the place of open_clip's settings::
 
@@ -14,7 +14,7 @@ In a backbone configuration it stands in the place of open_clip's settings::
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import timm
@@ -34,11 +34,16 @@ class ConvTower(nn.Module):
     Attributes:
         parts: Names of the methods that compute the maps, in the order they run: the first takes normalised images,
             each other one the map of the one before; the last may give several maps.
-        own_precision: The parts compute in a precision of their own, so that autocast must stay away.
+        dtype: The type of the weights of the convolutions where they were given one of their own, so that autocast
+            must stay away; else ``None``.
     """
 
     parts: ClassVar[tuple[str, ...]]
-    own_precision: bool = False
+    dtype: torch.dtype | None = None
+
+    def cast(self, images: Tensor) -> Tensor:
+        """Images as the first convolution takes them."""
+        return images if self.dtype is None else images.to(self.dtype)
 
 
 class ResNetTower(ModifiedResNet, ConvTower):
@@ -51,6 +56,12 @@ class ResNetTower(ModifiedResNet, ConvTower):
     """
 
     parts = ("feature_map",)
+    stem: Callable[[Tensor], Tensor]
+    layer1: nn.Module
+    layer2: nn.Module
+    layer3: nn.Module
+    layer4: nn.Module
+    attnpool: nn.Module
 
     def __init__(self, vision_cfg: dict[str, Any], embed_dim: int, positional_embedding: bool = False) -> None:
         config = CLIPVisionCfg(**vision_cfg)
@@ -60,7 +71,7 @@ class ResNetTower(ModifiedResNet, ConvTower):
 
     def feature_map(self, images: Tensor) -> Tensor:
         """Normalised images (N, 3, H, W) -> the map before the pool, (N, C, H / 32, W / 32)."""
-        features = self.stem(images.to(self.conv1.weight.dtype))
+        features = self.stem(self.cast(images))
         return self.layer4(self.layer3(self.layer2(self.layer1(features))))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -69,12 +80,13 @@ class ResNetTower(ModifiedResNet, ConvTower):
 
 
 class StagePoolTower(ConvTower):
-    """Spatial means of chosen stages of an untrained timm EfficientNet (or MobileNet), projected linearly.
+    """Spatial means of chosen stages of an untrained timm EfficientNet (or MobileNet), projected.
 
     Args:
         model: timm's name of the network.
         stages: Indices of the stages (``blocks.N``) that are pooled; nothing after the last one is kept.
         embed_dim: Size D of the features.
+        hidden: Units of a hidden layer whose output the projection sees beside the means; 0: none.
 
     Raises:
         ConfigError: timm knows no such network, it has another layout, or a stage does not exist.
@@ -82,7 +94,7 @@ class StagePoolTower(ConvTower):
 
     parts = ("early_map", "stage_maps")
 
-    def __init__(self, model: str, stages: Sequence[int], embed_dim: int) -> None:
+    def __init__(self, model: str, stages: Sequence[int], embed_dim: int, hidden: int = 0) -> None:
         super().__init__()
         if not timm.is_model(model):
             raise ConfigError(f"timm has no model {model!r}")
@@ -98,12 +110,25 @@ class StagePoolTower(ConvTower):
         self.trunk = trunk
         # Where large images are cut in two passes: what comes before has most pixels and sees least far.
         self.early = min(3, self.stages[0])
-        self.head = nn.Linear(sum(_channels(trunk.blocks[stage]) for stage in self.stages), embed_dim)
+        self.channels = [_channels(trunk.blocks[stage]) for stage in self.stages]
+        self.hidden = nn.Linear(sum(self.channels), hidden) if hidden else None
+        self.head = nn.Linear(sum(self.channels) + hidden, embed_dim)
+
+    def columns(self, stages: Sequence[int]) -> Tensor:
+        """Where the means of some of the pooled stages stand among all means, (C,) int64.
+
+        Raises:
+            ConfigError: A stage is not pooled.
+        """
+        if not stages or not set(stages) <= set(self.stages):
+            raise ConfigError(f"this tower pools the stages {list(self.stages)}, not {list(stages)}")
+        owners = torch.repeat_interleave(torch.tensor(self.stages), torch.tensor(self.channels))
+        return torch.isin(owners, torch.tensor(list(stages))).nonzero().flatten()
 
     def early_map(self, images: Tensor) -> Tensor:
         """Normalised images (N, 3, H, W) -> the feature map after the first ``early`` stages."""
-        stem = self.trunk.conv_stem
-        return self.trunk.blocks[: self.early](self.trunk.bn1(stem(images.to(stem.weight.dtype))))
+        stem = self.trunk.bn1(self.trunk.conv_stem(self.cast(images)))
+        return self.trunk.blocks[: self.early](stem)
 
     def stage_maps(self, features: Tensor) -> list[Tensor]:
         """The early map -> the feature maps of the chosen stages."""
@@ -123,7 +148,10 @@ class StagePoolTower(ConvTower):
         """Means of the chosen stages (N, C) -> features (N, D), in fp32 also where the stages are not."""
         # Scores are differences of similarities times a large factor, which half precision would not survive.
         with torch.autocast(pooled.device.type, enabled=False):
-            return self.head(pooled.float())
+            seen = pooled.float()
+            if self.hidden is not None:
+                seen = torch.cat([seen, nn.functional.gelu(self.hidden(seen))], dim=1)
+            return self.head(seen)
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode normalised images (N, 3, H, W) to features (N, D), not of unit norm."""

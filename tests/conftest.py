@@ -6,11 +6,13 @@ import importlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from qualiclip_plugin.attention_pool import SingleQueryAttentionPool
@@ -18,6 +20,7 @@ from qualiclip_plugin.backbones import backbone_config, build_image_encoder
 from qualiclip_plugin.checkpoint import CLIP_MEAN, CLIP_STD, build_text_side, read_weights, save_checkpoint
 from qualiclip_plugin.model import QualiCLIP
 from qualiclip_plugin.prompts import ATTRIBUTES, paired_features
+from tests.local_server import LocalServer
 
 # Tests must not depend on the user's choice of weights.
 os.environ.pop("QUALICLIP_WEIGHTS", None)
@@ -146,3 +149,57 @@ def use_official(official_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Point the weight cache to ``official_home``."""
     monkeypatch.setenv("TORCH_HOME", str(official_home))
     return official_home
+
+
+@pytest.fixture(scope="session")
+def photo_folder(tmp_path_factory: pytest.TempPathFactory, photographs: list[np.ndarray]) -> str:
+    """Eight small photographs."""
+    folder = tmp_path_factory.mktemp("photos")
+    for number, photo in enumerate(photographs):
+        for part in range(2):
+            crop = photo[60 : 60 + 96, 100 * part : 100 * part + 112]
+            Image.fromarray(crop).save(folder / f"photo{number}{part}.png")
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def run_settings(tiny_checkpoint: Path) -> dict[str, Any]:
+    """A run of a second."""
+    return {
+        "weights": str(tiny_checkpoint),
+        "steps": 6,
+        "batch_size": 2,
+        "crop_size": 64,
+        "levels": 3,
+        "distortions": ["gaussian_blur", "jpeg", "white_noise", "darken"],
+        "learning_rate": 1e-3,
+        "schedule": "cosine",
+        "cpu": True,
+        "workers": 2,
+        "validation_photos": 0,
+        "validation_size": 64,
+        "save_every": 2,
+    }
+
+
+@pytest.fixture(scope="module")
+def finished_run(
+    run_settings: dict[str, Any], photo_folder: str, one_thread: None, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of a finished run of ``run_settings``."""
+    from tests.training_runs import run
+
+    output = tmp_path_factory.mktemp("whole") / "run"
+    run(run_settings, photo_folder, output)
+    return output
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalServer]:
+    """A web server on this machine, asked directly, and an empty cache."""
+    monkeypatch.setenv("QUALICLIP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("no_proxy", "*")
+    started = LocalServer()
+    yield started
+    started.stop()

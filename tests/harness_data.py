@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
+import tarfile
 import time
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,3 +79,32 @@ def fake_scorer(score: Callable[[torch.Tensor], Any] = brightness, name: str = "
         identity={"metric": name, "version": options.pop("version", 1)},
         **options,
     )
+
+
+def png(seed: int) -> bytes:
+    """A picture as the bytes of a file."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture(seed)).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def tgz(files: Mapping[str, bytes], *extra: tarfile.TarInfo) -> bytes:
+    """A compressed tar of files and of further entries."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+        for info in extra:
+            archive.addfile(info)
+    return buffer.getvalue()
+
+
+def zipped(files: Mapping[str, bytes]) -> bytes:
+    """A zip of files."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()

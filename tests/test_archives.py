@@ -4,121 +4,41 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import http.server
 import io
 import stat
 import tarfile
-import threading
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from harness.data import download
-from harness.data.datasets import image_bytes, open_dataset
+from harness.data.datasets import open_dataset, open_spec
 from harness.data.download import fetch
-from harness.data.specs import Archive, Columns, DatasetSpec, Opinion, RemoteFile, Skip
+from harness.data.sources import image_bytes
+from harness.data.specs import (
+    Archive,
+    Columns,
+    DatasetSpec,
+    LabelFile,
+    Opinion,
+    Skip,
+)
 from harness.data.unpack import Limits, unpack
 from qualiclip_plugin.errors import DatasetError
-from tests.harness_data import picture
-
-
-class Server:
-    """Serves bytes by name, with ranges; may cut the first answers short or answer with an error."""
-
-    def __init__(self) -> None:
-        self.files: dict[str, bytes] = {}
-        self.cuts: list[int] = []
-        self.status = 200
-        self.ranges = True
-        self.requests: list[str | None] = []
-        handler = type("Handler", (_Handler,), {"owner": self})
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def remote(self, name: str, **options: Any) -> RemoteFile:
-        host, port = self.server.server_address[:2]
-        return RemoteFile(file=name, address=f"http://{host}:{port}/{name}", **options)
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    owner: Server
-
-    def do_GET(self) -> None:
-        wanted = self.headers.get("Range")
-        self.owner.requests.append(wanted)
-        content = self.owner.files.get(self.path.strip("/"))
-        if self.owner.status != 200 or content is None:
-            self.send_error(self.owner.status if self.owner.status != 200 else 404)
-            return
-        start = int(wanted[len("bytes=") :].rstrip("-")) if wanted and self.owner.ranges else 0
-        if start and start >= len(content):
-            self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{len(content)}")
-            self.end_headers()
-            return
-        body = content[start:]
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.owner.cuts:
-            self.wfile.write(body[: self.owner.cuts.pop(0)])
-            self.close_connection = True
-            return
-        self.wfile.write(body)
-
-    def log_message(self, *arguments: object) -> None:
-        """Be quiet."""
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
-    monkeypatch.setenv("QUALICLIP_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setenv("no_proxy", "*")
-    started = Server()
-    yield started
-    started.server.shutdown()
-    started.server.server_close()
-
-
-def png(seed: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(picture(seed)).save(buffer, "png")
-    return buffer.getvalue()
-
-
-def tgz(files: dict[str, bytes], *extra: tarfile.TarInfo) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-        for info in extra:
-            archive.addfile(info)
-    return buffer.getvalue()
-
-
-def zipped(files: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return buffer.getvalue()
-
+from tests.harness_data import png, tgz, zipped
+from tests.local_server import LocalServer, remote
 
 PICTURES = {f"koniq10k/512x384/{i}.png": png(i) for i in range(4)}
 LABELS = b"img_name,note,mos,std\n" + b"".join(b"%d.png,x,%d,1\n" % (i, i + 1) for i in range(4))
 
 
-def koniq(server: Server, **options: Any) -> DatasetSpec:
+def koniq(server: LocalServer, **options: Any) -> DatasetSpec:
     archive = Archive(
-        images=server.remote("koniq10k.tgz"),
-        labels=server.remote("meta_info.csv"),
+        images=remote(server, "koniq10k.tgz"),
+        labels=remote(server, "meta_info.csv", LabelFile),
         path="koniq10k/512x384/{img_name}",
     )
     values: dict[str, Any] = {
@@ -135,7 +55,7 @@ def koniq(server: Server, **options: Any) -> DatasetSpec:
     return DatasetSpec(**{**values, **options})
 
 
-def test_an_archive_dataset_is_joined_by_column_name(server: Server) -> None:
+def test_an_archive_dataset_is_joined_by_column_name(server: LocalServer) -> None:
     server.files = {"koniq10k.tgz": tgz(PICTURES), "meta_info.csv": LABELS}
     images = open_dataset("koniq", {"koniq": koniq(server)})
     assert images.table["file_name"].tolist() == [f"{i}.png" for i in range(4)]
@@ -146,11 +66,11 @@ def test_an_archive_dataset_is_joined_by_column_name(server: Server) -> None:
     assert len(server.requests) == asked
 
 
-def test_labels_may_lie_in_a_zip_with_its_images(server: Server) -> None:
+def test_labels_may_lie_in_a_zip_with_its_images(server: LocalServer) -> None:
     files = {"data.csv": b"name,mos_quality\n" + b"".join(b"%d.png,%d\n" % (i, i + 1) for i in range(4))}
     files |= {f"image/{i}.png": png(i) for i in range(4)}
     server.files = {"AGIQA.zip": zipped(files)}
-    archive = Archive(server.remote("AGIQA.zip"), RemoteFile("data.csv"), "image/{name}")
+    archive = Archive(remote(server, "AGIQA.zip"), LabelFile("data.csv"), "image/{name}")
     spec = koniq(server, archive=archive, columns=Columns(image="name", opinion="mos_quality"))
     assert len(open_dataset("koniq", {"koniq": spec})) == 4
 
@@ -158,8 +78,16 @@ def test_labels_may_lie_in_a_zip_with_its_images(server: Server) -> None:
 @pytest.mark.parametrize(
     ("labels", "path", "message"),
     [
-        (LABELS.replace(b"mos", b"score"), "koniq10k/512x384/{img_name}", "no mos"),
-        (LABELS, "koniq10k/1024x768/{img_name}", r"4 of 4 images are not in koniq10k\.tgz, the first is"),
+        (
+            LABELS.replace(b"mos", b"score"),
+            "koniq10k/512x384/{img_name}",
+            "no column mos; found img_name, note, score",
+        ),
+        (
+            LABELS,
+            "koniq10k/1024x768/{img_name}",
+            r"line 2: image .*0\.png' is missing \(4 of 4 images of koniq are\)",
+        ),
         (LABELS, "koniq10k/{size}/{img_name}", "no column 'size'"),
         (LABELS.replace(b"3.png", b"../../../x"), "{img_name}", "leads out of the folder"),
         (LABELS.replace(b"x,4,", b"x,9,"), "koniq10k/512x384/{img_name}", r"outside the declared range 1\.\.5"),
@@ -167,7 +95,7 @@ def test_labels_may_lie_in_a_zip_with_its_images(server: Server) -> None:
         (LABELS[: LABELS.rindex(b"3.png")], "koniq10k/512x384/{img_name}", "3 images found, 4 declared"),
     ],
 )
-def test_labels_that_do_not_fit_are_named(server: Server, labels: bytes, path: str, message: str) -> None:
+def test_labels_that_do_not_fit_are_named(server: LocalServer, labels: bytes, path: str, message: str) -> None:
     server.files = {"koniq10k.tgz": tgz(PICTURES), "meta_info.csv": labels}
     spec = koniq(server)
     assert spec.archive is not None
@@ -176,7 +104,7 @@ def test_labels_that_do_not_fit_are_named(server: Server, labels: bytes, path: s
         open_dataset("koniq", {"koniq": spec})
 
 
-def test_practice_images_do_not_count(server: Server) -> None:
+def test_practice_images_do_not_count(server: LocalServer) -> None:
     server.files = {"koniq10k.tgz": tgz(PICTURES), "meta_info.csv": LABELS}
     spec = koniq(server, images=3)
     assert spec.archive is not None
@@ -188,34 +116,34 @@ def test_practice_images_do_not_count(server: Server) -> None:
 CONTENT = bytes(range(256)) * 4000
 
 
-def test_a_cut_download_resumes_where_it_broke(server: Server, tmp_path: Path) -> None:
+def test_a_cut_download_resumes_where_it_broke(server: LocalServer, tmp_path: Path) -> None:
     server.files, server.cuts = {"big": CONTENT}, [300_000, 200_000]
-    assert fetch(server.remote("big"), tmp_path).read_bytes() == CONTENT
+    assert fetch(remote(server, "big"), tmp_path).read_bytes() == CONTENT
     assert server.requests[0] is None
     assert [int(asked[6:-1]) > 0 for asked in server.requests[1:] if asked] == [True, True]
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_a_later_run_goes_on_with_what_is_there(server: Server, tmp_path: Path) -> None:
+def test_a_later_run_goes_on_with_what_is_there(server: LocalServer, tmp_path: Path) -> None:
     server.files, server.cuts = {"big": CONTENT}, [100_000] * download.ATTEMPTS
     with pytest.raises(DatasetError, match="broke off 5 times"):
-        fetch(server.remote("big"), tmp_path)
+        fetch(remote(server, "big"), tmp_path)
     assert not (tmp_path / "big").exists()
     have = (tmp_path / "big.part").stat().st_size
     assert 0 < have < len(CONTENT)
-    assert fetch(server.remote("big"), tmp_path).read_bytes() == CONTENT
+    assert fetch(remote(server, "big"), tmp_path).read_bytes() == CONTENT
     assert server.requests[-1] == f"bytes={have}-"
 
 
-def test_a_server_without_ranges_starts_again(server: Server, tmp_path: Path) -> None:
+def test_a_server_without_ranges_starts_again(server: LocalServer, tmp_path: Path) -> None:
     server.files, server.cuts, server.ranges = {"big": CONTENT}, [300_000], False
-    assert fetch(server.remote("big"), tmp_path).read_bytes() == CONTENT
+    assert fetch(remote(server, "big"), tmp_path).read_bytes() == CONTENT
 
 
-def test_a_whole_partial_file_is_accepted(server: Server, tmp_path: Path) -> None:
+def test_a_whole_partial_file_is_accepted(server: LocalServer, tmp_path: Path) -> None:
     server.files = {"big": CONTENT}
     (tmp_path / "big.part").write_bytes(CONTENT)
-    assert fetch(server.remote("big"), tmp_path).read_bytes() == CONTENT
+    assert fetch(remote(server, "big"), tmp_path).read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize(
@@ -227,36 +155,36 @@ def test_a_whole_partial_file_is_accepted(server: Server, tmp_path: Path) -> Non
     ],
 )
 def test_another_file_than_declared_is_refused(
-    server: Server, tmp_path: Path, options: dict[str, Any], message: str
+    server: LocalServer, tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     server.files = {"big": CONTENT}
     with pytest.raises(DatasetError, match=message):
-        fetch(server.remote("big", **options), tmp_path)
+        fetch(remote(server, "big", **options), tmp_path)
     assert not (tmp_path / "big").exists()
 
 
-def test_the_declared_hash_is_accepted_and_a_later_change_noticed(server: Server, tmp_path: Path) -> None:
+def test_the_declared_hash_is_accepted_and_a_later_change_noticed(server: LocalServer, tmp_path: Path) -> None:
     server.files = {"big": CONTENT}
-    fetch(server.remote("big", sha256=hashlib.sha256(CONTENT).hexdigest()), tmp_path)
-    fetch(server.remote("big"), tmp_path)
+    fetch(remote(server, "big", sha256=hashlib.sha256(CONTENT).hexdigest()), tmp_path)
+    fetch(remote(server, "big"), tmp_path)
     (tmp_path / "big").write_bytes(CONTENT[:-1] + b"!")
     with pytest.raises(DatasetError, match="delete it to download it again"):
-        fetch(server.remote("big"), tmp_path)
+        fetch(remote(server, "big"), tmp_path)
 
 
 @pytest.mark.parametrize(("status", "requests"), [(404, 1), (503, download.ATTEMPTS)])
-def test_an_error_page_is_no_file(server: Server, tmp_path: Path, status: int, requests: int) -> None:
+def test_an_error_page_is_no_file(server: LocalServer, tmp_path: Path, status: int, requests: int) -> None:
     server.status = status
     with pytest.raises(DatasetError, match=str(status)):
-        fetch(server.remote("big"), tmp_path)
+        fetch(remote(server, "big"), tmp_path)
     assert len(server.requests) == requests
     assert not (tmp_path / "big").exists()
 
 
-def test_offline_nothing_is_asked(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_nothing_is_asked(server: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(DatasetError, match="HF_HUB_OFFLINE is set"):
-        fetch(server.remote("big"), tmp_path)
+        fetch(remote(server, "big"), tmp_path)
     assert server.requests == []
 
 
@@ -331,3 +259,13 @@ def test_an_unpacked_folder_is_kept(tmp_path: Path) -> None:
     (tmp_path / "packed").unlink()
     assert unpack(tmp_path / "packed", tmp_path / "out") == folder
     assert len(list(folder.rglob("*.png"))) == 4
+
+
+def test_a_file_that_is_there_twice_is_not_chosen_by_chance(server: LocalServer) -> None:
+    files = {f"{folder}/{i}.png": png(i) for folder in "ab" for i in range(4)}
+    server.files = {"koniq10k.tgz": tgz(files), "meta_info.csv": LABELS}
+    spec = koniq(server)
+    assert spec.archive is not None
+    anywhere = dataclasses.replace(spec.archive, path="**/{img_name}")
+    with pytest.raises(DatasetError, match=r"\*\*/0\.png fits [ab]/0\.png and [ab]/0\.png"):
+        open_spec(dataclasses.replace(spec, archive=anywhere))

@@ -322,7 +322,7 @@ def test_version_and_help() -> None:
     assert qualiclip("--version").stdout.strip() == f"qualiclip-plugin {__version__}"
     run = qualiclip("--help")
     assert run.returncode == 0
-    for command in ("score", "degrade", "train", "weights"):
+    for command in ("score", "degrade", "train", "export", "weights"):
         assert command in run.stdout
 
 

@@ -12,10 +12,12 @@ import pytest
 from PIL import Image
 
 from harness.data import ladders
-from harness.data.datasets import image_bytes, open_dataset
+from harness.data.datasets import open_dataset
 from harness.data.labels import LABELS
-from harness.data.loading import batches, decoded, in_background, resize_shorter_side
+from harness.data.loading import batches, decoded, in_background
 from harness.data.metadata import local_spec
+from harness.data.resizing import resize_shorter_side
+from harness.data.sources import image_bytes
 from harness.data.specs import (
     Columns,
     DatasetSpec,
@@ -70,6 +72,44 @@ def test_jsonl_and_subfolders(tmp_path: Path) -> None:
     assert images.table["file_name"].tolist() == [row["file_name"] for row in rows]
 
 
+def test_an_imagefolder_with_a_folder_for_each_split(tmp_path: Path) -> None:
+    for part, offset in (("test", 10), ("train", 20)):
+        write_images(tmp_path / part, 3)
+        rows = [{"file_name": f"{i}.png", "mos": i + offset} for i in range(3)]
+        write_metadata(tmp_path / part, rows)
+    images = open_dataset(str(tmp_path))
+    assert images.table["file_name"].tolist() == [f"{part}/{i}.png" for part in ("test", "train") for i in range(3)]
+    assert images.table["split"].tolist() == ["test"] * 3 + ["train"] * 3
+    assert images.table["opinion"].tolist() == [10, 11, 12, 20, 21, 22]
+    write_metadata(tmp_path / "train", [{"file_name": "../test/0.png", "mos": 1}])
+    with pytest.raises(DatasetError, match=r"train/metadata\.csv, line 2: file name .* leads out of the folder"):
+        open_dataset(str(tmp_path))
+
+
+def test_missing_images_are_named_and_left_out_only_when_asked(tmp_path: Path) -> None:
+    folder = opinion_folder(tmp_path, 6)
+    (folder / "2.png").unlink()
+    (folder / "4.png").unlink()
+    with pytest.raises(DatasetError, match=r"line 4: image '2\.png' is missing \(2 of 6 images of .* are\)"):
+        open_dataset(str(folder))
+    images = open_dataset(str(folder), allow_partial=True)
+    assert images.table["file_name"].tolist() == ["0.png", "1.png", "3.png", "5.png"]
+    assert not images.complete
+    assert [text.rpartition(", ")[2] for text in images.missing] == [
+        "line 4: image '2.png' is missing",
+        "line 6: image '4.png' is missing",
+    ]
+
+
+def test_resizing_is_part_of_what_a_score_is_kept_under(tmp_path: Path) -> None:
+    images = open_dataset(str(opinion_folder(tmp_path, 4)))
+    resized = dataclasses.replace(images, spec=dataclasses.replace(images.spec, resize=20))
+    assert images.reading.keys() < resized.reading.keys()
+    assert resized.reading["shorter_side"] == 20
+    assert len(resized.reading["resizing"]) == 16
+    assert next(decoded(resized, [0])).pixels.shape == (3, 20, 24)
+
+
 def test_a_changed_label_changes_the_labels_hash_and_no_image_hash(tmp_path: Path) -> None:
     folder = opinion_folder(tmp_path, 4)
     before = open_dataset(str(folder))
@@ -113,7 +153,7 @@ def test_bad_metadata_is_named_by_its_row(tmp_path: Path, rows: list[dict[str, s
         ("", "no rows"),
         ("file_name,mos,mos\n0.png,1,1\n", "column mos occurs twice"),
         ("file_name,mos\n0.png,1,1\n", "line 2: more cells than the 2 columns"),
-        ("file_name,mos\n0.png\n1.png,1\n", "line 2: no mos"),
+        ("file_name,mos\n0.png\n1.png,1\n", "line 2: no value for mos"),
         ("file_name,mos\n\xff,1\n".encode("latin-1"), "cannot be read"),
     ],
 )
@@ -148,6 +188,15 @@ def test_shipped_specs_are_valid_and_named_like_their_files() -> None:
     assert set(shipped_specs()) == {path.stem for path in SHIPPED.glob("*.yaml")}
 
 
+@pytest.mark.parametrize("spec", shipped_specs().values(), ids=shipped_specs())
+def test_a_shipped_spec_is_pinned_or_says_that_it_is_not(spec: DatasetSpec) -> None:
+    assert spec.pinned != ("revision is to be pinned" in spec.notes)
+    assert spec.licence
+    assert spec.citation
+    assert spec.opinion is None or spec.seen_by
+    assert spec.ran == (spec.name == "ladders")
+
+
 def test_count_that_differs_is_refused_unless_partial_is_allowed(tmp_path: Path) -> None:
     folder = opinion_folder(tmp_path / "data", 4)
     spec = dataclasses.replace(local_spec(folder), images=5, name="five")
@@ -160,7 +209,7 @@ def test_count_that_differs_is_refused_unless_partial_is_allowed(tmp_path: Path)
     ("text", "message"),
     [
         (MINIMAL + "colour: red\n", "line 7: unknown key colour"),
-        (MINIMAL + "columns: {imag: file}\n", r"line 7: unknown key columns\.imag; did you mean 'image'"),
+        (MINIMAL + "columns: {imag: file}\n", r"line 7: unknown key columns\.imag; did you mean image\?"),
         (MINIMAL.replace("licence: mine\n", ""), "line 1: missing key licence"),
         (MINIMAL.replace('"1"', "1"), "line 2: version must be text"),
         (MINIMAL + "images: many\n", "line 7: images must be a whole number, got 'many'"),
@@ -172,6 +221,11 @@ def test_count_that_differs_is_refused_unless_partial_is_allowed(tmp_path: Path)
         (MINIMAL.replace("folder: somewhere\n", ""), "found none"),
         ("- a\n- b\n", "expected a mapping"),
         ("name: [\n", "not YAML"),
+        (MINIMAL + "images: 3\nimages: 4\n", "line 8: key images is already in line 7"),
+        (MINIMAL + "stream: true\n", "only a hub or an archive can be a stream"),
+        (MINIMAL + "columns: {opinion: mos}\n", r"opinion .* and columns\.opinion .* belong together"),
+        (MINIMAL + "split: official\n", r"needs columns\.split"),
+        (MINIMAL + 'derive: {column: file_name, pattern: "("}\n', r"derive\.pattern is no regular expression"),
     ],
 )
 def test_bad_yaml_is_named_by_its_line(tmp_path: Path, text: str, message: str) -> None:

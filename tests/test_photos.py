@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,18 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from qualiclip_plugin.errors import DatasetError
+from qualiclip_plugin.errors import DatasetError, ImageError
 from qualiclip_plugin.training.generators import derive_seed
-from qualiclip_plugin.training.photos import (
-    SKIMAGE,
-    SKIMAGE_FILES,
-    PhotoOrder,
-    SkipList,
-    check_all,
-    hold_out,
-    open_photos,
-    read_or_replace,
-)
+from qualiclip_plugin.training.photos import SKIMAGE, SKIMAGE_FILES, open_photos
+from qualiclip_plugin.training.usable_photos import PhotoOrder, SkipList, check_all, hold_out, read_or_replace
 
 
 @pytest.fixture
@@ -75,7 +68,9 @@ def test_a_photograph_that_fails_later_is_replaced_and_named(folder: Path) -> No
         read_or_replace(photos, cut, [cut], 64, SkipList(), (0,))
 
 
-def test_hugging_face_datasets_by_folder(tmp_path: Path, photographs: list[np.ndarray]) -> None:
+def test_hugging_face_datasets_by_folder(
+    tmp_path: Path, photographs: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
     import datasets
 
     images = [Image.fromarray(photo[:96, :96]) for photo in photographs]
@@ -90,19 +85,53 @@ def test_hugging_face_datasets_by_folder(tmp_path: Path, photographs: list[np.nd
     rows.to_parquet(str(tmp_path / "parquet" / "train.parquet"))
     parquet = open_photos(str(tmp_path / "parquet"), column="picture")
     assert torch.equal(parquet.read(1), stored.read(1))
-    with pytest.raises(DatasetError, match="no column 'image'"):
+    with pytest.raises(DatasetError, match="column 'image' is not there; the image columns are picture"):
         open_photos(str(tmp_path / "parquet"), column="image")
+    with pytest.raises(DatasetError, match="column 'label' holds no images"):
+        open_photos(str(tmp_path / "parquet"), column="label")
+    # Not the file format of that name, for which the library would read every file around.
+    monkeypatch.chdir(tmp_path)
+    assert torch.equal(open_photos("parquet").read(1), stored.read(1))
     stream = open_photos(str(tmp_path / "parquet"), streaming=True)
     held, _ = stream.held_out(4, 64, SkipList())
     assert [torch.equal(photo, stored.read(i)) for i, photo in enumerate(held)] == [True] * 4
 
 
-def test_a_dataset_without_images_is_refused(tmp_path: Path) -> None:
+def test_datasets_that_need_another_word_are_refused(tmp_path: Path, photographs: list[np.ndarray]) -> None:
     import datasets
 
     datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "text")
-    with pytest.raises(DatasetError, match="0 image columns among text"):
+    with pytest.raises(DatasetError, match="no image column among text"):
         open_photos(str(tmp_path / "text"))
+    images = [Image.fromarray(photographs[0][:40, :40])]
+    features = datasets.Features(first=datasets.Image(), second=datasets.Image())
+    rows = datasets.Dataset.from_dict({"first": images, "second": images}, features=features)
+    datasets.DatasetDict(val=rows).save_to_disk(tmp_path / "two")
+    with pytest.raises(DatasetError, match=r"no split 'train' \(split\); it has val"):
+        open_photos(str(tmp_path / "two"))
+    with pytest.raises(DatasetError, match="name one of the columns first, second with image_column"):
+        open_photos(str(tmp_path / "two"), split="val")
+    assert len(open_photos(str(tmp_path / "two"), split="val", column="second")) == 1
+
+
+def test_a_folder_of_images_has_no_splits(folder: Path) -> None:
+    with pytest.raises(DatasetError, match="a folder of images has no split 'test'"):
+        open_photos(str(folder), split="test")
+
+
+def test_images_of_a_stream_without_a_name_are_named_by_their_content(folder: Path) -> None:
+    import datasets
+
+    broken = (folder / "cut.png").read_bytes()
+    features = datasets.Features(image=datasets.Image(decode=False))
+    rows = datasets.Dataset.from_dict({"image": [{"bytes": broken, "path": None}, None]}, features=features)
+    rows.save_to_disk(folder.parent / "nameless")
+    skipped = SkipList()
+    with pytest.raises(DatasetError, match="only 0 usable"):
+        open_photos(str(folder.parent / "nameless"), streaming=True).held_out(1, 64, skipped)
+    first, second = skipped.reasons
+    assert first == f"image with sha256 {hashlib.sha256(broken).hexdigest()}"
+    assert skipped.reasons[second] == "empty image"
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
@@ -113,14 +142,48 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
         open_photos(str(tmp_path / "empty"))
 
 
+class Pictures:
+    """Twenty small pictures, the seventh of which cannot be read."""
+
+    def __len__(self) -> int:
+        return 20
+
+    def name(self, index: int) -> str:
+        return f"picture {index}"
+
+    def read(self, index: int) -> torch.Tensor:
+        if index == 7:
+            raise ImageError("broken")
+        return torch.full((3, 40, 40), index)
+
+
 def test_held_out_photographs_are_apart_and_decided_by_the_seed() -> None:
-    train, held = hold_out(list(range(10, 30)), 5, seed=3)
+    def parted(count: int, seed: int, indices: list[int]) -> tuple[list[int], list[int]]:
+        train, held = hold_out(Pictures(), indices, count, seed, 32, SkipList())
+        assert all(int(photo[0, 0, 0]) == index for index, photo in held.items())
+        return train, list(held)
+
+    usable = [index for index in range(20) if index != 7]
+    train, held = parted(5, 3, usable)
     assert len(held) == 5
-    assert sorted(train + held) == list(range(10, 30))
-    assert hold_out(list(range(10, 30)), 5, seed=3) == (train, held)
-    assert hold_out(list(range(10, 30)), 5, seed=4)[1] != held
-    with pytest.raises(DatasetError, match="too few"):
-        hold_out([1, 2], 2, seed=0)
+    assert sorted(train + held) == usable
+    assert parted(5, 3, usable) == (train, held)
+    assert parted(5, 4, usable)[1] != held
+    with pytest.raises(DatasetError, match="2 usable photographs are too few"):
+        parted(2, 0, [1, 2])
+    with pytest.raises(DatasetError, match="0 usable photographs are too few"):
+        parted(0, 0, [])
+
+
+def test_a_broken_photograph_is_not_held_out() -> None:
+    skipped = SkipList()
+    for seed in range(20):
+        _, held = hold_out(Pictures(), range(20), 10, seed, 32, skipped)
+        assert len(held) == 10
+        assert 7 not in held
+    assert skipped.reasons == {"picture 7": "broken"}
+    with pytest.raises(DatasetError, match="19 usable"):
+        hold_out(Pictures(), range(20), 19, 0, 32, SkipList())
 
 
 def test_every_epoch_shows_every_photograph_once_in_a_new_order() -> None:

@@ -22,8 +22,8 @@ from harness.data.datasets import open_dataset
 from harness.engine import evaluate, unavailable_cell
 from harness.figures import Settings
 from harness.report import charts, data, write_report
-from harness.report import pages as pages_module
 from harness.report.charts import number
+from harness.report.overview import overview
 from harness.store import Store, StoreError
 from qualiclip_plugin.errors import ConfigError
 from tests.harness_data import brightness, fake_scorer, picture, write_metadata
@@ -143,13 +143,13 @@ def test_the_leaderboard_shows_the_stored_figures(results: Path, site: Path) -> 
         figure = cell.figure("srcc" if dataset == "rated" else "l_test")
         assert number(figure["value"]) in text
         assert f"{number(figure['low'])} to {number(figure['high'])}" in text
-    assert "absent on rated: weights &lt;missing&gt; &amp; gone" in text
+    assert "weights &lt;missing&gt; &amp; gone" in text
 
 
 def test_versions_page_names_what_identifies_each_cell(results: Path, site: Path) -> None:
     text = pages(site)["versions.html"]
     content = cell_of(results, "bright", "rated").content
-    for part in (content["scorer"]["fingerprint"], content["versions"]["torch"], content["date"], "1,234,567"):
+    for part in (content["scorer"]["fingerprint"], content["versions"]["torch"], content["date"][:10], "1,234,567"):
         assert part in text
 
 
@@ -288,7 +288,7 @@ def test_seen_datasets_are_marked_and_enter_no_mean(results: Path) -> None:
         cell.content["scorer"] |= {"opinion_aware": True, "trained_on": []}
     first[0].content["scorer"]["trained_on"] = ["rated"]
     second = [renamed(cell, "other") for cell in first]
-    (block,) = pages_module.overview([*first, *second])["blocks"]
+    (block,) = overview([*first, *second])["blocks"]
     rows = {row["scorer"]: row for row in block["rows"]}
     marked = rows[first[0].scorer]
     other, rated = marked["cells"]
@@ -357,7 +357,7 @@ def visit(browser: Any, site: Path) -> Iterator[Callable[..., Any]]:
 
 def column(page: Any, table: str, index: int) -> list[str]:
     return page.eval_on_selector_all(
-        f"{table} tbody tr", f"rows => rows.map(r => r.cells[{index}].dataset.value ?? '')"
+        f"{table} tbody tr", f"rows => rows.map(r => r.cells[{index}]?.dataset.value ?? '')"
     )
 
 
@@ -422,6 +422,20 @@ def test_significance_explains_itself_on_focus(visit: Callable[..., Any]) -> Non
     assert "adjusted p" in page.locator("#tip").inner_text()
 
 
+def test_significance_has_three_tests_and_shows_the_chosen_one(visit: Callable[..., Any]) -> None:
+    page = visit("dataset-rated.html")
+    tabs = page.locator(".tab")
+    assert tabs.count() == 3
+    assert [tabs.nth(i).is_visible() for i in range(3)] == [True, False, False]
+    page.get_by_role("button", name="Williams' t").click()
+    assert [tabs.nth(i).is_visible() for i in range(3)] == [False, True, False]
+    assert page.get_by_role("button", name="Williams' t").get_attribute("aria-pressed") == "true"
+    # Nobody rated the ladders: one test applies, and there is nothing to choose.
+    ladder = visit("dataset-ladder.html")
+    assert ladder.locator(".tab").count() == 1
+    assert ladder.locator(".tabs").count() == 0
+
+
 def test_links_lead_through_the_pages(visit: Callable[..., Any]) -> None:
     page = visit("index.html")
     page.locator("nav a", has_text="ladder").click()
@@ -430,6 +444,7 @@ def test_links_lead_through_the_pages(visit: Callable[..., Any]) -> None:
     assert page.locator("svg.ladder").count() == 2
     page.locator("nav a", has_text="Versions").click()
     assert page.locator(".version").count() == 7
+    assert page.locator("#absent").count() == 1
 
 
 def test_theme_follows_the_system_and_the_button(visit: Callable[..., Any]) -> None:
@@ -453,6 +468,8 @@ def test_no_page_is_wider_than_the_screen(visit: Callable[..., Any], site: Path,
 
 
 def test_pages_read_without_javascript(visit: Callable[..., Any]) -> None:
+    dataset = visit("dataset-rated.html", java_script_enabled=False)
+    assert all(dataset.locator(".tab").nth(i).is_visible() for i in range(3))
     page = visit("cell-bright--rated.html", java_script_enabled=False)
     assert page.locator("svg.scatter circle").count() == 28
     assert not page.locator("#theme").is_visible()

@@ -16,6 +16,9 @@ from qualiclip_plugin.distortions import DISTORTIONS, GROUPS, get_distortion, ge
 from qualiclip_plugin.errors import ConfigError, ImageError
 from qualiclip_plugin.training.sampling import DegradationPlan, degrade, sample_crop_pairs, sample_plan
 
+# Small pictures: a second thread waits more than it works.
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)

@@ -92,7 +92,7 @@ def test_functions_are_scorers_with_a_declared_direction(images: torch.Tensor) -
         create_scorer("tests.harness_data:picture")
     with pytest.raises(ScorerError, match="has no function 'nothing'"):
         create_scorer("tests.harness_data:nothing")
-    with pytest.raises(ScorerError, match="ModuleNotFoundError"):
+    with pytest.raises(ScorerError, match="it needs the package no_such_module, which is not installed"):
         create_scorer("no_such_module:nothing")
 
 
@@ -148,8 +148,22 @@ def test_code_hash_ignores_comments_and_layout_but_no_code(tmp_path: Path) -> No
         ("qualiclip-lite", False, ()),
         ("qualiclip+", True, ("koniq10k",)),
         ("clipiqa", False, ()),
+        ("clipiqa@model_type=clipiqa+", None, ()),
+        ("niqe@pretrained_model_path=own.mat", None, ()),
+        ("niqe@pretrained_model_path=own.mat,opinion_aware=false", False, ()),
+        ("some.module:function@lower_better=true", None, ()),
+        ("cmd:score.sh@lower_better=true,trained_on=clive+bid", True, ("clive", "bid")),
     ],
 )
-def test_facts_say_what_a_scorer_has_seen(name: str, opinion_aware: bool, trained_on: tuple[str, ...]) -> None:
+def test_facts_say_what_a_scorer_has_seen(name: str, opinion_aware: bool | None, trained_on: tuple[str, ...]) -> None:
     known = facts(name)
     assert (known.opinion_aware, known.trained_on) == (opinion_aware, trained_on)
+
+
+def test_declared_facts_are_not_given_to_the_scorer_and_leave_its_fingerprint() -> None:
+    plain = create_scorer("tests.harness_data:brightness")
+    told = create_scorer("tests.harness_data:brightness@opinion_aware=false,licence=MIT")
+    assert told.identity == plain.identity
+    assert (told.facts.opinion_aware, told.facts.licence) == (False, "MIT")
+    with pytest.raises(ScorerError, match="trained_on needs true"):
+        create_scorer("tests.harness_data:brightness@opinion_aware=false,trained_on=clive")

@@ -8,6 +8,7 @@ from torch import nn
 
 from qualiclip_plugin.backbones import backbone_config, build_image_encoder
 from qualiclip_plugin.errors import ConfigError
+from qualiclip_plugin.training.report import describe_movement
 from qualiclip_plugin.training.stages import (
     choose_stages,
     movement,
@@ -87,6 +88,16 @@ def test_movement_by_hand() -> None:
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[3.0, 0.0, 1.0, 4.0]]))
     assert movement(layer, start) == {"head": {"relative": pytest.approx(0.2), "changed": 0.25}}
+
+
+def test_movement_in_words() -> None:
+    moved = {
+        "stem": {"relative": 0.0, "changed": 0.0},
+        "layer1": {"relative": 1.5e-9, "changed": 0.031},
+        "head": {"relative": 0.02, "changed": 1.0},
+    }
+    assert describe_movement(moved) == "layer1 1.5e-09 (3% of its weights), head 0.02; unchanged: stem"
+    assert describe_movement({"stem": moved["stem"]}) == "none; unchanged: stem"
 
 
 def test_a_step_of_1e_9_is_lost_on_large_weights() -> None:

@@ -64,6 +64,10 @@ def test_srcc_of_the_textbook_example() -> None:
     assert hs.srcc(iq, hours).value == pytest.approx(-29 / 165, abs=1e-12)
 
 
+def test_krcc_of_the_example_in_scipys_documentation() -> None:
+    assert hs.krcc([12, 2, 1, 12, 2], [1, 4, 7, 1, 0]).value == pytest.approx(-0.47140452079103173, abs=1e-12)
+
+
 def test_hand_computed_values_with_ties() -> None:
     # Ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4: covariance 4.5, variances 4.5 and 5.
     assert hs.srcc([1, 2, 2, 3], [1, 2, 3, 4]).value == pytest.approx(4.5 / np.sqrt(4.5 * 5))
@@ -499,6 +503,18 @@ def test_p_test_by_hand() -> None:
     assert (interval.low, interval.high) == (1, 1)
 
 
+def test_p_test_interval_by_matrix_equals_weighting_every_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    scores, truth = generator.normal(size=40), generator.normal(size=(1, 40))
+    pairs = hs.discriminable_pairs(truth, [0.5])
+    contents = np.repeat(np.arange(8), 5)
+    by_matrix = hs.p_test_interval(scores, *pairs, clusters=contents, draws=200)
+    monkeypatch.setattr(resampling, "_MATRIX_LIMIT", 0)
+    by_pair = hs.p_test_interval(scores, *pairs, clusters=contents, draws=200)
+    assert (by_matrix.low, by_matrix.high) == pytest.approx((by_pair.low, by_pair.high), rel=1e-12)
+    assert by_matrix.low < hs.p_test(scores, *pairs).value < by_matrix.high
+
+
 # --- Krasula ------------------------------------------------------------------------------------------
 
 
@@ -563,6 +579,19 @@ def test_williams_t_of_the_published_example() -> None:
     assert outcome.statistic == pytest.approx(-0.89, abs=0.005)
     assert outcome.p_value == pytest.approx(0.37, abs=0.006)
     assert hs.williams_t(0.5, 0.4, 0.1, 103).statistic == pytest.approx(-outcome.statistic)
+
+
+@pytest.mark.parametrize(
+    ("r12", "r13", "r23", "n", "t"),
+    [
+        (0.8066, 0.2383, 0.2255, 177, 9.3823),
+        (-0.1741, 0.2015, 0.3734, 646, -9.0340),
+        (0.5447, 0.8, 0.0729, 70, -2.8114),
+    ],
+)
+def test_williams_t_is_that_of_published_analyses(r12: float, r13: float, r23: float, n: int, t: float) -> None:
+    # Printed by R's cocor, "williams1959", in published notebooks; correlations are rounded to four digits there.
+    assert hs.williams_t(r12, r13, r23, n).statistic == pytest.approx(t, rel=5e-4)
 
 
 def test_williams_t_holds_its_level() -> None:

@@ -137,6 +137,28 @@ def test_a_failed_write_leaves_the_store_as_it_was(tmp_path: Path, monkeypatch: 
     assert store.scores(KEY)["image_hash"].tolist() == ["a"]
 
 
+def test_no_part_is_ever_without_its_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writes = 0
+
+    def full_at_the_second(handle: int) -> None:
+        nonlocal writes
+        writes += 1
+        if writes == 2:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_at_the_second)
+    with pytest.raises(StoreError, match="No space left on device"):
+        Store(tmp_path).append(KEY, [row("a")])
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["identity.json"]
+
+
+def test_what_is_there_already_is_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    store.write_json(tmp_path / "a.json", {"value": 1})
+    monkeypatch.setattr(os, "fsync", lambda handle: pytest.fail("written"))
+    store.write_json(tmp_path / "a.json", {"value": 1})
+
+
 def test_a_root_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("in the way")

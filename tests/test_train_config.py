@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,14 @@ def test_settings_override_the_file() -> None:
     assert load_config("laptop", ["train_layers=2"]).train_layers == 2
     assert load_config("laptop", ["train_layers=[head, projection]"]).train_layers == ("head", "projection")
     assert load_config("laptop", ["compositions=[1, 2]"]).compositions == (1, 2)
+
+
+@pytest.mark.parametrize("key", [field.name for field in dataclasses.fields(TrainConfig)])
+def test_every_setting_can_be_set(key: str) -> None:
+    value = load_config("lite").to_dict()[key]
+    config = load_config("paper", [f"{key}={yaml.safe_dump(value, default_flow_style=True)}"])
+    assert config.to_dict()[key] == value
+    assert config.to_dict() == load_config("paper").to_dict() | {key: value}
 
 
 def test_a_file_by_path(tmp_path: Path) -> None:

@@ -3,63 +3,74 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from harness.data.cache import cache_folder
 from harness.data.download import fetch
-from harness.data.labels import label_table, undecoded
-from harness.data.metadata import Row, check_rows, read_rows
+from harness.data.metadata import Placed, Row, check_rows, read_rows
+from harness.data.sources import Source, from_files
 from harness.data.specs import Archive, DatasetSpec, RemoteFile, Skip
 from harness.data.unpack import unpack
 from qualiclip_plugin.errors import DatasetError
 from qualiclip_plugin.files import sha256_file
 
-if TYPE_CHECKING:
-    import datasets
-    import pandas as pd
+ANYWHERE = "**/"
+"""At the start of a path inside an archive: in any folder."""
 
 
-def open_archive(spec: DatasetSpec) -> tuple[pd.DataFrame, datasets.Dataset]:
+def open_archive(spec: DatasetSpec) -> Source:
     """Labels and undecoded images of a packed dataset.
 
     Raises:
-        DatasetError: The files cannot be had or unpacked, a column or an image is missing, or a label is
-            invalid; names the row.
+        DatasetError: The files cannot be had or unpacked, a column is missing, or a label is invalid; names
+            the row.
     """
+    archive = packed(spec)
+    downloaded = fetch(archive.images, cache_folder("downloads", _place(archive.images)))
+    folder = unpack(downloaded, cache_folder("unpacked", _unpacked_name(downloaded)))
+    members = Members(_files(folder), archive.images.file)
+    table = remote_labels(archive) or folder / members.find(archive.labels.file)
+    if not table.is_file():
+        raise DatasetError(f"{archive.images.file}: holds no label file {archive.labels.file}")
+    rows = labelled(spec, table)
+    return from_files(rows, folder, spec, [members.find(image_path(archive, row, where)) for where, row in rows])
 
+
+def packed(spec: DatasetSpec) -> Archive:
+    """The archive of a specification.
+
+    Raises:
+        DatasetError: It has none.
+    """
     if spec.archive is None:
         raise DatasetError(f"{spec.name}: not an archive")
-    folder, labels = prepare(spec.archive)
-    rows = check_rows(labels, _counting(read_rows(labels), spec.archive.skip), spec)
-    places = [image_path(spec.archive, row, f"{labels}, row {number}") for number, row in enumerate(rows, 1)]
-    missing = [place for place in places if not (folder / place).is_file()]
-    if missing:
-        raise DatasetError(
-            f"{spec.name}: {len(missing)} of {len(places)} images are not in {spec.archive.images.file}, "
-            f"the first is {missing[0]}"
-        )
-    return label_table(rows, spec), undecoded([str(folder / place) for place in places])
+    return spec.archive
 
 
-def prepare(archive: Archive) -> tuple[Path, Path]:
-    """Download and unpack what is not there yet; the unpacked folder and the label file."""
-    downloads = cache_folder("downloads", _place(archive.images))
-    packed = fetch(archive.images, downloads)
-    folder = unpack(packed, cache_folder("unpacked", _unpacked_name(packed)))
+def remote_labels(archive: Archive) -> Path | None:
+    """The downloaded table of labels; none where it lies in the archive."""
     labels = archive.labels
-    if labels.address or labels.repository:
-        return folder, fetch(labels, cache_folder("downloads", _place(labels)))
-    inside = folder / labels.file
-    if not inside.is_file():
-        raise DatasetError(f"{archive.images.file}: holds no label file {labels.file}")
-    return folder, inside
+    if not (labels.address or labels.repository):
+        return None
+    return fetch(labels, cache_folder("downloads", _place(labels)))
 
 
-def image_path(archive: Archive, row: dict[str, Any], where: str) -> str:
-    """Where a row's image lies in the unpacked archive.
+def labelled(spec: DatasetSpec, table: Path) -> list[Placed]:
+    """The checked rows of a label table that count.
+
+    Raises:
+        DatasetError: A column is missing or a label invalid; names the row.
+    """
+    archive = packed(spec)
+    rows = read_rows(table, archive.labels.header, archive.labels.separator)
+    return check_rows(table, _counting(rows, archive.skip), spec)
+
+
+def image_path(archive: Archive, row: Row, where: str) -> str:
+    """Where a row's image lies in the archive, as the specification writes it.
 
     Raises:
         DatasetError: The path needs a column that the row lacks, or leads out of the folder.
@@ -73,10 +84,46 @@ def image_path(archive: Archive, row: dict[str, Any], where: str) -> str:
     return path
 
 
-def _counting(lines: Iterable[tuple[int, Row]], skip: Skip | None) -> Iterator[tuple[int, Row]]:
-    for line, row in lines:
+class Members:
+    """Finds files of an archive, by their path or by its end.
+
+    Args:
+        paths: Of all files, relative, with slashes; only read where it is needed.
+        archive: Its name, for messages.
+    """
+
+    def __init__(self, paths: Iterable[str], archive: str) -> None:
+        self.paths, self.archive = paths, archive
+        self._by_name: dict[str, list[str]] = {}
+
+    def find(self, wanted: str) -> str:
+        """The path of a file; one that starts with ``**/`` may lie in any folder. What is nowhere stays as it is.
+
+        Raises:
+            DatasetError: Several files fit.
+        """
+        if not wanted.startswith(ANYWHERE):
+            return wanted
+        if not self._by_name:
+            for path in self.paths:
+                self._by_name.setdefault(path.rpartition("/")[2], []).append(path)
+        end = wanted.removeprefix(ANYWHERE)
+        found = [path for path in self._by_name.get(end.rpartition("/")[2], ()) if f"/{path}".endswith(f"/{end}")]
+        if len(found) > 1:
+            raise DatasetError(f"{self.archive}: {wanted} fits {' and '.join(found[:3])}")
+        return found[0] if found else wanted
+
+
+def _files(folder: Path) -> Iterator[str]:
+    for place, _, names in os.walk(folder):
+        for name in names:
+            yield Path(place, name).relative_to(folder).as_posix()
+
+
+def _counting(rows: Iterable[Placed], skip: Skip | None) -> Iterator[Placed]:
+    for where, row in rows:
         if skip is None or not re.fullmatch(skip.pattern, str(row.get(skip.column, ""))):
-            yield line, row
+            yield where, row
 
 
 def _place(remote: RemoteFile) -> str:
@@ -86,7 +133,7 @@ def _place(remote: RemoteFile) -> str:
     return hashlib.sha256(remote.address.encode()).hexdigest()[:16]
 
 
-def _unpacked_name(packed: Path) -> str:
-    record = packed.with_name(f"{packed.name}.sha256")
-    digest = record.read_text("ascii").split()[0] if record.exists() else sha256_file(packed)
-    return f"{packed.name}-{digest[:16]}"
+def _unpacked_name(downloaded: Path) -> str:
+    record = downloaded.with_name(f"{downloaded.name}.sha256")
+    digest = record.read_text("ascii").split()[0] if record.exists() else sha256_file(downloaded)
+    return f"{downloaded.name}-{digest[:16]}"

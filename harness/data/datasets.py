@@ -1,28 +1,29 @@
-"""From a specification to images and their labels, through Hugging Face ``datasets``.
-
-Images stay undecoded bytes: they are hashed, and read by :func:`qualiclip_plugin.images.read_image`, whose
-handling of rotation is declared, while ``datasets`` would apply it without being asked.
-"""
+"""From a name to an opened dataset: images, labels, hashes, and whether all of it is there."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.data.labels import label_table, undecoded
-from harness.data.metadata import check_metadata, check_rows, find_metadata, local_spec
+from harness.data import resizing
+from harness.data.metadata import local_spec
+from harness.data.sources import image_bytes, load
 from harness.data.specs import DatasetSpec, catalogue, find_spec
+from harness.scorers import code_hash
 from harness.statistics import MIN_IMAGES
 from qualiclip_plugin.errors import DatasetError
 
 if TYPE_CHECKING:
     import datasets
     import pandas as pd
+
+    from harness.data.streams import Stream
 
 _CHUNK = 64
 
@@ -34,14 +35,16 @@ class ImageSet:
     Attributes:
         spec: Where it comes from.
         table: One row per image: the columns of ``LABELS`` and ``image_hash`` (SHA-256 of the file's bytes).
-        rows: The undecoded images, in the order of the table; column ``image``.
-        complete: Whether it has as many images as the specification declares.
+        rows: The undecoded images, in the order of the table; column ``image``. A stream is read in order alone.
+        complete: Whether it has as many images as the specification declares, and none is missing.
+        missing: Rows whose image is not there.
     """
 
     spec: DatasetSpec
     table: pd.DataFrame
-    rows: datasets.Dataset
+    rows: datasets.Dataset | Stream
     complete: bool = True
+    missing: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.table)
@@ -49,7 +52,18 @@ class ImageSet:
     @property
     def reading(self) -> dict[str, Any]:
         """How bytes become pixels; part of what a score is stored under."""
-        return {"exif_applied": self.spec.exif, "background": "white", "shorter_side": self.spec.resize or "native"}
+        how = {"exif_applied": self.spec.exif, "background": "white", "shorter_side": self.spec.resize or "native"}
+        if self.spec.resize:
+            how["resizing"] = code_hash([Path(resizing.__file__)])
+            how["torchvision"] = metadata.version("torchvision")
+        return how
+
+    @property
+    def generator(self) -> dict[str, str]:
+        """Fingerprints of the code that made the images; empty where this project did not make them."""
+        from harness.data.ladders import generator_code
+
+        return generator_code() if self.spec.generated else {}
 
     @property
     def labels_hash(self) -> str:
@@ -59,14 +73,19 @@ class ImageSet:
 
 
 def open_dataset(
-    name: str, specs: Mapping[str, DatasetSpec] | None = None, *, allow_partial: bool = False
+    name: str,
+    specs: Mapping[str, DatasetSpec] | None = None,
+    *,
+    allow_partial: bool = False,
+    stream: bool = False,
 ) -> ImageSet:
     """Open a dataset by name, or a local folder.
 
     Args:
         name: Name of a specification; a folder, a CSV or a Parquet file; ``NAME=PATH`` to name it in tables.
         specs: Known specifications; none: those that ship.
-        allow_partial: Accept another number of images than declared; the result is marked.
+        allow_partial: Accept missing images and another number of them than declared; the result is marked.
+        stream: Read a remote dataset as it comes, without keeping it, whatever its specification says.
 
     Raises:
         DatasetError: Unknown, not to be had, or invalid; the message names the row.
@@ -77,143 +96,29 @@ def open_dataset(
         spec = local_spec(Path(folder), label)
     else:
         spec = find_spec(name, specs)
+    if stream and (spec.hub or spec.archive):
+        spec = dataclasses.replace(spec, stream=True)
     return open_spec(spec, allow_partial=allow_partial)
 
 
 def open_spec(spec: DatasetSpec, *, allow_partial: bool = False) -> ImageSet:
     """Open the dataset that a specification describes; see :func:`open_dataset`."""
-    labels, rows = _load(spec)
+    source = load(spec)
+    labels, rows = source.labels, source.rows
     if spec.subset:
         kept = [index for index, split in enumerate(labels["split"]) if split == spec.subset]
         labels, rows = labels.iloc[kept].reset_index(drop=True), rows.select(kept)
+    complete = not source.missing and spec.images in (0, len(labels))
+    if not complete and not allow_partial:
+        raise DatasetError(f"{_what_lacks(spec, len(labels), source.missing)}; --allow-partial goes on all the same")
     if len(labels) < MIN_IMAGES:
         raise DatasetError(f"{spec.name}: {len(labels)} images, at least {MIN_IMAGES} are needed")
-    complete = spec.images in (0, len(labels))
-    if not complete and not allow_partial:
-        raise DatasetError(
-            f"{spec.name}: {len(labels)} images found, {spec.images} declared; --allow-partial goes on all the same"
-        )
-    labels["image_hash"] = image_hashes(rows)
-    return ImageSet(spec, labels, rows, complete)
+    if "image_hash" not in labels:
+        labels["image_hash"] = image_hashes(rows)
+    return ImageSet(spec, labels, rows, complete, source.missing)
 
 
-def _load(spec: DatasetSpec) -> tuple[pd.DataFrame, datasets.Dataset]:
-    if spec.generated:
-        from harness.data.ladders import generate
-
-        return load_folder(generate(spec), spec)
-    if spec.archive:
-        from harness.data.archives import open_archive
-
-        return open_archive(spec)
-    if spec.hub:
-        return load_hub(spec)
-    path = Path(spec.folder)
-    if path.suffix == ".parquet":
-        return load_parquet(path, spec)
-    return load_table(path, spec) if path.is_file() else load_folder(path, spec)
-
-
-def load_hub(spec: DatasetSpec) -> tuple[pd.DataFrame, datasets.Dataset]:
-    """Load a Hub repository at its revision; with ``HF_HUB_OFFLINE=1`` from the cache alone.
-
-    Raises:
-        DatasetError: It cannot be had, or lacks a column.
-    """
-    import datasets
-
-    hub = spec.hub
-    if hub is None:
-        raise DatasetError(f"{spec.name}: not on the Hub")
-    try:
-        rows = datasets.load_dataset(
-            hub.repository, hub.config or None, split=hub.split, revision=hub.revision or None
-        )
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise DatasetError(f"{spec.name}: Hub {hub.repository} cannot be loaded: {reason}") from error
-    return _from_rows(rows, spec, f"Hub {hub.repository}")
-
-
-def load_parquet(path: Path, spec: DatasetSpec) -> tuple[pd.DataFrame, datasets.Dataset]:
-    """Load a Parquet file with an image column, as ``datasets`` writes it."""
-    import datasets
-
-    try:
-        with _without_progress():
-            rows = datasets.load_dataset("parquet", data_files={"rows": str(path)}, split="rows")
-    except Exception as error:
-        raise DatasetError(f"{path}: `datasets` cannot load it: {error}") from error
-    return _from_rows(rows, spec, str(path))
-
-
-def load_table(path: Path, spec: DatasetSpec) -> tuple[pd.DataFrame, datasets.Dataset]:
-    """Load a CSV or JSON-lines file of any name; file names are relative to it."""
-    checked = check_metadata(path, spec)
-    labels = label_table(checked, spec)
-    return labels, undecoded([str(path.parent.resolve() / name) for name in labels["file_name"]])
-
-
-def _from_rows(rows: datasets.Dataset, spec: DatasetSpec, where: str) -> tuple[pd.DataFrame, datasets.Dataset]:
-    import datasets
-
-    columns = spec.columns
-    absent = [name for name in vars(columns).values() if name and name not in rows.column_names]
-    if absent:
-        raise DatasetError(f"{where}: no column {', '.join(absent)}; found {', '.join(rows.column_names)}")
-    images = rows.select_columns([columns.image])
-    if columns.image != "image":
-        images = images.rename_column(columns.image, "image")
-    images = images.cast_column("image", datasets.Image(decode=False))
-    # Rows of the Hub often have no file names of their own; the position then is the name.
-    names = [Path(path).name if path else "" for path in _paths(images)]
-    unique = len(set(names)) == len(names) and all(names)
-    kept = [name for label, name in vars(columns).items() if name and label != "image"]
-    table = rows.select_columns(kept).to_pandas().to_dict("records") if kept else [{} for _ in names]
-    lines = (
-        (number, {**row, columns.image: names[number] if unique else f"{number:06d}"})
-        for number, row in enumerate(table)
-    )
-    return label_table(check_rows(where, lines, spec), spec), images
-
-
-def load_folder(folder: Path, spec: DatasetSpec) -> tuple[pd.DataFrame, datasets.Dataset]:
-    """Check a folder's metadata and load it as an ``imagefolder`` with undecoded images.
-
-    Returns:
-        Labels with the columns ``LABELS``, and the images in the same order, column ``image``.
-
-    Raises:
-        DatasetError: See :func:`harness.data.metadata.check_metadata`.
-    """
-    import datasets
-
-    checked = check_metadata(find_metadata(folder), spec)
-    metadata = find_metadata(folder)
-    with _without_progress():
-        try:
-            # The metadata names every image; listing them as well takes seconds for ten thousand.
-            rows = datasets.load_dataset("imagefolder", data_files={"rows": str(metadata)}, split="rows")
-            if len(rows) != len(checked):
-                # Releases before 4 give only the images that are listed.
-                files = {"rows": str(folder.resolve() / "**")}
-                rows = datasets.load_dataset("imagefolder", data_files=files, split="rows")
-        except Exception as error:
-            raise DatasetError(f"{folder}: `datasets` cannot load it: {error}") from error
-    rows = rows.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
-    labels = label_table(checked, spec)
-    for name, path in zip(labels["file_name"], _paths(rows), strict=True):
-        if not Path(path).match(name):
-            raise DatasetError(f"{folder}: `datasets` gives {path} where the metadata has {name}")
-    return labels, rows
-
-
-def image_bytes(image: Mapping[str, Any]) -> bytes:
-    """Content of an undecoded image of ``datasets``: ``{"bytes": ..., "path": ...}``."""
-    return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
-
-
-def image_hashes(rows: datasets.Dataset) -> list[str]:
+def image_hashes(rows: Any) -> list[str]:
     """SHA-256 of the content of every undecoded image."""
 
     def hashes(start: int) -> list[str]:
@@ -224,18 +129,7 @@ def image_hashes(rows: datasets.Dataset) -> list[str]:
         return [digest for part in pool.map(hashes, range(0, len(rows), _CHUNK)) for digest in part]
 
 
-def _paths(rows: datasets.Dataset) -> list[str]:
-    return rows.data.column("image").combine_chunks().field("path").to_pylist()
-
-
-@contextmanager
-def _without_progress() -> Iterator[None]:
-    import datasets
-
-    shown = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if not shown:
-            datasets.enable_progress_bars()
+def _what_lacks(spec: DatasetSpec, found: int, missing: tuple[str, ...]) -> str:
+    if missing:
+        return f"{missing[0]} ({len(missing)} of {found + len(missing)} images of {spec.name} are)"
+    return f"{spec.name}: {found} images found, {spec.images} declared"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,6 +58,16 @@ def address(remote: RemoteFile) -> str:
     return hf_hub_url(remote.repository, remote.file, repo_type="dataset", revision=remote.revision or None)
 
 
+def refuse_offline(what: str) -> None:
+    """Refuse to ask the network for something where ``HF_HUB_OFFLINE`` is set.
+
+    Raises:
+        DatasetError: It is set.
+    """
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        raise DatasetError(f"{what} is not here, and HF_HUB_OFFLINE is set")
+
+
 def verify(remote: RemoteFile, path: Path) -> None:
     """Check a file against the declared hash, or the one recorded when it was first downloaded.
 
@@ -84,8 +95,7 @@ def _download(remote: RemoteFile, target: Path) -> None:
     import requests
 
     url = address(remote)
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
-        raise DatasetError(f"{url} is not here ({target}), and HF_HUB_OFFLINE is set")
+    refuse_offline(f"{url} ({target})")
     partial = target.with_name(f"{target.name}.part")
     reason = ""
     for _ in range(ATTEMPTS):
@@ -95,7 +105,7 @@ def _download(remote: RemoteFile, target: Path) -> None:
         except (requests.RequestException, OSError) as error:
             if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
                 raise
-            reason = first_line(error)
+            reason = _in_words(error)
             if not _worth_repeating(error):
                 break
     else:
@@ -147,6 +157,12 @@ def _check(partial: Path, remote: RemoteFile, url: str) -> None:
     if problem:
         partial.unlink()
         raise DatasetError(f"{url}: not the declared file: {problem}")
+
+
+def _in_words(error: Exception) -> str:
+    # The libraries wrap what the system said into the names of their own objects.
+    found = re.search(r"\[Errno -?\d+\] ([\w ]+)", str(error))
+    return found[1] if found else first_line(error)
 
 
 def _worth_repeating(error: Exception) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.data.datasets import ImageSet
-from harness.data.loading import Decoded, decoded
+from harness.data.loading import AHEAD, Decoded, decoded, in_background
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,6 +33,7 @@ class Inspection:
         name: Dataset and version.
         images: Number of rows.
         declared: Number that the specification declares; 0 where it does not.
+        missing: Rows whose image is not there.
         duplicates: Groups of file names with identical content.
         unreadable: File name to the reason.
         sizes: (height, width) to the number of images.
@@ -44,6 +45,7 @@ class Inspection:
     name: str
     images: int
     declared: int
+    missing: tuple[str, ...]
     duplicates: list[list[str]]
     unreadable: dict[str, str]
     sizes: Counter[tuple[int, int]]
@@ -54,15 +56,15 @@ class Inspection:
     @property
     def sound(self) -> bool:
         """Whether nothing needs a second look."""
-        missing = self.declared not in (0, self.images)
-        return not (self.duplicates or self.unreadable or self.near or missing)
+        lacking = self.missing or self.declared not in (0, self.images)
+        return not (self.duplicates or self.unreadable or self.near or lacking)
 
 
 def inspect(images: ImageSet, workers: int = 0) -> Inspection:
     """Decode every image of a dataset and look for what would spoil a comparison.
 
     Args:
-        images: The opened dataset; rows without an image or with an invalid label were refused on opening.
+        images: The opened dataset; an invalid label was refused on opening.
         workers: Processes that decode.
     """
     table = images.table
@@ -70,7 +72,7 @@ def inspect(images: ImageSet, workers: int = 0) -> Inspection:
     unreadable, sizes = dict[str, str](), Counter[tuple[int, int]]()
     hashes = np.zeros(len(table), dtype=np.uint64)
     readable = np.zeros(len(table), dtype=bool)
-    for item in decoded(images, range(len(table)), workers):
+    for item in in_background(decoded(images, range(len(table)), workers), AHEAD):
         if item.pixels is None:
             unreadable[names[item.index]] = item.error
             continue
@@ -81,6 +83,7 @@ def inspect(images: ImageSet, workers: int = 0) -> Inspection:
         name=images.spec.key,
         images=len(table),
         declared=images.spec.images,
+        missing=images.missing,
         duplicates=[list(group) for _, group in table.groupby("image_hash")["file_name"] if len(group) > 1],
         unreadable=unreadable,
         sizes=sizes,
@@ -120,6 +123,7 @@ def report(found: Inspection) -> str:
     """The inspection as text."""
     declared = f", {found.declared} declared" if found.declared else ""
     lines = [f"{found.name}: {found.images} images{declared}"]
+    lines += _some("missing", found.missing)
     lines += _some("identical content", [", ".join(group) for group in found.duplicates])
     lines += _some("unreadable", [f"{name}: {reason}" for name, reason in found.unreadable.items()])
     lines += _some("near-duplicates between splits", [f"{a}, {b} ({bits} bits)" for a, b, bits in found.near])

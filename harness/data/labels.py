@@ -1,4 +1,4 @@
-"""Labels of every dataset under the same column names, and its images as undecoded bytes."""
+"""Labels of every dataset under the same column names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from harness.data.specs import DatasetSpec
 
 if TYPE_CHECKING:
-    import datasets
     import pandas as pd
 
 LABELS = ("file_name", "opinion", "std", "votes", "reference", "distortion", "level", "split")
@@ -20,24 +19,18 @@ FULL_REFERENCE = "full_reference_"
 _NUMBERS = ("opinion", "std", "votes")
 
 
-def undecoded(paths: Sequence[str]) -> datasets.Dataset:
-    """Image files as a dataset of undecoded images."""
-    import datasets
-
-    features = datasets.Features({"image": datasets.Image(decode=False)})
-    return datasets.Dataset.from_dict({"image": [{"bytes": None, "path": path} for path in paths]}, features)
-
-
 def label_table(rows: Sequence[Mapping[str, Any]], spec: DatasetSpec) -> pd.DataFrame:
     """Labels of checked rows under the names of ``LABELS``; what the dataset lacks is empty.
 
     Returns:
-        ``opinion``, ``std`` and ``votes`` float64 (NaN where there are none), ``level`` nullable integer, text.
+        ``opinion``, ``std`` and ``votes`` float64 (NaN where there are none), ``level`` nullable integer; text.
     """
     import pandas as pd
 
     columns = {**vars(spec.columns), "file_name": spec.columns.image}
     table = pd.DataFrame({label: [row.get(columns[label]) for row in rows] for label in LABELS})
+    if spec.opinion and spec.opinion.votes and not spec.columns.votes:
+        table["votes"] = spec.opinion.votes
     for label in _NUMBERS:
         table[label] = pd.to_numeric(table[label]).astype("float64")
     table["level"] = pd.to_numeric(table["level"]).astype("Int64")

@@ -102,17 +102,26 @@ def photograph(name: str) -> Pixels:
 def recipe_hash(spec: DatasetSpec, photographs: Mapping[str, Pixels]) -> str:
     """Fingerprint of all that decides the pixels: photographs, distortions, code and library versions."""
     from qualiclip_plugin import distortions
-    from qualiclip_plugin.training import full_reference as full_reference_module
 
     recipe = {
         "version": spec.version,
-        "full_reference": code_hash([Path(full_reference_module.__file__)]),
+        **generator_code(),
         "photographs": {name: hashlib.sha256(p.tobytes()).hexdigest() for name, p in photographs.items()},
         "strengths": {name: list(kind.strengths) for name, kind in distortions.DISTORTIONS.items()},
-        "code": code_hash([*sorted(Path(distortions.__file__).parent.glob("*.py")), Path(__file__)]),
         "versions": {name: metadata.version(name) for name in ("torch", "torchvision", "Pillow", "numpy")},
     }
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def generator_code() -> dict[str, str]:
+    """Fingerprints of the code that makes the images and their full-reference qualities."""
+    from qualiclip_plugin import distortions
+    from qualiclip_plugin.training import full_reference as full_reference_module
+
+    return {
+        "full_reference": code_hash([Path(full_reference_module.__file__)]),
+        "code": code_hash([*sorted(Path(distortions.__file__).parent.glob("*.py")), Path(__file__)]),
+    }
 
 
 def ladder(pixels: Pixels, kind: Distortion, seed: int) -> list[Pixels]:

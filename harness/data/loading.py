@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.data.datasets import ImageSet, image_bytes
-from qualiclip_plugin.errors import ImageError
+from harness.data.datasets import ImageSet
+from harness.data.resizing import resize_shorter_side
+from harness.data.sources import image_bytes
+from harness.data.specs import DatasetSpec
+from harness.data.streams import Stream
+from qualiclip_plugin.errors import DatasetError, ImageError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 AHEAD = 4
-"""Decoded images per worker that wait for the scorer."""
+"""Decoded images per worker that wait to be asked for."""
 
 MAX_WAITING_PIXELS = 64_000_000
 """Decoded pixels that may wait for others of their size; 3 bytes each."""
@@ -38,13 +45,19 @@ class Decoded:
 
 
 def decoded(images: ImageSet, indices: Sequence[int], workers: int = 0) -> Iterator[Decoded]:
-    """Decode images in order, ahead of their use.
+    """Decode images in order.
 
     Args:
         images: The dataset.
-        indices: Positions in it.
-        workers: Processes; 0 decodes in a thread of this process.
+        indices: Positions in it, ascending for a stream.
+        workers: Processes that decode ahead, for a stream threads; 0 decodes here, when asked.
+
+    Raises:
+        DatasetError: A stream broke off, or holds something else than before.
     """
+    if isinstance(images.rows, Stream):
+        yield from _decoded_stream(images, images.rows, indices, workers)
+        return
     from torch.utils.data import DataLoader
 
     loader: DataLoader[Decoded] = DataLoader(
@@ -55,44 +68,59 @@ def decoded(images: ImageSet, indices: Sequence[int], workers: int = 0) -> Itera
         # Arrays travel through a pipe; tensors would need shared memory, which containers keep small.
         collate_fn=_unchanged,
     )
-    return in_background(loader, AHEAD)
+    yield from loader
 
 
 class _Decoder:
     """What a worker process needs to decode one image."""
 
     def __init__(self, images: ImageSet, indices: Sequence[int]) -> None:
-        self.rows, self.spec = images.rows, images.spec
-        self.names = images.table["file_name"].tolist()
+        self.rows: Any = images.rows
+        self.spec = images.spec
         self.indices = list(indices)
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, position: int) -> Decoded:
-        from qualiclip_plugin.images import read_image
-
         index = self.indices[position]
         try:
-            pixels = read_image(image_bytes(self.rows[index]["image"]), exif=self.spec.exif)
-        except (ImageError, OSError, MemoryError) as error:
-            return Decoded(index, None, f"{type(error).__name__}: {error}"[:500])
-        if self.spec.resize:
-            pixels = resize_shorter_side(pixels, self.spec.resize)
-        return Decoded(index, pixels.numpy())
+            content = image_bytes(self.rows[index]["image"])
+        except OSError as error:
+            return Decoded(index, None, _failure(error))
+        return decode(index, content, self.spec)
 
 
-def resize_shorter_side(pixels: Any, size: int) -> Any:
-    """Resize (3, H, W) uint8 so that its shorter side has ``size`` pixels, bicubic with antialiasing.
+def decode(index: int, content: bytes, spec: DatasetSpec) -> Decoded:
+    """Read the bytes of one image as a dataset wants them read."""
+    from qualiclip_plugin.images import read_image
 
-    What pyiqa's dataset definitions do (SPAQ: 448), through torchvision.
-    """
-    from torchvision.transforms.v2.functional import (  # type: ignore[import-untyped]
-        InterpolationMode,
-        resize,
-    )
+    try:
+        pixels = read_image(content, exif=spec.exif)
+    except (ImageError, OSError, MemoryError) as error:
+        return Decoded(index, None, _failure(error))
+    if spec.resize:
+        pixels = resize_shorter_side(pixels, spec.resize)
+    return Decoded(index, pixels.numpy())
 
-    return resize(pixels, [size], interpolation=InterpolationMode.BICUBIC, antialias=True)
+
+def _failure(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:500]
+
+
+def _decoded_stream(images: ImageSet, stream: Stream, indices: Sequence[int], workers: int) -> Iterator[Decoded]:
+    hashes = images.table["image_hash"]
+    waiting: deque[Future[Decoded]] = deque()
+    # Threads, since a stream cannot be divided among processes; decoding leaves the interpreter alone.
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        for index, content in stream.contents(indices):
+            if hashlib.sha256(content).hexdigest() != hashes.iloc[index]:
+                raise DatasetError(f"{stream.origin}: image {index} is not what it was when it was indexed")
+            waiting.append(pool.submit(decode, index, content, images.spec))
+            if len(waiting) > AHEAD * max(1, workers):
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def batches(items: Iterable[Decoded], fits: Callable[[int, int, int], bool]) -> Iterator[list[Decoded]]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
 
@@ -16,26 +17,28 @@ from qualiclip_plugin.errors import DatasetError
 
 NAMES = ("metadata.csv", "metadata.jsonl")
 Row = dict[str, Any]
+Placed = tuple[str, Row]
+"""A row and where it stands, for messages."""
+
 UNBOUNDED = (-math.inf, math.inf)
 
 
-def find_metadata(folder: Path) -> Path:
-    """The metadata file of a folder.
+def find_metadata(folder: Path) -> list[Path]:
+    """The metadata file of a folder; or those of its subfolders, one for each split, as in an ``imagefolder``.
 
     Raises:
-        DatasetError: Not a folder, no metadata file, or two of them.
+        DatasetError: Not a folder, no metadata file, or two of them in one place.
     """
     if not folder.is_dir():
         raise DatasetError(f"{folder}: not a folder")
-    found = [folder / name for name in NAMES if (folder / name).is_file()]
+    parts = sorted(path for path in folder.iterdir() if path.is_dir())
+    found = _metadata_in(folder) or [file for part in parts for file in _metadata_in(part)]
     if not found:
         raise DatasetError(
             f"{folder}: no metadata.csv and no metadata.jsonl; one row per image is needed, with the columns "
             "file_name and mos or dmos (or, without human scores, reference, distortion and level)"
         )
-    if len(found) > 1:
-        raise DatasetError(f"{folder}: both {found[0].name} and {found[1].name}; keep one")
-    return found[0]
+    return found
 
 
 def local_spec(folder: Path, name: str = "") -> DatasetSpec:
@@ -50,7 +53,7 @@ def local_spec(folder: Path, name: str = "") -> DatasetSpec:
     Raises:
         DatasetError: No metadata, an empty one, no opinion and no level column, or both mos and dmos.
     """
-    path = folder if folder.is_file() else find_metadata(folder)
+    path = folder if folder.is_file() else find_metadata(folder)[0]
     first = _columns(path)
     image = "image" if path.suffix == ".parquet" else "file_name"
     if image not in first:
@@ -61,6 +64,7 @@ def local_spec(folder: Path, name: str = "") -> DatasetSpec:
     if not labels and not {"distortion", "level"} <= set(first):
         raise DatasetError(f"{path}: no column mos or dmos, and no distortion and level to test an order on")
     optional = ("std", "votes", "reference", "distortion", "level", "split")
+    parted = folder.is_dir() and path.parent != folder
     kind: Literal["mos", "dmos"] = "dmos" if labels == ["dmos"] else "mos"
     return DatasetSpec(
         name=name or (folder.resolve().name if folder.is_dir() else folder.stem),
@@ -68,78 +72,93 @@ def local_spec(folder: Path, name: str = "") -> DatasetSpec:
         description=f"local images with {path.name}",
         licence="as its owner says",
         citation="",
-        columns=Columns(image, "".join(labels), **{key: key for key in optional if key in first}),
+        columns=Columns(
+            image, "".join(labels), **{key: key for key in optional if key in first or (key == "split" and parted)}
+        ),
         opinion=Opinion(kind, kind == "dmos", UNBOUNDED) if labels else None,
         folder=str(folder),
         ran=True,
     )
 
 
-def check_metadata(path: Path, spec: DatasetSpec) -> list[dict[str, Any]]:
-    """Read and check every row of a metadata file that lies beside its images.
+def local_rows(folder: Path, files: Sequence[Path], spec: DatasetSpec) -> list[Placed]:
+    """Read and check every row of the metadata files of a folder.
 
     Args:
-        path: A CSV or JSON-lines file.
+        folder: What file names are relative to in the result; in a metadata file they are relative to its place.
+        files: CSV or JSON-lines files, in the folder or in its subfolders; there the subfolder is the split,
+            unless the rows name one.
         spec: Names of the columns and range of the opinions.
 
-    Returns:
-        Rows as read, every number checked.
-
     Raises:
-        DatasetError: See :func:`check_rows`; or an image is missing, or a name leads out of the folder.
+        DatasetError: See :func:`check_rows`; or a name leads out of the folder.
     """
 
-    def with_files() -> Iterator[tuple[int, Row]]:
-        for line, row in read_rows(path):
-            if spec.columns.image in row:
-                _check_file(path.parent, str(row[spec.columns.image]), f"{path}, line {line}")
-            yield line, row
+    def rows() -> Iterator[Placed]:
+        for file in files:
+            part = file.parent.relative_to(folder)
+            for where, row in read_rows(file):
+                name = row.get(spec.columns.image)
+                if name is not None:
+                    _check_inside(str(name), where)
+                    row[spec.columns.image] = str(part / str(name))
+                if part.parts and spec.columns.split:
+                    row.setdefault(spec.columns.split, part.name)
+                yield where, row
 
-    return check_rows(path, with_files(), spec)
+    return check_rows(folder if len(files) > 1 else files[0], rows(), spec)
 
 
-def check_rows(path: str | Path, lines: Iterable[tuple[int, Row]], spec: DatasetSpec) -> list[Row]:
+def check_rows(origin: str | Path, rows: Iterable[Placed], spec: DatasetSpec) -> list[Placed]:
     """Check labels.
 
     Args:
-        path: Where they come from, for messages.
-        lines: Line number and row.
-        spec: Names of the columns and range of the opinions.
+        origin: Where they all come from, for messages.
+        rows: Where each stands, and the row.
+        spec: Names of the columns, those derived from others, and range of the opinions.
 
     Returns:
-        Rows as read, every number checked.
+        Rows as read with the derived columns, every number checked.
 
     Raises:
         DatasetError: A column is missing, a number is none or out of range, an image is named twice, or
             there are fewer than 3 rows; names the row.
     """
-    rows, seen = [], dict[str, int]()
+    checked, seen = [], dict[str, str]()
     columns = spec.columns
-    for line, row in lines:
-        where = f"{path}, line {line}"
-        missing = [name for name in vars(columns).values() if name and row.get(name) is None]
-        if missing:
-            raise DatasetError(f"{where}: no {' and no '.join(missing)}")
+    for where, read in rows:
+        row = {**read, **_derived(read, spec, where)}
+        wanted = [name for name in vars(columns).values() if name]
+        if absent := [name for name in wanted if name not in row]:
+            raise DatasetError(f"{where}: no column {', '.join(absent)}; found {', '.join(map(str, read))}")
+        if empty := [name for name in wanted if row[name] is None]:
+            raise DatasetError(f"{where}: no value for {', '.join(empty)}")
         name = str(row[columns.image])
         if name in seen:
-            raise DatasetError(f"{where}: {name} is already in line {seen[name]}")
-        seen[name] = line
+            file, _, line = seen[name].rpartition(", ")
+            raise DatasetError(f"{where}: {name} is already in {line if where.startswith(file) else seen[name]}")
+        seen[name] = where
         _check_numbers(row, spec, f"{where} ({name})")
-        rows.append(row)
-    if len(rows) < MIN_IMAGES:
-        raise DatasetError(f"{path}: {len(rows)} images, at least {MIN_IMAGES} are needed")
-    return rows
+        checked.append((where, row))
+    if len(checked) < MIN_IMAGES:
+        raise DatasetError(f"{origin}: {len(checked)} images, at least {MIN_IMAGES} are needed")
+    return checked
 
 
-def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and row, in the order of the file.
+def read_rows(path: Path, header: Sequence[str] = (), separator: str = ",") -> Generator[Placed, None, None]:
+    """Rows in the order of the file, and where each stands.
+
+    Args:
+        path: JSON lines where its name ends in ``.jsonl``, else a table of text.
+        header: Names of the columns of a table; empty: its first line names them.
+        separator: Between two columns.
 
     Raises:
         DatasetError: The file cannot be read, or a line is not what the format asks for.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            yield from _csv_rows(file, path) if path.suffix == ".csv" else _json_rows(file, path)
+            yield from _json_rows(file, path) if path.suffix == ".jsonl" else _csv_rows(file, path, header, separator)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(f"{path}: cannot be read: {error}") from error
 
@@ -182,43 +201,61 @@ def _columns(path: Path) -> list[str]:
             raise DatasetError(f"{path}: not a readable Parquet file: {error}") from error
     if path.suffix not in (".csv", ".jsonl"):
         raise DatasetError(f"{path}: neither a folder nor a .csv, .jsonl or .parquet file")
-    _, first = next(read_rows(path), (0, {}))
+    with closing(read_rows(path)) as rows:
+        _, first = next(rows, ("", {}))
     if not first:
         raise DatasetError(f"{path}: no rows")
     return [str(name) for name in first]
 
 
-def _csv_rows(file: Any, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(file)
-    header = list(reader.fieldnames or ())
-    twice = {name for name in header if header.count(name) > 1}
+def _metadata_in(folder: Path) -> list[Path]:
+    found = [folder / name for name in NAMES if (folder / name).is_file()]
+    if len(found) > 1:
+        raise DatasetError(f"{folder}: both {found[0].name} and {found[1].name}; keep one")
+    return found
+
+
+def _csv_rows(file: Any, path: Path, header: Sequence[str], separator: str) -> Iterator[Placed]:
+    reader = csv.DictReader(file, fieldnames=list(header) or None, delimiter=separator)
+    names = list(reader.fieldnames or ())
+    twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise DatasetError(f"{path}, line 1: column {', '.join(sorted(twice))} occurs twice")
     for row in reader:
+        where = f"{path}, line {reader.line_num}"
         if None in row:
-            raise DatasetError(f"{path}, line {reader.line_num}: more cells than the {len(header)} columns")
-        yield reader.line_num, row
+            raise DatasetError(f"{where}: more cells than the {len(names)} columns")
+        yield where, row
 
 
-def _json_rows(file: Any, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _json_rows(file: Any, path: Path) -> Iterator[Placed]:
     for line, text in enumerate(file, start=1):
+        where = f"{path}, line {line}"
         if not text.strip():
             continue
         try:
             row = json.loads(text)
         except ValueError as error:
-            raise DatasetError(f"{path}, line {line}: not JSON: {error}") from error
+            raise DatasetError(f"{where}: not JSON: {error}") from error
         if not isinstance(row, dict):
-            raise DatasetError(f"{path}, line {line}: expected an object, got {type(row).__name__}")
-        yield line, row
+            raise DatasetError(f"{where}: expected an object, got {type(row).__name__}")
+        yield where, row
 
 
-def _check_file(folder: Path, name: str, where: str) -> None:
+def _check_inside(name: str, where: str) -> None:
     parts = PurePosixPath(name).parts
     if not name or name.startswith("/") or ".." in parts or PureWindowsPath(name).drive or "://" in name:
         raise DatasetError(f"{where}: file name {name!r} leads out of the folder")
-    if not os.path.isfile(folder / name):
-        raise DatasetError(f"{where}: image {name!r} is missing")
+
+
+def _derived(row: Row, spec: DatasetSpec, where: str) -> Row:
+    if spec.derive is None:
+        return {}
+    text = str(row.get(spec.derive.column, ""))
+    match = re.fullmatch(spec.derive.pattern, text)
+    if match is None:
+        raise DatasetError(f"{where}: {spec.derive.column} is {text!r}, not of the form {spec.derive.pattern}")
+    return match.groupdict()
 
 
 def _check_numbers(row: dict[str, Any], spec: DatasetSpec, where: str) -> None:

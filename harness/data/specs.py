@@ -1,19 +1,17 @@
-"""What a dataset is: short YAML files turned into frozen records, and the catalogue of those that ship."""
+"""What a dataset is: frozen records, read from short YAML files, and the catalogue of those that ship."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
+import re
 import types
-import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
-
+from harness.data.yaml_records import read_record
 from qualiclip_plugin.errors import ConfigError, DatasetError, did_you_mean
 
 SHIPPED = Path(__file__).parents[1] / "datasets"
@@ -52,11 +50,14 @@ class Opinion:
         kind: ``mos`` or ``dmos``, as the dataset's authors call it.
         lower_better: The declared direction: KADID's "dmos" is higher-better, CSIQ's is not.
         range: Lowest and highest value that may occur.
+        votes: Opinions behind each image where the table has no column of them: as many as the authors report,
+            or 1 where the table's std is already that of the mean; 0: unknown.
     """
 
     kind: Literal["mos", "dmos"]
     lower_better: bool
     range: tuple[float, float]
+    votes: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,32 @@ class RemoteFile:
 
 
 @dataclass(frozen=True)
+class LabelFile(RemoteFile):
+    """A table of labels; without address and repository it lies in the archive (``**/NAME``: wherever there).
+
+    Attributes:
+        header: Names of its columns; empty: they stand in its first line.
+        separator: Between two columns.
+    """
+
+    header: tuple[str, ...] = ()
+    separator: str = ","
+
+
+@dataclass(frozen=True)
+class Derive:
+    """Columns that are parts of another one, such as the distortion in a file name.
+
+    Attributes:
+        column: Where they come from.
+        pattern: Regular expression that its whole text matches; each named group becomes a column.
+    """
+
+    column: str
+    pattern: str
+
+
+@dataclass(frozen=True)
 class Skip:
     """Rows of a label table that do not count.
 
@@ -116,13 +143,14 @@ class Archive:
 
     Attributes:
         images: The archive (zip, tar, tar.gz, ...).
-        labels: A CSV, joined by column name; without address and repository it lies in the archive.
-        path: Where a row's image lies in the unpacked archive, with column names in braces.
+        labels: A table, joined by column name.
+        path: Where a row's image lies in the unpacked archive, with column names in braces; ``**/`` at its start
+            stands for any folder.
         skip: Rows that do not count.
     """
 
     images: RemoteFile
-    labels: RemoteFile
+    labels: LabelFile
     path: str
     skip: Skip | None = None
 
@@ -139,11 +167,13 @@ class DatasetSpec:
         citation: Whom to cite.
         images: Expected number of images; 0 where it is not known beforehand.
         columns: Where to find what in the dataset's own table.
+        derive: Columns that are parts of another one.
         opinion: Meaning of the human scores; none where there are none.
         hub: Source: a Hub repository.
         archive: Source: an archive with a label table.
         folder: Source: a local folder, CSV or Parquet file, relative to the YAML file.
         generated: Source: a generator of this package.
+        stream: Whether images are read from where they lie each time, and never kept: for sets larger than the disk.
         subset: Rows that count, as a value of the split column; empty: all of them.
         split: How supervised scorers are to be compared: the official part, ten splits disjoint by
             reference, or the whole set.
@@ -162,11 +192,13 @@ class DatasetSpec:
     citation: str
     images: int = 0
     columns: Columns = Columns()
+    derive: Derive | None = None
     opinion: Opinion | None = None
     hub: Hub | None = None
     archive: Archive | None = None
     folder: str = ""
     generated: str = ""
+    stream: bool = False
     subset: str = ""
     split: Literal["official", "ratio", "whole"] = "whole"
     full_reference: tuple[str, ...] = ()
@@ -180,6 +212,14 @@ class DatasetSpec:
     def key(self) -> str:
         """Name and version: what scores are stored under."""
         return f"{self.name}@{self.version}"
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the same bytes are read at any time; not so for a branch of a repository."""
+        files = [self.archive.images, self.archive.labels] if self.archive else []
+        if self.hub:
+            return _is_commit(self.hub.revision)
+        return all(bool(file.sha256) or not file.repository or _is_commit(file.revision) for file in files)
 
     @property
     def source(self) -> str:
@@ -200,24 +240,17 @@ def read_spec(path: str | Path) -> DatasetSpec:
     Raises:
         ConfigError: Not YAML, an unknown or missing key or a value of the wrong type, named with its line.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a mapping of keys, got {type(values).__name__}")
-    lines = _line_numbers(node)
-    spec: DatasetSpec = _build(DatasetSpec, values, lines, str(path), "")
+    spec = read_record(path, DatasetSpec)
     if spec.folder:
         spec = dataclasses.replace(spec, folder=str(Path(path).parent / spec.folder))
     sources = [key for key in ("hub", "archive", "folder", "generated") if getattr(spec, key)]
     if len(sources) != 1:
         found = " and ".join(sources) or "none"
         raise ConfigError(f"{path}: exactly one of hub, archive, folder, generated is needed, found {found}")
+    if problem := _contradiction(spec):
+        raise ConfigError(f"{path}: {problem}")
+    _check_pattern(path, "derive", spec.derive)
+    _check_pattern(path, "archive.skip", spec.archive.skip if spec.archive else None)
     return spec
 
 
@@ -270,61 +303,22 @@ def find_spec(name: str, specs: Mapping[str, DatasetSpec]) -> DatasetSpec:
     raise DatasetError(f"no dataset and no folder named {name!r}{did_you_mean(name, specs, cutoff=0.4)}")
 
 
-def _line_numbers(node: yaml.Node | None, prefix: str = "") -> dict[str, int]:
-    lines: dict[str, int] = {}
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            name = f"{prefix}{key.value}"
-            lines[name] = key.start_mark.line + 1
-            lines |= _line_numbers(value, f"{name}.")
-    return lines
+def _contradiction(spec: DatasetSpec) -> str:
+    if spec.stream and not (spec.hub or spec.archive):
+        return "only a hub or an archive can be a stream"
+    if bool(spec.opinion) != bool(spec.columns.opinion):
+        return "opinion (what the scores mean) and columns.opinion (where they are) belong together"
+    if (spec.subset or spec.split == "official") and not spec.columns.split:
+        return "an official split or a subset needs columns.split"
+    return ""
 
 
-def _build(cls: Any, values: Any, lines: Mapping[str, int], path: str, prefix: str) -> Any:
-    where = f"{path}, line {lines.get(prefix.rstrip('.'), 1)}"
-    if not isinstance(values, dict):
-        raise ConfigError(f"{where}: {prefix.rstrip('.')} needs keys, got {values!r}")
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    for key in values:
-        if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(fields)}"
-            raise ConfigError(f"{path}, line {lines.get(prefix + str(key), 1)}: unknown key {prefix}{key}{hint}")
-    missing = [name for name, field in fields.items() if name not in values and _required(field)]
-    if missing:
-        raise ConfigError(f"{where}: missing key {', '.join(prefix + name for name in missing)}")
-    hints = typing.get_type_hints(cls)
-    return cls(**{key: _value(hints[key], values[key], lines, path, prefix + key) for key in values})
+def _check_pattern(path: str | Path, key: str, entry: Derive | Skip | None) -> None:
+    try:
+        re.compile(entry.pattern if entry else "")
+    except re.error as error:
+        raise ConfigError(f"{path}: {key}.pattern is no regular expression: {error}") from error
 
 
-def _required(field: dataclasses.Field[Any]) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-
-
-def _value(hint: Any, value: Any, lines: Mapping[str, int], path: str, name: str) -> Any:
-    options = [option for option in typing.get_args(hint) if option is not type(None)]
-    if isinstance(hint, types.UnionType):
-        return None if value is None else _value(options[0], value, lines, path, name)
-    if dataclasses.is_dataclass(hint):
-        return _build(hint, value, lines, path, f"{name}.")
-    if typing.get_origin(hint) is Literal:
-        if value in options:
-            return value
-        expected = " or ".join(map(str, options))
-    elif typing.get_origin(hint) is tuple:
-        number = options[0] is float
-        size = len(options) if number else None
-        if isinstance(value, list) and size in (None, len(value)) and all(_is(options[0], item) for item in value):
-            return tuple(map(options[0], value))
-        expected = "two numbers" if number else "a list of words"
-    elif _is(hint, value):
-        return hint(value)
-    else:
-        expected = {str: "text (in quotes)", int: "a whole number", bool: "true or false"}[hint]
-    raise ConfigError(f"{path}, line {lines.get(name, 1)}: {name} must be {expected}, got {value!r}")
-
-
-def _is(kind: type, value: Any) -> bool:
-    if isinstance(value, bool) or kind is bool:
-        return kind is bool and isinstance(value, bool)
-    return isinstance(value, (int, float) if kind is float else kind)
+def _is_commit(revision: str) -> bool:
+    return re.fullmatch(r"[0-9a-f]{40}", revision) is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import lzma
 import stat
 import tarfile
 import zipfile
@@ -15,6 +17,18 @@ from qualiclip_plugin.errors import DatasetError
 from qualiclip_plugin.files import atomic_folder
 
 _CHUNK = 1 << 20
+
+DAMAGED = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    gzip.BadGzipFile,
+    lzma.LZMAError,
+    zlib.error,
+    EOFError,
+    NotImplementedError,  # a compression that zipfile does not know
+    RuntimeError,  # a password
+)
+"""What reading a damaged archive raises."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +68,7 @@ def unpack(archive: Path, folder: Path, limits: Limits = Limits()) -> Path:
     try:
         with atomic_folder(folder) as partial:
             _unpack_into(archive, partial, limits)
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except DAMAGED as error:
         raise DatasetError(f"{archive}: damaged or not an archive: {error}") from error
     except OSError as error:
         raise DatasetError(f"{folder}: cannot be unpacked: {error.strerror or error}") from error
@@ -64,23 +78,24 @@ def unpack(archive: Path, folder: Path, limits: Limits = Limits()) -> Path:
 def _unpack_into(archive: Path, folder: Path, limits: Limits) -> None:
     allowed = min(limits.bytes, int(limits.ratio * archive.stat().st_size) + limits.free)
     written, seen = 0, set[str]()
-    for number, (name, source) in enumerate(_entries(archive)):
-        if number >= limits.files:
-            raise DatasetError(f"{archive}: more than {limits.files} entries")
-        target = folder / safe_name(archive, name)
-        if str(target) in seen:
-            raise DatasetError(f"{archive}: entry {name!r} occurs twice")
-        seen.add(str(target))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with source, target.open("xb") as file:
-            while chunk := source.read(_CHUNK):
-                written += len(chunk)
-                if written > allowed:
-                    raise DatasetError(f"{archive}: unpacks to more than {allowed} bytes, refused at {name!r}")
-                file.write(chunk)
+    with archive.open("rb") as packed:
+        for number, (name, source) in enumerate(entries(packed, archive)):
+            if number >= limits.files:
+                raise DatasetError(f"{archive}: more than {limits.files} entries")
+            target = folder / safe_name(archive, name)
+            if str(target) in seen:
+                raise DatasetError(f"{archive}: entry {name!r} occurs twice")
+            seen.add(str(target))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with source, target.open("xb") as file:
+                while chunk := source.read(_CHUNK):
+                    written += len(chunk)
+                    if written > allowed:
+                        raise DatasetError(f"{archive}: unpacks to more than {allowed} bytes, refused at {name!r}")
+                    file.write(chunk)
 
 
-def safe_name(archive: Path, name: str) -> PurePosixPath:
+def safe_name(archive: str | Path, name: str) -> PurePosixPath:
     """The relative path of an entry.
 
     Raises:
@@ -94,16 +109,21 @@ def safe_name(archive: Path, name: str) -> PurePosixPath:
     return PurePosixPath(*parts)
 
 
-def _entries(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    """Regular files only; anything else but a folder is refused."""
-    if zipfile.is_zipfile(archive):
-        yield from _zip_entries(archive)
-    else:
-        yield from _tar_entries(archive)
+def entries(file: IO[bytes], archive: str | Path) -> Iterator[tuple[str, IO[bytes]]]:
+    """Names and contents of the regular files of an archive, in its order.
+
+    Args:
+        file: A zip, a tar or a compressed tar, told by its content; seekable.
+        archive: Its name, for messages.
+
+    Raises:
+        DatasetError: An entry is neither a file nor a folder, or its name leads outside.
+    """
+    yield from _zip_entries(file, archive) if zipfile.is_zipfile(file) else _tar_entries(file, archive)
 
 
-def _zip_entries(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    with zipfile.ZipFile(archive) as opened:
+def _zip_entries(file: IO[bytes], archive: str | Path) -> Iterator[tuple[str, IO[bytes]]]:
+    with zipfile.ZipFile(file) as opened:
         for entry in opened.infolist():
             kind = stat.S_IFMT(entry.external_attr >> 16)
             safe_name(archive, entry.filename)
@@ -114,8 +134,9 @@ def _zip_entries(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
             yield entry.filename, opened.open(entry)
 
 
-def _tar_entries(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    with tarfile.open(archive, "r:*") as opened:
+def _tar_entries(file: IO[bytes], archive: str | Path) -> Iterator[tuple[str, IO[bytes]]]:
+    file.seek(0)
+    with tarfile.open(fileobj=file, mode="r:*") as opened:
         for entry in opened:
             if entry.isdir():
                 if entry.name not in (".", "./"):

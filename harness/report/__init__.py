@@ -10,18 +10,23 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.report import charts, pages
+from harness.report import charts, terms
+from harness.report.cell_page import cell as cell_page
 from harness.report.data import Cell, contest, load_cells
+from harness.report.dataset_page import dataset as dataset_page
+from harness.report.overview import overview, versions
 from harness.report.pictures import Gallery, open_sources
 from harness.store import Store, StoreError
 from qualiclip_plugin.errors import ConfigError
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+
+    from harness.data.specs import DatasetSpec
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
 ASSETS = ("style.css", "app.js")
@@ -60,12 +65,13 @@ def write_report(
     if not cells:
         raise ConfigError(f"{results}: no results; `iqa-harness run --output {results}` makes some")
     names = sorted({cell.dataset for cell in cells})
-    sources, lacking = open_sources(datasets, catalogue(include), names)
+    specs = catalogue(include)
+    sources, lacking = open_sources(datasets, specs, names)
     try:
         target.absolute().parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.absolute().parent))
         try:
-            _write_site(partial, cells, Gallery(partial, sources), lacking, draws, seed)
+            _write_site(partial, cells, Gallery(partial, sources), lacking, specs, draws, seed)
             _replace(target, partial)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -75,24 +81,31 @@ def write_report(
 
 
 def _write_site(
-    folder: Path, cells: list[Cell], gallery: Gallery, lacking: dict[str, str], draws: int, seed: int
+    folder: Path,
+    cells: list[Cell],
+    gallery: Gallery,
+    lacking: dict[str, str],
+    specs: Mapping[str, DatasetSpec],
+    draws: int,
+    seed: int,
 ) -> None:
     site = environment()
     names = sorted({cell.dataset for cell in cells})
-    links = [(name, pages.dataset_page(name)) for name in names]
+    links = [(name, terms.dataset_page(name)) for name in names]
 
     def write(page: str, template: str, **content: Any) -> None:
         text = site.get_template(template).render(links=links, page=page, lacking=lacking, **content)
         (folder / page).write_text(text, encoding="utf-8", errors="backslashreplace")
 
-    write("index.html", "index.html.j2", **pages.overview(cells))
-    write("versions.html", "versions.html.j2", entries=pages.versions(cells))
+    write("index.html", "index.html.j2", **overview(cells))
+    write("versions.html", "versions.html.j2", **versions(cells))
     for name in names:
         own = [cell for cell in cells if cell.dataset == name]
         compared = contest(own, draws=draws, seed=seed)
-        write(pages.dataset_page(name), "dataset.html.j2", **pages.dataset(name, own, compared, gallery))
+        content = dataset_page(name, own, compared, gallery, specs.get(name))
+        write(terms.dataset_page(name), "dataset.html.j2", **content)
     for cell in cells:
-        write(cell.page, "cell.html.j2", **pages.cell(cell, gallery))
+        write(cell.page, "cell.html.j2", **cell_page(cell, gallery))
     for asset in ASSETS:
         shutil.copyfile(TEMPLATES / asset, folder / asset)
     manifest = {"made_by": "iqa-harness report", "pages": sorted(path.name for path in folder.glob("*.html"))}
@@ -111,7 +124,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     site.filters["number"] = charts.number
-    site.globals["dataset_page"] = pages.dataset_page
+    site.globals["dataset_page"] = terms.dataset_page
     return site
 
 

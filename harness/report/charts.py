@@ -159,36 +159,63 @@ class Bar:
 
 @dataclass(frozen=True)
 class Bars:
-    """Horizontal bars, best first; undefined ones last."""
+    """Horizontal bars on one axis; labels end before it, values stand behind it.
+
+    Attributes:
+        axis: Of the values.
+        bars: From top to bottom.
+        width: Of the whole chart.
+    """
 
     axis: Axis
     bars: list[Bar]
-    figure: str
+    width: float
 
 
-def distortion_bars(cell: Cell, start: float = 170, end: float = 560) -> Bars | None:
-    """The cell's main figure within each distortion type; none where the dataset names no types."""
-    groups = cell.content.get("distortions") or {}
-    if not groups:
+def bars(
+    groups: Mapping[str, Mapping[str, Any]], figure: str, *, ranked: bool, labels: float = 170, length: float = 390
+) -> Bars | None:
+    """A figure within each distortion type or level; none where there are no groups.
+
+    Args:
+        groups: Name to what a cell stores of it.
+        figure: Which figure.
+        ranked: Best first and undefined ones last; else in the order of the names.
+        labels: Width of the labels.
+        length: Of the axis.
+    """
+    found = {name: (group["figures"].get(figure, {}), group["n"]) for name, group in groups.items()}
+    values = [entry["value"] for entry, _ in found.values() if entry.get("value") is not None]
+    if not values:
         return None
-    found = {name: (group["figures"].get(cell.main_figure, {}), group["n"]) for name, group in groups.items()}
-    values = [figure["value"] for figure, _ in found.values() if figure.get("value") is not None]
     low, high = min([0.0, *values]), max([1.0, *values])
-    scale = Axis(low, high, start, end, ticks(low, high, 4))
-    bars = []
-    for name, (figure, n) in found.items():
-        value = figure.get("value")
+    scale = Axis(low, high, labels, labels + length, ticks(low, high, 4))
+    made = []
+    for name, (entry, n) in found.items():
+        value = entry.get("value")
         left, right = sorted((scale.at(0), scale.at(value or 0.0)))
-        bars.append(Bar(name, value, figure.get("reason", ""), n, left, round(right - left, 1)))
-    bars.sort(key=lambda bar: (bar.value is None, -(bar.value or 0.0), bar.label))
-    return Bars(scale, bars, cell.main_figure)
+        made.append(Bar(name, value, entry.get("reason", ""), n, left, round(right - left, 1)))
+    made.sort(key=lambda bar: (len(bar.label), bar.label))
+    if ranked:
+        made.sort(key=lambda bar: (bar.value is None, -(bar.value or 0.0), bar.label))
+    return Bars(scale, made, labels + length + 80)
 
 
 @dataclass(frozen=True)
 class LadderPlot:
-    """Score against level for one distortion type."""
+    """Score against level for one distortion type.
+
+    Attributes:
+        distortion: Which.
+        l_test: Mean rank correlation of its ladders; none where undefined.
+        x: Axis of the levels.
+        y: Axis of the scores.
+        lines: Content and SVG path of every ladder.
+        mean: SVG path of their mean.
+    """
 
     distortion: str
+    l_test: float | None
     x: Axis
     y: Axis
     lines: list[tuple[str, str]]
@@ -196,7 +223,7 @@ class LadderPlot:
 
 
 def ladder_plots(cell: Cell, width: float = 210, height: float = 130) -> list[LadderPlot]:
-    """A small plot per distortion type, all with the scorer's own range; one line per content and their mean."""
+    """A small plot per distortion type, worst order first, all with the scorer's own range."""
     if not cell.measured:
         return []
     ladders = ladder_rows(cell.rows)
@@ -213,8 +240,10 @@ def ladder_plots(cell: Cell, width: float = 210, height: float = 130) -> list[La
         lines = [
             (content, path([(x.at(levels[i]), y.at(scores[i])) for i in indices])) for content, indices in own.items()
         ]
-        plots.append(LadderPlot(kind, x, y, lines, _mean_line(own, levels, scores, x, y)))
-    return plots
+        stored = (cell.content.get("distortions") or {}).get(kind, {}).get("figures", {})
+        value = stored.get("l_test", {}).get("value")
+        plots.append(LadderPlot(kind, value, x, y, lines, _mean_line(own, levels, scores, x, y)))
+    return sorted(plots, key=lambda plot: (plot.l_test is None, plot.l_test, plot.distortion))
 
 
 def _level_axis(levels: Floats, start: float, end: float) -> Axis:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -14,12 +13,14 @@ from harness import leaderboard
 from harness import statistics as st
 from harness.figures import join_scores, whole_ladders
 from harness.statistics.checks import Floats
+from harness.statistics.matrix import Method
 from harness.store import ScoreKey, Store, StoreError, slug
 
 if TYPE_CHECKING:
     import pandas as pd
 
 GMAD_LEVELS = 3
+SIGNIFICANCE: tuple[Method, ...] = ("bootstrap", "williams", "f")
 NO_LABELS = "the labels are not in this results folder; a run on the dataset writes them again"
 SHOWN = 12  # misjudged images or inversions on a page
 
@@ -136,15 +137,9 @@ def stored_key(store: Store, scorer: str, dataset: str, fingerprint: str) -> Sco
     Raises:
         StoreError: The identity is missing or does not give the fingerprint.
     """
-    path = store.root / "scores" / slug(scorer) / slug(dataset) / fingerprint[:16] / "identity.json"
-    try:
-        identity = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path}: cannot be read: {error}") from error
-    identity.pop("dataset", None)
-    key = ScoreKey(scorer, dataset, identity)
+    key = ScoreKey(scorer, dataset, store.identity(scorer, dataset, fingerprint))
     if key.fingerprint != fingerprint:
-        raise StoreError(f"{path}: does not belong to the scores of {scorer} on {dataset}")
+        raise StoreError(f"{store.root}: the stored identity does not belong to the scores of {scorer} on {dataset}")
     return key
 
 
@@ -165,7 +160,7 @@ class Contest:
         dataset: Its name.
         cells: Measured cells.
         rows: Labels of the common images, (N,).
-        matrix: Significance; none for fewer than two scorers.
+        matrices: Significance, one for each test that applies; none for fewer than two scorers.
         rivals: gMAD pairs for every defender and attacker, as indices into ``rows``.
         left_out: Images that some scorer lacks.
         statistic: What the matrix compares.
@@ -174,7 +169,7 @@ class Contest:
     dataset: str
     cells: list[Cell]
     rows: pd.DataFrame
-    matrix: st.SignificanceMatrix | None
+    matrices: list[st.SignificanceMatrix]
     rivals: list[Rival] = field(default_factory=list)
     left_out: int = 0
     statistic: str = "srcc"
@@ -197,7 +192,7 @@ def contest(cells: Iterable[Cell], *, draws: int = 2000, seed: int = 0) -> Conte
     scores = {cell.scorer: dict(zip(cell.rows["file_name"], cell.scores, strict=True)) for cell in measured}
     columns = {name: np.array([values[file] for file in common]) for name, values in scores.items()}
     statistic = measured[0].main_figure
-    matrix = _matrix(measured[0], rows, columns, statistic, draws, seed) if draws and len(columns) > 1 else None
+    matrices = _matrices(measured[0], rows, columns, statistic, draws, seed) if draws and len(columns) > 1 else []
     rivals = [
         Rival(defender, attacker, st.gmad_pairs(columns[defender], columns[attacker], levels=GMAD_LEVELS))
         for defender in columns
@@ -205,24 +200,27 @@ def contest(cells: Iterable[Cell], *, draws: int = 2000, seed: int = 0) -> Conte
         if defender != attacker
     ]
     most = max(len(table) for table in tables)
-    return Contest(measured[0].dataset, measured, rows, matrix, rivals, most - len(common), statistic)
+    return Contest(measured[0].dataset, measured, rows, matrices, rivals, most - len(common), statistic)
 
 
-def _matrix(
+def _matrices(
     cell: Cell, rows: pd.DataFrame, columns: Mapping[str, Floats], statistic: str, draws: int, seed: int
-) -> st.SignificanceMatrix | None:
+) -> list[st.SignificanceMatrix]:
     if statistic == "srcc":
         down = bool(cell.content["dataset"]["opinion"]["lower_better"])
         opinions = st.oriented(rows["opinion"].to_numpy(dtype=float), lower_better=down)
         contents = rows["reference"].to_numpy(dtype=str)
         clusters = contents if (contents != "").all() else None
-        return st.significance_matrix(columns, opinions, clusters=clusters, draws=draws, seed=seed)
+        return [
+            st.significance_matrix(columns, opinions, method=method, clusters=clusters, draws=draws, seed=seed)
+            for method in SIGNIFICANCE
+        ]
     ladders = {name: ladders_of(rows, values) for name, values in columns.items()}
     found = next(iter(ladders.values()))
     if found is None:
-        return None
+        return []
     values = {name: ladder.credited for name, ladder in ladders.items() if ladder is not None}
-    return st.mean_significance_matrix(values, clusters=found.contents, draws=draws, seed=seed)
+    return [st.mean_significance_matrix(values, clusters=found.contents, draws=draws, seed=seed)]
 
 
 def ladders_of(rows: pd.DataFrame, scores: Floats) -> st.Ladders | None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from harness.data.datasets import ImageSet, image_bytes, open_dataset
+from harness.data.datasets import ImageSet, open_dataset
+from harness.data.sources import image_bytes
 from harness.data.specs import DatasetSpec
+from harness.data.streams import Stream
 from qualiclip_plugin.errors import QualiCLIPError
 from qualiclip_plugin.images import read_image
 
@@ -27,6 +30,7 @@ class Gallery:
         self._rows = {
             (name, image_hash): (images, index)
             for name, images in sources.items()
+            if not isinstance(images.rows, Stream)
             for index, image_hash in enumerate(images.table["image_hash"])
         }
 
@@ -44,7 +48,8 @@ class Gallery:
         from PIL import Image
 
         try:
-            pixels = read_image(image_bytes(images.rows[index]["image"]), exif=images.spec.exif)
+            rows: Any = images.rows
+            pixels = read_image(image_bytes(rows[index]["image"]), exif=images.spec.exif)
         except (QualiCLIPError, OSError):
             return False
         side, quality = SIZES[size]
@@ -79,6 +84,8 @@ def open_sources(
     lacking = {}
     for name in wanted:
         if name in sources:
+            if isinstance(sources[name].rows, Stream):
+                lacking[name] = "its images are read as a stream and not kept"
             continue
         if name in specs and specs[name].generated:
             try:

@@ -22,16 +22,13 @@ from harness.statistics.gmad import GmadPair, gmad_pairs, misjudged
 from harness.statistics.intervals import (
     STATISTICS,
     Interval,
-    SplitSummary,
     bootstrap_interval,
-    by_group,
-    content_splits,
+    bootstrap_intervals,
     d_test_interval,
     l_test_interval,
     mean_interval,
     p_test_interval,
     percentile_interval,
-    split_summary,
 )
 from harness.statistics.krasula import Krasula, auc, krasula
 from harness.statistics.ladders import (
@@ -56,6 +53,7 @@ from harness.statistics.significance import (
     williams_t,
     williams_test,
 )
+from harness.statistics.splits import SplitSummary, by_group, content_splits, split_summary
 
 __all__ = [
     "MIN_IMAGES",
@@ -76,6 +74,7 @@ __all__ = [
     "average_rank",
     "bootstrap_draws",
     "bootstrap_interval",
+    "bootstrap_intervals",
     "by_group",
     "cells",
     "content_splits",

@@ -42,12 +42,14 @@ def logistic4(scores: Floats, parameters: Floats) -> Floats:
     return (b1 - b2) * expit((scores - b3) / np.abs(b4)) + b2
 
 
-def logistic4_gradient(scores: Floats, parameters: Floats) -> list[Floats]:
-    """Derivatives of :func:`logistic4` by each parameter: four arrays of shape (N,) or (B, N)."""
+def logistic4_with_gradient(scores: Floats, parameters: Floats) -> tuple[Floats, list[Floats]]:
+    """:func:`logistic4` and its derivatives by each parameter: four arrays of shape (N,) or (B, N)."""
     b1, b2, b3, b4 = _columns(parameters)
-    rise = expit((scores - b3) / np.abs(b4))
-    slope = (b2 - b1) * rise * (1 - rise) / np.abs(b4)
-    return [rise, 1 - rise, slope, slope * (scores - b3) / b4]
+    shifted = scores - b3
+    rise = expit(shifted / np.abs(b4))
+    fall = 1 - rise
+    slope = rise * fall * ((b2 - b1) / np.abs(b4))
+    return (b1 - b2) * rise + b2, [rise, fall, slope, slope * shifted / b4]
 
 
 def logistic5(scores: Floats, parameters: Floats) -> Floats:
@@ -64,13 +66,15 @@ def logistic5(scores: Floats, parameters: Floats) -> Floats:
     return b1 * (expit(b2 * (scores - b3)) - 0.5) + b4 * scores + b5
 
 
-def logistic5_gradient(scores: Floats, parameters: Floats) -> list[Floats]:
-    """Derivatives of :func:`logistic5` by each parameter: five arrays of shape (N,) or (B, N)."""
-    b1, b2, b3 = _columns(parameters)[:3]
-    rise = expit(b2 * (scores - b3))
+def logistic5_with_gradient(scores: Floats, parameters: Floats) -> tuple[Floats, list[Floats]]:
+    """:func:`logistic5` and its derivatives by each parameter: five arrays of shape (N,) or (B, N)."""
+    b1, b2, b3, b4, b5 = _columns(parameters)
+    shifted = scores - b3
+    rise = expit(b2 * shifted)
     slope = b1 * rise * (1 - rise)
     like = np.ones_like(rise)
-    return [rise - 0.5, slope * (scores - b3), -slope * b2, scores * like, like]
+    centred = rise - 0.5
+    return b1 * centred + b4 * scores + b5, [centred, slope * shifted, -slope * b2, scores * like, like]
 
 
 def _columns(parameters: Floats) -> Floats:
@@ -79,15 +83,15 @@ def _columns(parameters: Floats) -> Floats:
 
 
 class Curve(NamedTuple):
-    """A function of scores and parameters, and its derivatives."""
+    """A function of scores and parameters, alone and with its derivatives."""
 
     function: Callable[[Floats, Floats], Floats]
-    gradient: Callable[[Floats, Floats], list[Floats]]
+    with_gradient: Callable[[Floats, Floats], tuple[Floats, list[Floats]]]
 
 
 CURVES: Mapping[Form, Curve] = {
-    "logistic4": Curve(logistic4, logistic4_gradient),
-    "logistic5": Curve(logistic5, logistic5_gradient),
+    "logistic4": Curve(logistic4, logistic4_with_gradient),
+    "logistic5": Curve(logistic5, logistic5_with_gradient),
 }
 
 
@@ -251,7 +255,7 @@ def _least_squares(form: Form, s: Floats, y: Floats, start: Floats) -> tuple[Flo
         return (curve.function(s, parameters) - y) / span
 
     def jacobian(parameters: Floats) -> Floats:
-        return np.stack(curve.gradient(s, parameters), axis=1) / span
+        return np.stack(curve.with_gradient(s, parameters)[1], axis=1) / span
 
     result = least_squares(
         residuals, start, jac=jacobian, method="lm", x_scale="jac", ftol=_TOLERANCE[form], max_nfev=20_000

@@ -1,17 +1,16 @@
-"""Bootstrap intervals, and medians over the splits that a dataset prescribes."""
+"""Bootstrap intervals."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from harness.statistics.checks import (
     MIN_IMAGES,
-    Estimate,
     Floats,
     StatisticsError,
     finite_vectors,
@@ -19,23 +18,22 @@ from harness.statistics.checks import (
     undefined,
     why_undefined,
 )
-from harness.statistics.correlation import srcc
 from harness.statistics.fitting import Form
 from harness.statistics.ladders import d_test, ladder_correlations, p_test
 from harness.statistics.resampling import (
     Statistic,
     bootstrap_draws,
     resampled_d_test,
+    resampled_fitted,
     resampled_krcc,
     resampled_mean,
     resampled_p_test,
     resampled_plcc,
-    resampled_plcc_fitted,
-    resampled_rmse_fitted,
     resampled_srcc,
 )
 
-STATISTICS: tuple[str, ...] = ("srcc", "krcc", "plcc", "plcc_fitted", "rmse_fitted")
+FITTED = ("plcc_fitted", "rmse_fitted")
+STATISTICS: tuple[str, ...] = ("srcc", "krcc", "plcc", *FITTED)
 """The statistics of scores against opinions that have intervals, by name."""
 
 _LEAST_DEFINED = 0.9
@@ -92,54 +90,67 @@ def resampled_statistic(name: str, scores: ArrayLike, opinions: ArrayLike, form:
     Raises:
         StatisticsError: An unknown name, or arrays that cannot be used.
     """
+    if name in FITTED:
+        both, column = resampled_fitted(scores, opinions, form), FITTED.index(name)
+        return lambda counts: both(counts)[:, column]
     makers: Mapping[str, Callable[[ArrayLike, ArrayLike], Statistic]] = {
         "srcc": resampled_srcc,
         "krcc": resampled_krcc,
         "plcc": resampled_plcc,
-        "plcc_fitted": partial(resampled_plcc_fitted, form=form),
-        "rmse_fitted": partial(resampled_rmse_fitted, form=form),
     }
     if name not in makers:
         raise StatisticsError(f"statistic: {name!r} is none of {', '.join(STATISTICS)}")
     return makers[name](scores, opinions)
 
 
-def bootstrap_interval(
+def bootstrap_intervals(
     scores: ArrayLike,
     opinions: ArrayLike,
-    statistic: str = "srcc",
+    statistics: Sequence[str] = ("srcc",),
     *,
     clusters: ArrayLike | None = None,
     draws: int = 2000,
     seed: int = 0,
     level: float = 0.95,
     form: Form = "logistic4",
-) -> Interval:
-    """Interval of a statistic of scores against opinions.
+) -> dict[str, Interval]:
+    """Intervals of statistics of scores against opinions, all over the same resamples.
 
     Args:
         scores: Scores, higher is better, (N,).
         opinions: Opinions, higher is better, (N,).
-        statistic: One of :data:`STATISTICS`; fits are made anew in every draw.
+        statistics: Some of :data:`STATISTICS`; the fitted ones share one fit in every draw.
         clusters: Reference content of each image, (N,); None where images are independent.
         draws: How many resamples.
-        seed: Same seed, same interval.
+        seed: Same seed, same intervals.
         level: Coverage.
         form: Curve of the fitted statistics.
 
     Returns:
-        The interval; undefined where the statistic is, or for fewer than 3 clusters.
+        Name to interval; undefined where the statistic is, or for fewer than 3 clusters.
 
     Raises:
         StatisticsError: NaN, infinite values, different lengths or an unknown statistic.
     """
     x, y = finite_vectors(scores=scores, opinions=opinions)
-    reason = why_undefined(scores=x, opinions=y) or too_few_clusters(clusters, len(x))
-    if reason:
-        return _no_interval(reason, level, draws)
-    resampled = resampled_statistic(statistic, x, y, form)
-    values = bootstrap_draws(resampled, len(x), clusters=clusters, draws=draws, seed=seed)
-    return percentile_interval(values, level)
+    if reason := why_undefined(scores=x, opinions=y) or too_few_clusters(clusters, len(x)):
+        return {name: _no_interval(reason, level, draws) for name in statistics}
+
+    def drawn(statistic: Statistic) -> Floats:
+        return bootstrap_draws(statistic, len(x), clusters=clusters, draws=draws, seed=seed)
+
+    fitted = drawn(resampled_fitted(x, y, form)) if set(statistics) & set(FITTED) else np.empty((0, 2))
+    return {
+        name: percentile_interval(
+            fitted[:, FITTED.index(name)] if name in FITTED else drawn(resampled_statistic(name, x, y)), level
+        )
+        for name in statistics
+    }
+
+
+def bootstrap_interval(scores: ArrayLike, opinions: ArrayLike, statistic: str = "srcc", **options: Any) -> Interval:
+    """Interval of one statistic; see :func:`bootstrap_intervals`."""
+    return bootstrap_intervals(scores, opinions, (statistic,), **options)[statistic]
 
 
 def mean_interval(
@@ -235,111 +246,6 @@ def p_test_interval(
         return _no_interval(reason, level, draws)
     resampled = resampled_p_test(scores, better, worse)
     return _interval(resampled, len(np.asarray(scores)), clusters, draws, seed, level)
-
-
-@dataclass(frozen=True)
-class SplitSummary:
-    """One statistic over several test splits.
-
-    Attributes:
-        median: Median over the splits; NaN where one of them is undefined.
-        std: Standard deviation over the splits (n - 1); NaN for a single split.
-        values: The statistic of each split, (S,).
-        reason: Which split is undefined and why; empty where none is.
-    """
-
-    median: float
-    std: float
-    values: Floats
-    reason: str = ""
-
-
-def split_summary(
-    scores: ArrayLike,
-    opinions: ArrayLike,
-    splits: Sequence[ArrayLike],
-    statistic: Callable[[ArrayLike, ArrayLike], Estimate] = srcc,
-) -> SplitSummary:
-    """Median and spread of a statistic over test splits.
-
-    Args:
-        scores: Scores, higher is better, (N,).
-        opinions: Opinions, higher is better, (N,).
-        splits: Indices of the test images of each split.
-        statistic: Scores and opinions to an estimate.
-
-    Returns:
-        The summary; the median is undefined as soon as one split is, never taken over the rest.
-
-    Raises:
-        StatisticsError: NaN, different lengths, no split or an index that is not there.
-    """
-    x, y = finite_vectors(scores=scores, opinions=opinions)
-    chosen = [np.asarray(split, dtype=np.intp) for split in splits]
-    if not chosen:
-        raise StatisticsError("splits: none given")
-    for number, split in enumerate(chosen):
-        if split.size and (split.min() < 0 or split.max() >= len(x)):
-            raise StatisticsError(f"split {number}: index outside 0..{len(x) - 1}")
-    estimates = [statistic(x[split], y[split]) for split in chosen]
-    values = np.array([estimate.value for estimate in estimates])
-    for number, estimate in enumerate(estimates):
-        if not estimate.defined:
-            return SplitSummary(float("nan"), float("nan"), values, f"split {number}: {estimate.reason}")
-    std = float(values.std(ddof=1)) if len(values) > 1 else float("nan")
-    return SplitSummary(float(np.median(values)), std, values)
-
-
-def content_splits(
-    contents: ArrayLike, *, splits: int = 10, test_share: float = 0.2, seed: int = 0
-) -> list[NDArray[np.intp]]:
-    """Random test splits in which every reference content is wholly inside or wholly outside.
-
-    Args:
-        contents: Reference content of each image, (N,).
-        splits: How many.
-        test_share: Share of the contents in each test split, in (0, 1); at least one content.
-        seed: Same seed, same splits.
-
-    Returns:
-        Sorted test indices of each split.
-
-    Raises:
-        StatisticsError: ``test_share`` outside (0, 1) or fewer than two contents.
-    """
-    names, members = group_indices(contents, "contents", len(np.asarray(contents)))
-    if not 0 < test_share < 1 or len(names) < 2:
-        raise StatisticsError(f"splits: share {test_share} of {len(names)} contents cannot be taken out")
-    size = min(len(names) - 1, max(1, round(test_share * len(names))))
-    generator = np.random.default_rng(seed)
-    chosen = [generator.permutation(len(names))[:size] for _ in range(splits)]
-    return [np.flatnonzero(np.isin(members, test)) for test in chosen]
-
-
-def by_group(
-    scores: ArrayLike,
-    opinions: ArrayLike,
-    groups: ArrayLike,
-    statistic: Callable[[ArrayLike, ArrayLike], Estimate] = srcc,
-) -> dict[str, tuple[Estimate, int]]:
-    """A statistic within each distortion type, level or subset.
-
-    Args:
-        scores: Scores, higher is better, (N,).
-        opinions: Opinions, higher is better, (N,).
-        groups: Label of each image, (N,).
-        statistic: Scores and opinions to an estimate.
-
-    Returns:
-        Label to the estimate and the number of images; every label is there, undefined ones with a reason.
-
-    Raises:
-        StatisticsError: NaN or different lengths.
-    """
-    x, y = finite_vectors(scores=scores, opinions=opinions)
-    labels, members = group_indices(groups, "groups", len(x))
-    rows = [np.flatnonzero(members == index) for index in range(len(labels))]
-    return {str(k): (statistic(x[row], y[row]), len(row)) for k, row in zip(labels, rows, strict=True)}
 
 
 def _interval(

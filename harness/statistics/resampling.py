@@ -24,9 +24,9 @@ from harness.statistics.checks import (
 from harness.statistics.fitting import CURVES, Form, LogisticFit, fit_logistic
 
 Statistic = Callable[[Floats], Floats]
-"""Counts (B, N) -> the statistic of each draw (B,), NaN where it is undefined."""
+"""Counts (B, N) -> the statistic of each draw (B,), or several (B, K); NaN where it is undefined."""
 
-_BLOCK = 1_000_000  # counts handled at once: bounds the memory and stays near the cache
+_BLOCK = 200_000  # counts handled at once: arrays of this size stay in the cache
 _MATRIX_LIMIT = 5_000  # images up to which all pairs fit into one matrix (100 MB)
 _FIT_STEPS = 30
 _FIT_TOLERANCE = 1e-9
@@ -53,7 +53,7 @@ def bootstrap_draws(
         seed: Same seed, same draws, whatever the statistic: two scorers are compared on the same resamples.
 
     Returns:
-        Values, (draws,); NaN where a resample has no value.
+        Values, (draws,) or (draws, K); NaN where a resample has no value.
 
     Raises:
         StatisticsError: Not one cluster per image, or ``draws`` below 1.
@@ -109,30 +109,18 @@ def resampled_krcc(scores: ArrayLike, opinions: ArrayLike) -> Statistic:
     return _krcc_by_matrix(x, y) if len(x) <= _MATRIX_LIMIT else _krcc_by_draw(x, y)
 
 
-def resampled_plcc_fitted(scores: ArrayLike, opinions: ArrayLike, form: Form = "logistic4") -> Statistic:
-    """Signed PLCC after a logistic fit, fitted anew in each resample."""
+def resampled_fitted(scores: ArrayLike, opinions: ArrayLike, form: Form = "logistic4") -> Statistic:
+    """Signed PLCC and RMSE after a logistic fit, fitted anew in each resample: (B, 2)."""
     x, y = finite_vectors(scores=scores, opinions=opinions)
     fit = fit_logistic(form, x, y)
 
     def statistic(counts: Floats) -> Floats:
         if fit.reason:
-            return np.full(len(counts), np.nan)
+            return np.full((len(counts), 2), np.nan)
         fitted, rising = refit(fit, x, y, counts)
-        return np.where(rising, 1.0, -1.0) * _weighted_pearson(fitted, y[None], counts)
-
-    return statistic
-
-
-def resampled_rmse_fitted(scores: ArrayLike, opinions: ArrayLike, form: Form = "logistic4") -> Statistic:
-    """RMSE after a logistic fit, fitted anew in each resample."""
-    x, y = finite_vectors(scores=scores, opinions=opinions)
-    fit = fit_logistic(form, x, y)
-
-    def statistic(counts: Floats) -> Floats:
-        if fit.reason:
-            return np.full(len(counts), np.nan)
-        fitted, _ = refit(fit, x, y, counts)
-        return np.sqrt(_ratio(np.einsum("bn,bn->b", counts, np.square(fitted - y)), counts.sum(axis=1)))
+        correlation = np.where(rising, 1.0, -1.0) * _weighted_pearson(fitted, y[None], counts)
+        error = np.sqrt(_ratio(_weighted_squares(fitted - y, counts), counts.sum(axis=1)))
+        return np.stack([correlation, error], axis=1)
 
     return statistic
 
@@ -159,11 +147,22 @@ def resampled_p_test(scores: ArrayLike, better: ArrayLike, worse: ArrayLike) -> 
     """P-test of each resample; a pair counts once per pair of copies of its two images."""
     q = finite_vector("scores", scores)
     first, second = np.asarray(better, dtype=np.intp), np.asarray(worse, dtype=np.intp)
-    correct = (q[first] > q[second]).astype(np.float64)
+    correct = q[first] > q[second]
+    if len(q) > _MATRIX_LIMIT:
+
+        def gathered(counts: Floats) -> Floats:
+            weights = counts[:, first] * counts[:, second]
+            return _ratio(weights @ correct.astype(np.float64), weights.sum(axis=1))
+
+        return gathered
+    pairs = np.zeros((2, len(q), len(q)), dtype=np.float32)
+    pairs[0, first, second], pairs[1, first, second] = 1, correct
 
     def statistic(counts: Floats) -> Floats:
-        weights = counts[:, first] * counts[:, second]
-        return _ratio(weights @ correct, weights.sum(axis=1))
+        # Whole numbers below 2^24 stay exact in single precision; the sums over images are made in double.
+        single = counts.astype(np.float32)
+        total, right = (np.einsum("bn,bn->b", (single @ matrix).astype(np.float64), counts) for matrix in pairs)
+        return _ratio(right, total)
 
     return statistic
 
@@ -189,22 +188,29 @@ def refit(fit: LogisticFit, scores: Floats, opinions: Floats, counts: Floats) ->
     curve = CURVES[fit.form]
     parameters = np.tile(_standardised(fit, scores, opinions), (len(counts), 1))
     damping = np.full(len(counts), 1e-3)
-    error = _squared_error(curve.function(z, parameters), y, counts)
-    active = np.arange(len(counts))
+    values, gradient = curve.with_gradient(z, parameters)
+    residual = y - values
+    error = _weighted_squares(residual, counts)
+    active, weights = np.arange(len(counts)), counts
     for _ in range(_FIT_STEPS):
-        weights, current = counts[active], parameters[active]
-        trial = current + _step(curve.gradient(z, current), y - curve.function(z, current), weights, damping)
-        trial_error = _squared_error(curve.function(z, trial), y, weights)
+        trial = parameters[active] + _step(gradient, residual, weights, damping)
+        values, trial_gradient = curve.with_gradient(z, trial)
+        trial_residual = y - values
+        trial_error = _weighted_squares(trial_residual, weights)
         better = trial_error < error
         gain = np.where(better, error - trial_error, 0.0)
         parameters[active[better]] = trial[better]
         # A draw is done when a step gains nothing worth counting, or when even tiny steps gain nothing.
-        done = (better & (gain <= _FIT_TOLERANCE * error)) | (~better & (damping > 1e6))
-        error = np.where(better, trial_error, error)[~done]
-        damping = np.where(better, damping * 0.1, damping * 10)[~done]
-        active = active[~done]
-        if not active.size:
+        left = ~((better & (gain <= _FIT_TOLERANCE * error)) | (~better & (damping > 1e6)))
+        if not left.any():
             break
+        error = np.where(better, trial_error, error)[left]
+        damping = np.where(better, damping * 0.1, damping * 10)[left]
+        active, weights = active[left], weights[left]
+        residual, *gradient = (
+            _accepted(old, new, better, left)
+            for old, new in zip([residual, *gradient], [trial_residual, *trial_gradient], strict=True)
+        )
     fitted = curve.function(z, parameters)
     ends = curve.function(np.array([z.min(), z.max()]), parameters)
     return fitted * opinions.std() + opinions.mean(), ends[:, 1] >= ends[:, 0]
@@ -220,8 +226,14 @@ def _standardised(fit: LogisticFit, scores: Floats, opinions: Floats) -> Floats:
     return np.array([b1 / std, b2, b3, b4 / std, (b5 - mean) / std])
 
 
-def _squared_error(fitted: Floats, y: Floats, counts: Floats) -> Floats:
-    return np.einsum("bn,bn,bn->b", counts, fitted - y, fitted - y)
+def _weighted_squares(residual: Floats, counts: Floats) -> Floats:
+    return np.einsum("bn,bn->b", counts * residual, residual)
+
+
+def _accepted(old: Floats, new: Floats, better: NDArray[np.bool_], left: NDArray[np.bool_]) -> Floats:
+    """Rows that are still searched for, each from the step where that was better."""
+    rows = new if better[left].all() else np.where(better[:, None], new, old)
+    return rows if left.all() else rows[left]
 
 
 def _step(gradient: list[Floats], residual: Floats, counts: Floats, damping: Floats) -> Floats:

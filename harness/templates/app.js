@@ -49,7 +49,8 @@ function sortBy(table, header) {
   for (const cell of header.parentElement.children) cell.removeAttribute("aria-sort");
   header.setAttribute("aria-sort", direction);
   const body = table.tBodies[0];
-  const value = (row) => row.cells[header.cellIndex].dataset.value ?? "";
+  // A scorer that was not measured has one wide cell with the reason.
+  const value = (row) => row.cells[header.cellIndex]?.dataset.value ?? "";
   body.append(...[...body.rows].sort((a, b) => compare(value(a), value(b), direction)));
 }
 
@@ -58,6 +59,22 @@ for (const table of document.querySelectorAll("table.sortable")) {
     const button = header.querySelector("button");
     if (button) button.onclick = () => sortBy(table, header);
   }
+}
+
+// --- tabs ----------------------------------------------------------------------------------------------
+
+for (const section of document.querySelectorAll(".tabbed")) {
+  const tabs = [...section.querySelectorAll(".tab")];
+  if (tabs.length < 2) continue;
+  const buttons = tabs.map((tab) => element("button", { type: "button", textContent: tab.dataset.title }));
+  const choose = (chosen) => tabs.forEach((tab, index) => {
+    tab.hidden = index !== chosen;
+    buttons[index].setAttribute("aria-pressed", String(index === chosen));
+  });
+  buttons.forEach((button, index) => { button.onclick = () => choose(index); });
+  const group = element("div", { className: "tabs", role: "group", ariaLabel: "Test" }, ...buttons);
+  tabs[0].before(group);
+  choose(0);
 }
 
 // --- tips ----------------------------------------------------------------------------------------------
@@ -153,7 +170,7 @@ function showDuel(rivals, defender, attacker) {
     element("h3", { textContent: `${names[pair.level]} third of ${defender}` }),
     element("div", { className: "side" },
       side(`${attacker} prefers`, pair.preferred), side(`${attacker} rejects`, pair.rejected)),
-    element("p", { textContent: `Apart by ${percent(pair.gap)} of the ranks of ${attacker} and `
+    element("p", { className: "gap", textContent: `Apart by ${percent(pair.gap)} of the ranks of ${attacker} and `
       + `${percent(pair.own)} of those of ${defender}.` })));
   if (!cards.length) cards.push(element("p", { textContent: `${attacker} sees no difference within any third.` }));
   document.getElementById("pairs").replaceChildren(...cards);

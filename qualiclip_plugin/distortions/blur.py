@@ -12,6 +12,8 @@ from qualiclip_plugin.distortions.filters import correlate, gaussian_filter
 
 _NEGLIGIBLE = 1e-9
 _DISK_COLUMNS = 32  # strips per pixel in which the disk's area is integrated
+_SHAKE_LENGTH = (6.0, 24.0)  # pixels that the picture travels while the hand moves
+_SHAKE_STEPS = 96
 
 
 def gaussian_blur(images: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
@@ -106,3 +108,51 @@ def motion_blur_uniform(images: Tensor, strength: Tensor, noise: Tensor) -> Tens
     """Shake at constant speed along a line of ``strength`` pixels, (N,), at an angle drawn from the seed."""
     angle = uniform_field(noise, (1,))[:, 0] * math.pi
     return correlate(images, line_kernel(strength, angle)).clamp_(0, 1)
+
+
+def shake_path(noise: Tensor) -> Tensor:
+    """Where the picture is while an unsteady hand moves: a bent path that is travelled at uneven speed.
+
+    Args:
+        noise: Seeds, int64, (N,).
+
+    Returns:
+        Places after equal times, in pixels as (x, y) around their mean, (N, T, 2); 6 to 24 pixels from start to end
+        where the path is straight.
+    """
+    draw = uniform_field(noise, (6,)).double()[..., None]
+    time = (torch.arange(_SHAKE_STEPS, dtype=torch.float64) + 0.5) / _SHAKE_STEPS
+    start, bend, turns, phase, pause, length = draw.unbind(1)
+    angle = 2 * math.pi * (start + 0.4 * bend * torch.sin(math.pi * (1 + turns) * time + 2 * math.pi * phase))
+    # Between rests at which most of the light falls, the hand is quick: double contours, as in real photographs.
+    speed = 1 + 0.9 * torch.cos(2 * math.pi * (time + pause))
+    low, high = _SHAKE_LENGTH
+    step = (low + (high - low) * length) * speed / _SHAKE_STEPS
+    places = torch.stack((angle.cos() * step, angle.sin() * step), dim=-1).cumsum(1)
+    return places - places.mean(1, keepdim=True)
+
+
+def path_kernel(places: Tensor) -> Tensor:
+    """The light that a point leaves on its way over the pixel grid.
+
+    Args:
+        places: In pixels as (x, y), (N, T, 2); each shares its light linearly among the four pixels around it.
+
+    Returns:
+        Kernels that sum to 1, (N, k, k).
+    """
+    reach = math.ceil(float(places.abs().max())) + 1
+    grid = torch.arange(-reach, reach + 1, dtype=places.dtype)
+    shares = (1 - (places[..., None] - grid).abs()).clamp_min(0)
+    return _normalised(torch.einsum("ntx,nty->nyx", shares[:, :, 0], shares[:, :, 1]))
+
+
+def camera_shake(images: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
+    """The hand moves during the share ``strength`` in [0, 1], (N,), of the exposure, along a path of its own.
+
+    The rest of the light falls where it should, so the error grows evenly with the strength, whatever the picture.
+    """
+    moving = path_kernel(shake_path(noise))
+    still = torch.zeros_like(moving)
+    still[:, still.shape[1] // 2, still.shape[2] // 2] = 1
+    return correlate(images, torch.lerp(still, moving, strength.to("cpu", torch.float64)[:, None, None])).clamp_(0, 1)

@@ -17,6 +17,8 @@ _RGB_TO_XYZ = (
     (0.212671, 0.715160, 0.072169),
     (0.019334, 0.119193, 0.950227),
 )
+# JFIF and T.800, six digits as in the latter: the columns are the RGB directions of Y, Cb, Cr.
+YCBCR_TO_RGB = ((1.0, 0.0, 1.402), (1.0, -0.344136, -0.714136), (1.0, 1.772, 0.0))
 _DIFFUSION = 6.0  # the amount of KADID-10k's third level
 _NEAREST, _FURTHEST = 3.0, 12.0  # pixels by which color_shift moves, KADID-10k's levels 2 to 5
 _EDGE_SIGMA = 4.0  # smoothing of the edge map in color_shift, KADID-10k

@@ -9,12 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qualiclip_plugin.distortions.color import mix_channels
+from qualiclip_plugin.distortions.color import YCBCR_TO_RGB, mix_channels
 from qualiclip_plugin.distortions.fields import normal_field, uniform_field
 from qualiclip_plugin.distortions.filters import gaussian_filter, per_image
 
-# JFIF: columns are the RGB directions of Y, Cb, Cr.
-YCBCR_TO_RGB = ((1.0, 0.0, 1.402), (1.0, -0.344136, -0.714136), (1.0, 1.772, 0.0))
 _BLOTCH_SIGMA = 1.5  # pixels: what demosaicking and denoising leave of the sensor's noise
 
 

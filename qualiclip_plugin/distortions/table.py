@@ -11,7 +11,6 @@ Tables by name (:func:`get_table`):
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -19,7 +18,7 @@ from types import MappingProxyType
 from torch import Tensor
 
 from qualiclip_plugin.distortions import blur, brightness, color, compression, noise, sharpness, spatial, wavelet
-from qualiclip_plugin.errors import ConfigError
+from qualiclip_plugin.errors import ConfigError, did_you_mean
 
 Apply = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -88,6 +87,10 @@ _ORDERED = (
         "motion_blur", "blur", blur.motion_blur, (3, 6, 9, 14, 21), "length, pixels",
         notes="ARNIQA moves at constant speed by 1 (the identity), 2, 4, 6, 10, out of order on stripes; a line "
         "weighted to its middle blurs as much as a constant one of 0.7 times its length", camera=True,
+    ),
+    Distortion(
+        "camera_shake", "blur", blur.camera_shake, (0.2, 0.4, 0.6, 0.8, 1), "share of the exposure in motion",
+        source=BEYOND, paper=False, camera=True,
     ),
     # color
     Distortion(
@@ -279,8 +282,6 @@ def get_distortion(name: str, table: str = "default") -> Distortion:
     """
     kinds = get_table(table)
     if name not in kinds:
-        near = difflib.get_close_matches(name, kinds, n=3, cutoff=0.4)
-        near += [kind for kind in kinds if name and name in kind and kind not in near]
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(kinds)}"
-        raise ConfigError(f"unknown distortion {name!r} in table {table!r}; {hint}")
+        hint = did_you_mean(name, kinds, cutoff=0.4) or f"; there are {', '.join(kinds)}"
+        raise ConfigError(f"unknown distortion {name!r} in table {table!r}{hint}")
     return kinds[name]

@@ -16,7 +16,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from qualiclip_plugin.distortions.color import mix_channels
+from qualiclip_plugin.distortions.color import YCBCR_TO_RGB, mix_channels
 
 # T.800, table F.4: the lifting steps of the 9/7 filter, and the scaling that makes them nearly orthonormal.
 _LIFTING = (-1.586134342059924, -0.052980118572961, 0.882911075530934, 0.443506852043971)
@@ -24,7 +24,6 @@ _SCALING = 1.230174104914001 / math.sqrt(2)
 _LEVELS = 5
 # T.800, annex G: the irreversible colour transform, and the error in RGB of a unit error in Y, Cb and Cr.
 _TO_YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
-_TO_RGB = ((1.0, 0.0, 1.402), (1.0, -0.344136, -0.714136), (1.0, 1.772, 0.0))
 _ERROR_GAIN = (1.732, 1.805, 1.573)
 # Fitted to the files of OpenJPEG 2.5 at ratios from 16 to 170 and sizes from 112 to 352.
 _BITS_PER_NONZERO = 4.05
@@ -129,5 +128,5 @@ def jpeg2000(images: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
     quantized = (magnitudes / step).floor_()
     # The middle of each interval, but nothing in the dead zone.
     restored = torch.where(quantized > 0, (quantized + 0.5) * step, 0.0).copysign_(coefficients)
-    rgb = mix_channels(wavelet_transform(restored / gain, inverse=True), torch.tensor(_TO_RGB))
+    rgb = mix_channels(wavelet_transform(restored / gain, inverse=True), torch.tensor(YCBCR_TO_RGB))
     return rgb.add_(128).round_().clamp_(0, 255).div_(255)

@@ -18,7 +18,7 @@ from functools import partial
 from itertools import chain
 from os import PathLike
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,31 @@ class ScoredImage:
 
 
 @dataclass(frozen=True)
+class StoredImage:
+    """An image that is no file of this machine.
+
+    Attributes:
+        name: How tables call it.
+        read: Gives the bytes of its file, in a thread that decodes. What it raises becomes the row's error.
+    """
+
+    name: str
+    read: Callable[[], bytes]
+
+    def decode(self, **options: Any) -> DecodedImage:
+        """:func:`images.decode_image` with errors that name the image."""
+        try:
+            content = self.read()
+        except Exception as error:  # storage libraries raise types of their own
+            raise ImageError(f"{self.name}: cannot be read: {first_line(error)}") from error
+        try:
+            return decode_image(content, **options)
+        except ImageError as error:
+            reason = str(error).removeprefix(f"image of {len(content)} bytes: ")
+            raise ImageError(f"{self.name}: {reason}") from error
+
+
+@dataclass(frozen=True)
 class _Waiting:
     index: int
     path: str
@@ -77,7 +102,7 @@ class _Waiting:
 
 
 def score_files(
-    paths: Sequence[str | PathLike[str]],
+    paths: Iterable[str | PathLike[str] | StoredImage],
     model: nn.Module,
     *,
     attributes: bool = False,
@@ -90,7 +115,7 @@ def score_files(
     """Score image files, one row each, in their order; an image that cannot be scored is a row with its error.
 
     Args:
-        paths: Image files (``images.images_in`` makes them from folders and patterns).
+        paths: Image files (``images.images_in`` makes them from folders and patterns), or images in other storage.
         model: Images (N, 3, H, W) in [0, 1], or in bytes where it says ``reads_bytes`` -> scores (N, 1); with
             ``attributes=True`` also a mapping of names to (N,). Runs on the device that holds it.
         attributes: Ask for the scores of the single prompt pairs too.
@@ -131,19 +156,25 @@ def _device_of(model: nn.Module) -> torch.device:
 
 
 def _read(
-    indexed: tuple[int, str | PathLike[str]], exif: bool, background: tuple[int, int, int], max_pixels: int
+    indexed: tuple[int, str | PathLike[str] | StoredImage],
+    exif: bool,
+    background: tuple[int, int, int],
+    max_pixels: int,
 ) -> _Waiting | tuple[int, ScoredImage]:
-    index, path = indexed
-    name = portable(path)
+    index, source = indexed
+    if isinstance(source, StoredImage):
+        name, decode = source.name, source.decode
+    else:
+        name, decode = portable(source), partial(decode_image, Path(source))
     try:
-        image = decode_image(Path(path), exif=exif, background=background, max_pixels=max_pixels)
+        image = decode(exif=exif, background=background, max_pixels=max_pixels)
     except ImageError as error:
         return index, ScoredImage(name, error=str(error))
     return _Waiting(index, name, image)
 
 
 def _ahead(function: Callable[[tuple[int, T]], R], items: Iterable[T], workers: int) -> Iterator[R]:
-    """Map in order with ``workers`` threads that stay at most two items a thread ahead, fewer where they are large."""
+    """Map in order with ``workers`` threads that stay at most two items each ahead, fewer where they are large."""
     if workers == 0:
         yield from map(function, enumerate(items))
         return

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import types
-import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +16,11 @@ from typing import Any
 
 import yaml
 
-from qualiclip_plugin.errors import ConfigError, did_you_mean
+from qualiclip_plugin.errors import ConfigError
 from qualiclip_plugin.prompts import ATTRIBUTES
+from qualiclip_plugin.training.head_config import HeadConfig
 from qualiclip_plugin.training.objective import ObjectiveConfig, check_choice
+from qualiclip_plugin.training.settings import build
 
 CONFIGS = Path(__file__).parent / "configs"
 SCHEDULES = ("constant", "cosine", "onecycle")
@@ -62,11 +62,8 @@ class TrainConfig(ObjectiveConfig):
         by_group: Draw a group first, so that groups are equally likely; else all kinds are.
         share_noise: The levels of a ladder share their random draw, so that only the strength moves.
         attribute_kinds: Distortion kinds or groups -> the prompt pairs that name them, for the attribute loss.
-        head_fit: Batches of crops that the head is fitted to in closed form before the first step (``head_fit.py``);
-            0 leaves it as it is.
-        head_weights: Distortion kind -> its weight in that fit; kinds that are not named weigh 1.
-        head_penalty: Ridge penalty of that fit, in units of a feature's variance.
-        head_gain: Argument of the score's sigmoid for an average pristine crop after that fit.
+        head: How the head is fitted to degraded crops before the first step (:class:`HeadConfig`); None leaves it as
+            it is.
         optimizer: ``adamw`` or ``sgd`` (momentum .9).
         learning_rate: Its largest value.
         weight_decay: Decoupled (adamw) or L2 (sgd).
@@ -96,7 +93,7 @@ class TrainConfig(ObjectiveConfig):
         save_every: Steps between checkpoints.
         keep: Number of checkpoints that are kept.
         save_precision: Stored type of the result: ``fp32`` or ``fp16``.
-        licence: Licence of the result, as its card will state it.
+        licence: Licence of the result, as its card will state it; None takes that of the starting weights.
     """
 
     weights: str = "clip"
@@ -115,10 +112,7 @@ class TrainConfig(ObjectiveConfig):
     attribute_kinds: Mapping[str, tuple[str, ...]] = field(
         default_factory=lambda: {"blur": ("sharp_image", "sharp_edges"), "noise": ("noise_free",)}
     )
-    head_fit: int = 0
-    head_weights: Mapping[str, float] = field(default_factory=dict)
-    head_penalty: float = 1.0
-    head_gain: float = 4.0
+    head: HeadConfig | None = None
     optimizer: str = "adamw"
     learning_rate: float = 1e-9
     weight_decay: float = 1e-2
@@ -180,9 +174,6 @@ class TrainConfig(ObjectiveConfig):
 
 RANGES: dict[str, tuple[float, float]] = {
     "steps": (0, 10**9),
-    "head_fit": (0, 10**6),
-    "head_penalty": (0, 1e12),
-    "head_gain": (1e-6, 1e6),
     "seed": (0, 2**63 - 1),
     "batch_size": (1, 10**6),
     "crop_size": (32, 4096),
@@ -221,18 +212,24 @@ def load_config(name: str, settings: Iterable[str] = ()) -> TrainConfig:
         key, sign, text = setting.partition("=")
         if not sign:
             raise ConfigError(f"--set {setting}: write key=value")
-        values[key.strip()] = _parse_yaml(text, f"--set {setting}")
+        _set(values, key.strip(), _parse_yaml(text, f"--set {setting}"))
     return config_from_mapping(values, name)
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    """Change one setting; a dot leads into a group of settings, as in ``head.batches``."""
+    group, dot, rest = key.partition(".")
+    if not dot:
+        values[key] = value
+        return
+    if not isinstance(inner := values.get(group), dict):
+        raise ConfigError(f"--set {key}: this configuration has no settings {group!r}")
+    _set(inner, rest, value)
 
 
 def config_from_mapping(values: Mapping[str, Any], source: str = "configuration") -> TrainConfig:
     """Build a validated configuration from plain values; errors as :func:`load_config`."""
-    hints = typing.get_type_hints(TrainConfig)
-    known = [entry.name for entry in dataclasses.fields(TrainConfig)]
-    for key in values:
-        if key not in known:
-            raise ConfigError(f"{source}: unknown setting {key!r}{did_you_mean(str(key), known)}")
-    return TrainConfig(**{key: convert(key, value, hints[key]) for key, value in values.items()})
+    return build(TrainConfig, values, source)
 
 
 def config_names() -> list[str]:
@@ -244,55 +241,6 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str
     """Settings that decide the result and differ, as ``name: old -> new``."""
     keys = [key for key in sorted({*first, *second}) if key not in UNCHANGED_RESULT]
     return [f"{key}: {first.get(key)} -> {second.get(key)}" for key in keys if first.get(key) != second.get(key)]
-
-
-def convert(name: str, value: Any, annotation: Any) -> Any:
-    """Turn a plain value into the annotated type.
-
-    Raises:
-        ConfigError: It is of another type; text is never taken for a truth value and no fraction is cut off.
-    """
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return _convert_union(name, value, typing.get_args(annotation))
-    if annotation is type(None) and value is None:
-        return None
-    if annotation is float and not isinstance(value, bool):
-        # YAML 1.1 reads 3e-4 as text because it has no dot.
-        try:
-            return float(value)
-        except (TypeError, ValueError):
-            pass
-    elif annotation in (bool, int, str) and type(value) is annotation:
-        return value
-    elif typing.get_origin(annotation) is tuple and isinstance(value, list | tuple):
-        return _convert_tuple(name, value, typing.get_args(annotation))
-    elif typing.get_origin(annotation) is not None and isinstance(value, Mapping):
-        kinds = typing.get_args(annotation)
-        return {convert(name, key, kinds[0]): convert(name, item, kinds[1]) for key, item in value.items()}
-    raise ConfigError(f"{name} must be {_type_name(annotation)}, not {value!r}")
-
-
-def _convert_union(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
-    for choice in choices:
-        try:
-            return convert(name, value, choice)
-        except ConfigError:
-            continue
-    raise ConfigError(f"{name} must be {' or '.join(map(_type_name, choices))}, not {value!r}")
-
-
-def _convert_tuple(name: str, value: Iterable[Any], kinds: tuple[Any, ...]) -> tuple[Any, ...]:
-    items = list(value)
-    if kinds[-1] is Ellipsis:
-        kinds = (kinds[0],) * len(items)
-    if len(items) != len(kinds):
-        raise ConfigError(f"{name} must be {len(kinds)} values, not {items!r}")
-    return tuple(convert(name, item, kind) for item, kind in zip(items, kinds, strict=True))
-
-
-def _type_name(annotation: Any) -> str:
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null"}
-    return names.get(annotation, "a list" if typing.get_origin(annotation) is tuple else "a mapping")
 
 
 def _plain(value: Any) -> Any:

@@ -15,6 +15,7 @@ from torch import Tensor
 from qualiclip_plugin.distortions import Distortion, get_distortion, get_table
 from qualiclip_plugin.errors import ConfigError, ImageError
 from qualiclip_plugin.files import atomic_write
+from qualiclip_plugin.images import read_image, to_float
 
 if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
@@ -69,7 +70,7 @@ def _check_rgb(image: Tensor) -> None:
 
 
 def _to_float(image: Tensor) -> Tensor:
-    return image.float() / 255 if image.dtype == torch.uint8 else image.float()
+    return to_float(image) if image.dtype == torch.uint8 else image.float()
 
 
 @torch.no_grad()
@@ -102,8 +103,6 @@ def degrade_file(
         ConfigError: As :func:`degrade_image`; or the output is the input or no lossless format.
         ImageError: The picture cannot be read.
     """
-    from qualiclip_plugin.images import read_image
-
     target = Path(output or f"{Path(image).stem}_{distortion}_{level}.png")
     _check_target(target, image)
     kind = get_distortion(distortion, table)

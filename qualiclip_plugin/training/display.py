@@ -19,7 +19,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from qualiclip_plugin.training.photos import SkipList
+from qualiclip_plugin.training.usable_photos import SkipList
 
 PLAIN_SECONDS = 30.0
 """Without a terminal, a line is printed after this many seconds."""
@@ -41,10 +41,11 @@ class Display:
     """Progress of a run.
 
     Args:
+        skipped: Photographs that are left out; new ones are named.
         enabled: Whether this process talks.
     """
 
-    def __init__(self, *, enabled: bool) -> None:
+    def __init__(self, skipped: SkipList, *, enabled: bool) -> None:
         self.console = Console(stderr=True, quiet=not enabled, highlight=False)
         columns = (
             TextColumn("{task.description}"),
@@ -57,8 +58,7 @@ class Display:
         self._task: TaskID | None = None
         self._smooth: dict[str, float] = {}
         self._printed = time.monotonic()
-        self._skipped: SkipList | None = None
-        self._reported = 0
+        self._skipped, self._reported = skipped, 0
 
     @property
     def terminal(self) -> bool:
@@ -74,7 +74,9 @@ class Display:
 
     @contextmanager
     def counting(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A short task with a count; yields a function that takes the number done."""
+        """A task before the training, with a count; yields a function that takes the number done."""
+        if not self.terminal:
+            self.say(f"{what}: {total}")
         with Progress(console=self.console, transient=True, disable=self.progress.disable) as bar:
             task = bar.add_task(what, total=total)
             yield lambda done: bar.update(task, completed=done)
@@ -83,19 +85,16 @@ class Display:
         """A line that stays."""
         self.console.print(text, markup=False, soft_wrap=True)
 
-    def start(self, step: int, steps: int, skipped: SkipList) -> None:
+    def start(self, step: int, steps: int) -> None:
         """Begin to show a run that stands at ``step``."""
-        self._skipped = skipped
         self.report_skipped()
         self._task = self.progress.add_task("training", total=steps, completed=step)
         self.steps = steps
 
     def report_skipped(self) -> None:
         """Name the photographs that were left out since the last report (the first ten of them)."""
-        if self._skipped is None or len(self._skipped) == self._reported:
-            return
         new = list(self._skipped.reasons.items())[self._reported :]
-        self._reported = len(self._skipped)
+        self._reported += len(new)
         for name, reason in new[:10]:
             self.say(f"skipped {reason if name in reason else f'{name}: {reason}'}")
         if len(new) > 10:
@@ -107,7 +106,7 @@ class Display:
             before = self._smooth.get(name, value)
             self._smooth[name] = SMOOTHING * before + (1 - SMOOTHING) * value
         head, tail = (
-            " ".join(f"{name} {self._smooth[name]:.3f}" for name in names) for names in (("loss", "accuracy"), parts)
+            " ".join(f"{name} {self._smooth[name]:.3g}" for name in names) for names in (("loss", "accuracy"), parts)
         )
         note = f"{head} {self._smooth['images_per_second']:.0f} images/s  {tail}"
         self.progress.note = note

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from qualiclip_plugin.distortions import GROUPS, get_table
-from qualiclip_plugin.errors import ConfigError
+from qualiclip_plugin.errors import ConfigError, did_you_mean
 from qualiclip_plugin.prompts import ATTRIBUTES
 from qualiclip_plugin.training.config import TrainConfig
 from qualiclip_plugin.training.generators import generator
@@ -47,6 +47,9 @@ def check_plan(config: TrainConfig) -> None:
             table[kind].strength(level)
     if config.content_weight:
         content_levels(config, config.levels + config.pristine)
+    for name in {name for kinds in (config.head.pairs if config.head else {}).values() for name in kinds}:
+        if name not in table:
+            raise ConfigError(f"head: {name!r} is no kind of the table {config.table}{did_you_mean(name, table)}")
     for key in config.attribute_kinds:
         if key not in table and key not in GROUPS:
             raise ConfigError(f"attribute_kinds: {key!r} is neither a distortion group nor a kind of {config.table}")

@@ -29,7 +29,7 @@ LITE_START = "lite-start"
 
 BACKBONE = {
     "embed_dim": 384,
-    "vision_cfg": {"stage_pool": {"model": "tf_efficientnet_lite0", "stages": [5, 6]}},
+    "vision_cfg": {"stage_pool": {"model": "tf_efficientnet_lite0", "stages": [2, 3, 4, 5, 6], "hidden": 128}},
 }
 HALF = (0.5, 0.5, 0.5)
 """Mean and standard deviation that EfficientNet-Lite was trained with, RGB in [0, 1]."""

@@ -165,7 +165,19 @@ def attribute_loss(similarities: Tensor, relevant: Tensor, margin: float = 6.75e
     """
     _check_shape(similarities)
     quality = similarities[..., 0] - similarities[..., 1]
-    fall = (quality[:, :, 0] - quality[:, :, -1]).mean(1)
+    return named_fall_loss((quality[:, :, 0] - quality[:, :, -1]).mean(1), relevant, margin)
+
+
+def named_fall_loss(fall: Tensor, relevant: Tensor, margin: float) -> Tensor:
+    """The prompt pairs that name a distortion fall further than the others.
+
+    Args:
+        fall: From the mildest to the most severe level, by prompt pair, (B, P).
+        relevant, margin: As for :func:`attribute_loss`.
+
+    Returns:
+        See :func:`attribute_loss`.
+    """
     count = relevant.sum(-1, keepdim=True)
     named = (fall * relevant).sum(-1, keepdim=True) / count.clamp_min(1)
     others = ~relevant & (count > 0)

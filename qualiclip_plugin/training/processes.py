@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
@@ -24,10 +24,10 @@ class CropEncoder(nn.Module):
 
 
 def build_accelerator(config: TrainConfig, output: str, tensorboard: bool) -> Accelerator:
-    """The accelerator of a configuration.
+    """The accelerator of a configuration; ``tf32`` is set for the whole process.
 
     Raises:
-        ConfigError: TensorBoard is asked for and not installed.
+        ConfigError: TensorBoard is asked for and not installed, or fp16 on a CPU.
     """
     if tensorboard:
         from accelerate.utils import is_tensorboard_available
@@ -36,8 +36,13 @@ def build_accelerator(config: TrainConfig, output: str, tensorboard: bool) -> Ac
             raise ConfigError(
                 "--tensorboard needs the package tensorboard: pip install qualiclip-plugin[tensorboard]"
             )
-    # A network may own parameters that its forward pass does not use, such as a positional embedding switched off.
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    # A network may own parameters that its forward pass does not use, such as a positional embedding switched off;
+    # they are the same ones in every step.
+    unused = DistributedDataParallelKwargs(static_graph=True)
+    if config.mixed_precision == "fp16" and PartialState(cpu=config.cpu).device.type == "cpu":
+        # Accelerate would compute in fp32 without a word.
+        raise ConfigError("mixed_precision: fp16 needs a GPU; a CPU trains in fp32 or bf16")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
     return Accelerator(
         cpu=config.cpu,
         mixed_precision="no" if config.mixed_precision == "fp32" else config.mixed_precision,

@@ -30,10 +30,13 @@ from qualiclip_plugin.training.draws import draw_crops, plan_of
 from qualiclip_plugin.training.generators import generator
 from qualiclip_plugin.training.losses import consistency_loss, negative_ranking_loss, positive_ranking_loss
 from qualiclip_plugin.training.objective import ranking_accuracy
-from qualiclip_plugin.training.photos import SkipList, check_all, open_photos
+from qualiclip_plugin.training.photos import open_photos
 from qualiclip_plugin.training.processes import CropEncoder
+from qualiclip_plugin.training.report import starting_record
 from qualiclip_plugin.training.sampling import degrade
 from qualiclip_plugin.training.stages import choose_stages, set_training_mode, train_only
+from qualiclip_plugin.training.usable_photos import SkipList, check_all
+from qualiclip_plugin.weights import chosen_weights
 
 LOSS_PARTS = ("consistency", "positive", "negative")
 
@@ -203,7 +206,7 @@ class QualiCLIPTrainingModel(GeneralIQAModel):
             "options": {
                 key: _plain(self.opt[key]) for key in ("name", "network", "train", "datasets") if key in self.opt
             },
-            "opinion_aware": False,
+            "start": starting_record(chosen_weights(self.opt["network"].get("weights"))),
             "versions": versions(),
         }
         save_checkpoint(Path(self.opt["path"]["models"]) / f"{label}.safetensors", self.quality, card)

@@ -4,7 +4,8 @@
 ``run.json``               configuration, photographs, versions: what the run is, written before the first step
 ``start.safetensors``      the starting weights
 ``checkpoints/step-N/``    ``weights.safetensors`` (and ``averaged.safetensors``), ``state.pt`` (optimizer,
-                           gradient scaler, generators), ``checkpoint.json`` (step, data position, hashes)
+                           gradient scaler, generators), ``checkpoint.json`` (step, data position,
+                           configuration, hashes)
 ``log.csv``                one row a step
 ``validation.csv``         one row a validation
 ``skipped.csv``            photographs that were left out, with the reason
@@ -19,6 +20,8 @@ final name is whole. The last ``keep`` ones stay.
 from __future__ import annotations
 
 import csv
+import hashlib
+import io
 import json
 import os
 import shutil
@@ -30,14 +33,15 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from qualiclip_plugin.errors import ConfigError
 from qualiclip_plugin.files import atomic_write, sha256_file
 from qualiclip_plugin.training.config import differences
 
-RUN_FILES = ("run.json", "checkpoints", "model.safetensors", "start.safetensors", "log.csv")
+RUN_FILES = ("run.json", "checkpoints", "model.safetensors", "log.csv")
 
 
 @dataclass(frozen=True)
@@ -49,12 +53,14 @@ class RunState:
         averaged: The averaged weights, or None.
         state: Optimizer, gradient scaler and generator states: tensors, numbers, text and containers of these.
         position: Where reading of the photographs continues.
+        config: The configuration as plain values.
     """
 
     weights: dict[str, Tensor]
     averaged: dict[str, Tensor] | None
     state: dict[str, Any]
     position: Any
+    config: dict[str, Any]
 
 
 class RunFolder:
@@ -152,6 +158,11 @@ class RunFolder:
         folders = (self.path / "checkpoints").glob("step-*")
         return sorted(int(folder.name.removeprefix("step-")) for folder in folders)
 
+    def last_whole(self) -> str:
+        """A phrase that says where the run can be continued from."""
+        steps = self.steps()
+        return f"the checkpoint of step {steps[-1]} is whole" if steps else "no checkpoint was written yet"
+
     def save(self, step: int, run_state: RunState, keep: int) -> None:
         """Write a checkpoint, then remove those before the last ``keep``.
 
@@ -166,16 +177,13 @@ class RunFolder:
             temporary = parent / f".part-{step:08d}"
             temporary.mkdir()
             _write_checkpoint(temporary, step, run_state)
-            if final.exists():
-                shutil.rmtree(final)
             os.replace(temporary, final)
             _flush_folder(parent)
-        except (OSError, RuntimeError) as error:
+        except OSError as error:
             _remove_leftovers(parent)
-            before = f"step {self.steps()[-1]} is whole" if self.steps() else "there is none before it"
             raise ConfigError(
-                f"the checkpoint of step {step} cannot be written to {parent} ({error}); {before}, make room and "
-                "continue with --resume"
+                f"the checkpoint of step {step} cannot be written to {parent} ({error.strerror or error}); "
+                f"{self.last_whole()}. Make room and continue with --resume"
             ) from error
         for old in self.steps()[:-keep]:
             shutil.rmtree(parent / f"step-{old:08d}")
@@ -202,30 +210,54 @@ class RunFolder:
         state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
         weights = load_file(folder / "weights.safetensors")
         kept = load_file(averaged) if averaged.is_file() else None
-        return record["step"], RunState(weights, kept, state, record["position"])
+        return record["step"], RunState(weights, kept, state, record["position"], record["config"])
+
+    def read_skipped(self) -> dict[str, str]:
+        """Photographs that ``skipped.csv`` lists, with the reason."""
+        return {row["photograph"]: row["reason"] for row in read_csv(self.path / "skipped.csv")}
+
+    def write_skipped(self, reasons: Mapping[str, str]) -> None:
+        """Write ``skipped.csv`` where there is something to list."""
+        if reasons:
+            rows = [{"photograph": name, "reason": reason} for name, reason in list(reasons.items())]
+            write_csv(self.path / "skipped.csv", ["photograph", "reason"], rows)
 
 
 def _write_checkpoint(folder: Path, step: int, run_state: RunState) -> None:
-    _save_tensors(run_state.weights, folder / "weights.safetensors")
+    files = {"weights.safetensors": _tensor_bytes(run_state.weights), "state.pt": _state_bytes(run_state.state)}
     if run_state.averaged is not None:
-        _save_tensors(run_state.averaged, folder / "averaged.safetensors")
-    torch.save(run_state.state, folder / "state.pt")
-    names = [file.name for file in folder.iterdir()]
+        files["averaged.safetensors"] = _tensor_bytes(run_state.averaged)
+    for name, content in files.items():
+        _write_flushed(folder / name, content)
     record = {
         "step": step,
         "position": run_state.position,
-        "sha256": {name: sha256_file(folder / name) for name in sorted(names)},
+        "config": run_state.config,
+        "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())},
     }
-    (folder / "checkpoint.json").write_text(json.dumps(record, indent=1, sort_keys=True), encoding="utf-8")
-    for file in folder.iterdir():
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
+    _write_flushed(folder / "checkpoint.json", json.dumps(record, indent=1, sort_keys=True).encode())
     _flush_folder(folder)
 
 
-def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+# Both libraries can write files themselves, and say of a full disk what nobody understands.
+
+
+def _tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     # safetensors refuses tensors that share memory or are laid out channels-last.
-    save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, path)
+    return save_safetensors({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()})
+
+
+def _state_bytes(state: Mapping[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    return buffer.getvalue()
+
+
+def _write_flushed(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _flush_folder(folder: Path) -> None:

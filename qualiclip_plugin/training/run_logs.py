@@ -2,53 +2,58 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
 
 from qualiclip_plugin.training.config import TrainConfig
+from qualiclip_plugin.training.display import Display
 from qualiclip_plugin.training.run_folder import CsvLog
 
-if TYPE_CHECKING:
-    from qualiclip_plugin.training.trainer import Trainer
+FIGURES = ("accuracy", "learning_rate", "images_per_second", "seconds", "data_wait")
+"""What ``log.csv`` holds of a step besides the loss and its parts."""
+
+
+def loss_parts(config: TrainConfig) -> list[str]:
+    """Names of the losses that a configuration has."""
+    optional = [name for name in ("content", "metric", "attribute") if getattr(config, f"{name}_weight")]
+    return ["consistency", "positive", "negative", *optional]
 
 
 class RunLogs:
-    """The CSV logs, the progress display and the trackers of a run."""
+    """Where the figures of a run go.
 
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-        config, folder = trainer.config, trainer.folder.path
-        optional = [name for name in ("content", "metric", "attribute") if getattr(config, f"{name}_weight")]
-        self.parts = ["consistency", "positive", "negative", *optional]
-        columns = [
-            "step",
-            "loss",
-            *self.parts,
-            "accuracy",
-            "learning_rate",
-            "images_per_second",
-            "seconds",
-            "data_wait",
-        ]
-        self._steps = CsvLog(folder / "log.csv", columns, trainer.step)
+    Args:
+        folder: Folder of the run.
+        config: The configuration.
+        first_step: Steps that are done already; what the files hold of later ones is replaced.
+        display: Shows the figures.
+        accelerator: Its trackers log them.
+    """
+
+    def __init__(
+        self, folder: Path, config: TrainConfig, first_step: int, display: Display, accelerator: Accelerator
+    ) -> None:
+        self.folder, self.display, self.accelerator = folder, display, accelerator
+        self.parts = loss_parts(config)
+        self._steps = CsvLog(folder / "log.csv", ["step", "loss", *self.parts, *FIGURES], first_step)
         self._validation: CsvLog | None = None
 
-    def step(self, figures: dict[str, float]) -> None:
-        """Log one step."""
-        trainer = self.trainer
-        self._steps.add({"step": trainer.step, **figures})
-        trainer.display.step(trainer.step, figures, self.parts)
-        trainer.accelerator.log({f"train/{name}": value for name, value in figures.items()}, step=trainer.step)
+    def step(self, step: int, figures: dict[str, float]) -> None:
+        """Log a step; ``step`` counts those that are done."""
+        self._steps.add({"step": step, **figures})
+        self.display.step(step, figures, self.parts)
+        self.accelerator.log({f"train/{name}": value for name, value in figures.items()}, step=step)
 
-    def validation(self, figures: dict[str, Any]) -> None:
-        """Log one validation; rows of this step and later ones, from before a continuation, are replaced."""
-        trainer = self.trainer
+    def validation(self, step: int, figures: dict[str, Any]) -> None:
+        """Log a validation; rows of this step and later ones, from before a continuation, are replaced."""
         flat = {name: value for name, value in figures.items() if name != "kinds"} | figures.get("kinds", {})
         if self._validation is None:
-            path = trainer.folder.path / "validation.csv"
-            self._validation = CsvLog(path, ["step", *flat], trainer.step - 1)
-        self._validation.add({"step": trainer.step, **flat})
-        trainer.display.validation(trainer.step, figures)
-        trainer.accelerator.log({f"validation/{name}": value for name, value in flat.items()}, step=trainer.step)
+            self._validation = CsvLog(self.folder / "validation.csv", ["step", *flat], step - 1)
+        self._validation.add({"step": step, **flat})
+        self.display.validation(step, figures)
+        self.accelerator.log({f"validation/{name}": value for name, value in flat.items()}, step=step)
 
     def close(self) -> None:
         """Close the files."""

@@ -1,0 +1,209 @@
+"""Labels and undecoded images of a dataset, from wherever its specification says, through ``datasets``.
+
+Images stay undecoded bytes: they are hashed, and read by :func:`qualiclip_plugin.images.read_image`, whose
+handling of rotation is declared, while ``datasets`` would apply it without being asked.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.data.labels import label_table
+from harness.data.metadata import Placed, check_rows, find_metadata, local_rows
+from harness.data.specs import DatasetSpec
+from qualiclip_plugin.errors import DatasetError
+
+if TYPE_CHECKING:
+    import datasets
+    import pandas as pd
+
+    from harness.data.streams import Stream
+
+
+@dataclass(frozen=True)
+class Source:
+    """What was found.
+
+    Attributes:
+        labels: One row per image that is there, with the columns of ``LABELS``; a stream's have ``image_hash`` too.
+        rows: The undecoded images in the same order; column ``image``.
+        missing: Rows whose image is not there: where the row stands, and which image.
+    """
+
+    labels: pd.DataFrame
+    rows: datasets.Dataset | Stream
+    missing: tuple[str, ...] = ()
+
+
+def load(spec: DatasetSpec) -> Source:
+    """Load what a specification describes.
+
+    Raises:
+        DatasetError: It cannot be had, a column is missing or a label invalid; names the row.
+    """
+    if spec.stream:
+        from harness.data.streams import open_stream
+
+        return open_stream(spec)
+    if spec.generated:
+        from harness.data.ladders import generate
+
+        return load_local(generate(spec), spec)
+    if spec.archive:
+        from harness.data.archives import open_archive
+
+        return open_archive(spec)
+    if spec.hub:
+        return load_hub(spec)
+    path = Path(spec.folder)
+    return load_parquet(path, spec) if path.suffix == ".parquet" else load_local(path, spec)
+
+
+def load_local(path: Path, spec: DatasetSpec) -> Source:
+    """Load an ``imagefolder`` with metadata, or a CSV or JSON-lines file of any name beside its images."""
+    folder = path if path.is_dir() else path.parent
+    files = find_metadata(path) if path.is_dir() else [path]
+    return from_files(local_rows(folder, files, spec), folder, spec)
+
+
+def load_parquet(path: Path, spec: DatasetSpec) -> Source:
+    """Load a Parquet file with an image column, as ``datasets`` writes it."""
+    import datasets
+
+    try:
+        with _without_progress():
+            rows = datasets.load_dataset("parquet", data_files={"rows": str(path)}, split="rows")
+    except Exception as error:
+        raise DatasetError(f"{path}: `datasets` cannot load it: {error}") from error
+    return from_rows(rows, spec, str(path))
+
+
+def load_hub(spec: DatasetSpec) -> Source:
+    """Load a Hub repository at its revision; with ``HF_HUB_OFFLINE=1`` from the cache alone."""
+    return from_rows(hub_rows(spec), spec, _hub_name(spec))
+
+
+def hub_rows(spec: DatasetSpec, **options: Any) -> Any:
+    """The rows of a Hub repository, cached or (``streaming=True``) as they come.
+
+    Raises:
+        DatasetError: It cannot be had.
+    """
+    import datasets
+
+    hub = spec.hub
+    if hub is None:
+        raise DatasetError(f"{spec.name}: not on the Hub")
+    revision = hub.revision or None
+    try:
+        rows = datasets.load_dataset(
+            hub.repository, hub.config or None, split=hub.split, revision=revision, **options
+        )
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise DatasetError(f"{spec.name}: {_hub_name(spec)} cannot be loaded: {reason}") from error
+    # Without a network `datasets` takes whatever revision its cache has.
+    cached = [file["filename"] for file in getattr(rows, "cache_files", ())]
+    if spec.pinned and any(hub.revision not in path for path in cached):
+        raise DatasetError(f"{spec.name}: {_hub_name(spec)} is cached, but not at revision {hub.revision}")
+    return rows
+
+
+def from_rows(rows: datasets.Dataset, spec: DatasetSpec, where: str) -> Source:
+    """Labels and images of rows that hold both.
+
+    Raises:
+        DatasetError: A column is not there, or a label invalid.
+    """
+    kept = label_columns(spec, rows.column_names, where)
+    images = image_column(rows, spec)
+    paths = images.data.column("image").combine_chunks().field("path").to_pylist()
+    table = rows.select_columns(kept).to_pandas().to_dict("records") if kept else [{} for _ in paths]
+    checked = check_rows(where, named_rows(table, paths, spec, where), spec)
+    return Source(label_table([row for _, row in checked], spec), images)
+
+
+def from_files(rows: Sequence[Placed], folder: Path, spec: DatasetSpec, places: Sequence[str] = ()) -> Source:
+    """Labels and images of rows that name files.
+
+    Args:
+        rows: Checked rows.
+        folder: What file names are relative to.
+        spec: Names of the columns.
+        places: Path of every row's image in the folder; empty: the file names.
+    """
+    import datasets
+
+    places = places or [str(row[spec.columns.image]) for _, row in rows]
+    paths = [str(folder.resolve() / place) for place in places]
+    there = [os.path.isfile(path) for path in paths]
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    found = [{"bytes": None, "path": path} for path, present in zip(paths, there, strict=True) if present]
+    missing = [
+        f"{where}: image {place!r} is missing"
+        for (where, _), place, present in zip(rows, places, there, strict=True)
+        if not present
+    ]
+    kept = [row for (_, row), present in zip(rows, there, strict=True) if present]
+    return Source(label_table(kept, spec), datasets.Dataset.from_dict({"image": found}, features), tuple(missing))
+
+
+def label_columns(spec: DatasetSpec, found: Sequence[str], where: str) -> list[str]:
+    """The columns of a table that labels are read from.
+
+    Raises:
+        DatasetError: One of them, or the image, is not there.
+    """
+    derived = spec.derive.pattern if spec.derive else ""
+    wanted = [name for name in vars(spec.columns).values() if name and f"(?P<{name}>" not in derived]
+    absent = [name for name in wanted if name not in found]
+    if absent:
+        raise DatasetError(f"{where}: no column {', '.join(absent)}; found {', '.join(found)}")
+    return [name for name in wanted if name != spec.columns.image]
+
+
+def image_column(rows: Any, spec: DatasetSpec) -> Any:
+    """The images alone, undecoded, as the column ``image`` of a dataset or a stream."""
+    import datasets
+
+    images = rows.select_columns([spec.columns.image])
+    if spec.columns.image != "image":
+        images = images.rename_column(spec.columns.image, "image")
+    return images.cast_column("image", datasets.Image(decode=False))
+
+
+def named_rows(
+    table: Sequence[Mapping[str, Any]], paths: Sequence[str | None], spec: DatasetSpec, where: str
+) -> Iterator[Placed]:
+    """Rows with the names of their images. Rows of the Hub often have none; the position then is the name."""
+    names = [Path(path).name if path else "" for path in paths]
+    unique = len(set(names)) == len(names) and all(names)
+    for number, row in enumerate(table):
+        yield f"{where}, row {number}", {**row, spec.columns.image: names[number] if unique else f"{number:06d}"}
+
+
+def image_bytes(image: Mapping[str, Any]) -> bytes:
+    """Content of an undecoded image of ``datasets``: ``{"bytes": ..., "path": ...}``."""
+    return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+
+
+def _hub_name(spec: DatasetSpec) -> str:
+    return f"Hub {spec.hub.repository}" if spec.hub else ""
+
+
+@contextmanager
+def _without_progress() -> Iterator[None]:
+    import datasets
+
+    shown = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not shown:
+            datasets.enable_progress_bars()

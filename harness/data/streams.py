@@ -1,0 +1,214 @@
+"""Datasets that are larger than the disk: read from where they lie, image by image, and never kept.
+
+What is kept is an index: the labels and the hash of every image. It is made by reading the stream once, stays in
+the cache where the source is pinned, and tells which images still need a score. Every later pass hashes the bytes
+again as they come, so that a score never stands under another image's hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from harness.data.archives import ANYWHERE, image_path, labelled, packed, remote_labels
+from harness.data.cache import cache_folder
+from harness.data.download import address, refuse_offline
+from harness.data.labels import label_table
+from harness.data.metadata import check_rows
+from harness.data.sources import Source, hub_rows, image_bytes, image_column, label_columns, named_rows
+from harness.data.specs import Archive, DatasetSpec
+from harness.data.unpack import DAMAGED, entries
+from qualiclip_plugin.errors import DatasetError, QualiCLIPError, first_line
+from qualiclip_plugin.files import atomic_write
+
+if TYPE_CHECKING:
+    import datasets
+    import pandas as pd
+
+LARGEST_IMAGE = 1 << 30
+"""Bytes of one member of an archive that are read into memory at most."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Undecoded images that are read in order.
+
+    Attributes:
+        rows: Column ``image``.
+        positions: Places in the stream of the images that count, ascending.
+        origin: Where they come from, for messages.
+    """
+
+    rows: datasets.IterableDataset
+    positions: Sequence[int]
+    origin: str
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def select(self, kept: Sequence[int]) -> Stream:
+        """The same stream with fewer images that count."""
+        return Stream(self.rows, [self.positions[index] for index in kept], self.origin)
+
+    def contents(self, indices: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+        """Index and bytes of the images at ``indices``, in the order of the stream.
+
+        Raises:
+            DatasetError: The stream breaks off or ends too early.
+        """
+        wanted = {self.positions[index]: index for index in indices}
+        first = min(wanted, default=0)
+        for position, row in enumerate(_unbroken(self.rows.skip(first), self.origin), first):
+            if position in wanted:
+                yield wanted.pop(position), image_bytes(row["image"])
+            if not wanted:
+                return
+        if wanted:
+            raise DatasetError(f"{self.origin}: ends before image {min(wanted)}")
+
+
+def open_stream(spec: DatasetSpec) -> Source:
+    """Index a stream, or take the index made before.
+
+    Raises:
+        DatasetError: The source cannot be read, a column is missing or a label invalid; names the row.
+    """
+    import pandas as pd
+
+    opened = _open_hub(spec) if spec.hub else _open_archive(spec)
+    key = hashlib.sha256(repr(spec).encode()).hexdigest()[:16]
+    path = cache_folder("streams", f"{spec.name}-{key}.parquet")
+    if spec.pinned and path.exists():
+        labels, missing = pd.read_parquet(path), tuple[str, ...]()
+    else:
+        labels, missing = opened.index()
+        if spec.pinned and not missing:
+            _keep(path, labels)
+    return Source(labels, Stream(opened.images, range(len(labels)), spec.source), missing)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A source of images in order, and how to make its index: labels with hashes, and what is missing."""
+
+    images: datasets.IterableDataset
+    index: Callable[[], tuple[pd.DataFrame, tuple[str, ...]]]
+
+
+def _open_hub(spec: DatasetSpec) -> _Opened:
+    import datasets
+
+    rows = hub_rows(spec, streaming=True)
+    image = spec.columns.image
+
+    def index() -> tuple[pd.DataFrame, tuple[str, ...]]:
+        kept = label_columns(spec, rows.column_names or list(next(iter(rows), {})), spec.source)
+        undecoded = rows.select_columns([image, *kept]).cast_column(image, datasets.Image(decode=False))
+        table, paths, hashes = list[dict[str, Any]](), list[str | None](), list[str]()
+        for row in _unbroken(undecoded, spec.source):
+            found = row.pop(image)
+            hashes.append(hashlib.sha256(image_bytes(found)).hexdigest())
+            paths.append(found["path"])
+            table.append(row)
+        checked = check_rows(spec.source, named_rows(table, paths, spec, spec.source), spec)
+        return label_table([row for _, row in checked], spec).assign(image_hash=hashes), ()
+
+    return _Opened(image_column(rows, spec), index)
+
+
+def _open_archive(spec: DatasetSpec) -> _Opened:
+    import datasets
+
+    archive = packed(spec)
+    table = remote_labels(archive) or _labels_inside(spec)
+    rows = [(where, row, image_path(archive, row, where)) for where, row in labelled(spec, table)]
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    images = datasets.IterableDataset.from_generator(
+        _members, features=features, gen_kwargs={"archive": archive, "wanted": [place for *_, place in rows]}
+    )
+
+    def index() -> tuple[pd.DataFrame, tuple[str, ...]]:
+        known = {place: row for _, row, place in rows}
+        found, hashes = list[dict[str, Any]](), list[str]()
+        for entry in _unbroken(images, spec.source):
+            hashes.append(hashlib.sha256(entry["image"]["bytes"]).hexdigest())
+            found.append(known.pop(entry["image"]["path"]))
+        missing = tuple(f"{where}: image {place!r} is missing" for where, _, place in rows if place in known)
+        return label_table(found, spec).assign(image_hash=hashes), missing
+
+    return _Opened(images, index)
+
+
+def _members(archive: Archive, wanted: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The images of an archive that labels name, in the order of the archive, under the names of the labels."""
+    places = dict.fromkeys(wanted)
+    ends = {place.removeprefix(ANYWHERE): place for place in places if place.startswith(ANYWHERE)}
+    for name, source in _remote_entries(archive):
+        place = name if name in places else next((ends[end] for end in _ends(name) if end in ends), None)
+        if place is None:
+            continue
+        content = source.read(LARGEST_IMAGE + 1)
+        if len(content) > LARGEST_IMAGE:
+            raise DatasetError(f"{archive.images.file}: {name!r} has more than {LARGEST_IMAGE} bytes")
+        yield {"image": {"bytes": content, "path": place}}
+
+
+def _ends(name: str) -> Iterator[str]:
+    parts = name.split("/")
+    return ("/".join(parts[start:]) for start in range(len(parts)))
+
+
+def _labels_inside(spec: DatasetSpec) -> Path:
+    archive = packed(spec)
+    path = cache_folder("streams", f"{spec.name}-{archive.images.revision[:16]}-{Path(archive.labels.file).name}")
+    if path.exists() and spec.pinned:
+        return path
+    wanted = archive.labels.file
+    for name, source in _remote_entries(archive):
+        if name == wanted or f"/{name}".endswith(f"/{wanted.removeprefix(ANYWHERE)}"):
+            with atomic_write(path) as file:
+                shutil.copyfileobj(source, file)
+            return path
+    raise DatasetError(f"{archive.images.file}: holds no label file {wanted}")
+
+
+def _remote_entries(archive: Archive) -> Iterator[tuple[str, IO[bytes]]]:
+    import fsspec
+
+    where = address(archive.images)
+    refuse_offline(where)
+    try:
+        with fsspec.open(where, "rb") as file:
+            yield from entries(file, archive.images.file)
+    except DAMAGED as error:
+        raise DatasetError(f"{where}: damaged or not an archive: {error}") from error
+    except Exception as error:
+        if isinstance(error, QualiCLIPError):
+            raise
+        raise DatasetError(f"{where}: cannot be read: {first_line(error)}") from error
+
+
+def _unbroken(rows: Iterable[dict[str, Any]], origin: str) -> Iterator[dict[str, Any]]:
+    count = 0
+    try:
+        for row in rows:
+            yield row
+            count += 1
+    except QualiCLIPError:
+        raise
+    except Exception as error:
+        raise DatasetError(
+            f"{origin}: broke off after {count} images: {first_line(error)}; run again to go on"
+        ) from error
+
+
+def _keep(path: Path, labels: pd.DataFrame) -> None:
+    try:
+        with atomic_write(path) as file:
+            labels.to_parquet(file, index=False)
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be written: {error.strerror or error}") from error

@@ -1,0 +1,142 @@
+"""What the page of one dataset says: every scorer with intervals, significance, distortions and gMAD pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from harness import statistics as st
+from harness.data.specs import DatasetSpec
+from harness.figures import FIGURES, LOWER_IS_BETTER
+from harness.report import charts
+from harness.report.data import Cell, Contest
+from harness.report.overview import mark_best, short
+from harness.report.pictures import Gallery
+from harness.report.terms import FIGURE_NAMES, MEANINGS, TESTS
+
+
+def dataset(
+    name: str, cells: Sequence[Cell], compared: Contest | None, gallery: Gallery, spec: DatasetSpec | None
+) -> dict[str, Any]:
+    """One dataset.
+
+    Args:
+        name: Of the dataset.
+        cells: Every scorer on it.
+        compared: The scorers against each other.
+        gallery: Gives the pictures.
+        spec: What is known of the dataset; none for a local folder.
+    """
+    shown = [figure for figure in FIGURES if any(c.figure(figure).get("value") is not None for c in cells)]
+    main = next((cell.main_figure for cell in cells if cell.measured), "srcc")
+    order = sorted(cells, key=lambda cell: -_or(cell.figure(main).get("value"), -2.0))
+    return {
+        "name": name,
+        "facts": next((c.content["dataset"] for c in cells if c.measured), {}),
+        "spec": spec,
+        "columns": [{"key": f, "name": FIGURE_NAMES[f], "lower": f in LOWER_IS_BETTER} for f in shown],
+        "meanings": [(FIGURE_NAMES[f], MEANINGS[f]) for f in shown],
+        "main": FIGURE_NAMES[main],
+        "rows": _rows(order, shown, main),
+        "matrices": _matrices(compared, order),
+        "by_distortion": _by_distortion(order, main),
+        "compared": compared,
+        "gmad": _gmad(compared, gallery),
+    }
+
+
+def _rows(order: Sequence[Cell], shown: Sequence[str], main: str) -> list[dict[str, Any]]:
+    whiskers = charts.whiskers([cell.figure(main) for cell in order])
+    rows = []
+    for cell, whisker in zip(order, whiskers, strict=True):
+        whole = cell.content["subsets"].get("all") or {}
+        qualified = short(cell)
+        rows.append(
+            {
+                "cell": cell,
+                "cells": [short(cell, figure) for figure in shown],
+                "marks": qualified["marks"],
+                "why": "" if cell.measured or whole else qualified["reason"],
+                "whisker": whisker,
+                "n": whole.get("n"),
+                "n_failed": whole.get("n_failed"),
+            }
+        )
+    return mark_best(rows, lower={index for index, figure in enumerate(shown) if figure in LOWER_IS_BETTER})
+
+
+def _or(value: float | None, other: float) -> float:
+    return other if value is None else value
+
+
+def _matrices(compared: Contest | None, order: Sequence[Cell]) -> list[dict[str, Any]]:
+    if compared is None:
+        return []
+    return [_matrix(matrix, order, FIGURE_NAMES[compared.statistic]) for matrix in compared.matrices]
+
+
+def _matrix(matrix: st.SignificanceMatrix, order: Sequence[Cell], statistic: str) -> dict[str, Any]:
+    names = [cell.scorer for cell in order if cell.scorer in matrix.names]
+    index = {name: matrix.names.index(name) for name in names}
+    rows = []
+    for first in names:
+        entries = []
+        for second in names:
+            i, j = index[first], index[second]
+            pair = (first, second) if (first, second) in matrix.reasons else (second, first)
+            entries.append(
+                {
+                    "other": second,
+                    "verdict": matrix.verdicts[i][j],
+                    "difference": float(matrix.differences[i, j]),
+                    "p": float(matrix.p_values[i, j]),
+                    "reason": matrix.reasons.get(pair, ""),
+                    "self": first == second,
+                }
+            )
+        rows.append({"name": first, "entries": entries})
+    title, text = TESTS[matrix.method]
+    # The F-test compares errors after the fit; the others compare the statistic itself.
+    compares = "RMSE after the fit" if matrix.method == "f" else statistic
+    return {"title": title, "text": text, "names": names, "rows": rows, "statistic": compares}
+
+
+def _by_distortion(cells: Sequence[Cell], main: str) -> dict[str, Any] | None:
+    names = sorted({name for cell in cells for name in cell.content.get("distortions") or {}})
+    measured = [cell for cell in cells if cell.content.get("distortions")]
+    if not names:
+        return None
+    rows = []
+    for name in names:
+        groups = [cell.content["distortions"].get(name, {}) for cell in measured]
+        rows.append({"name": name, "figures": [group.get("figures", {}).get(main, {}) for group in groups]})
+    return {"scorers": [cell.scorer for cell in measured], "rows": rows}
+
+
+def _gmad(compared: Contest | None, gallery: Gallery) -> list[dict[str, Any]]:
+    if compared is None:
+        return []
+    files = compared.rows["file_name"].tolist()
+    hashes = compared.rows["image_hash"].tolist()
+
+    def side(index: int) -> dict[str, str]:
+        address = gallery.address(compared.dataset, hashes[index], "large") if compared else ""
+        return {"file": files[index], "picture": address}
+
+    return [
+        {
+            "defender": rival.defender,
+            "attacker": rival.attacker,
+            "pairs": [
+                {
+                    "level": pair.level,
+                    "preferred": side(pair.preferred),
+                    "rejected": side(pair.rejected),
+                    "gap": round(pair.gap, 3),
+                    "own": round(pair.defender_gap, 3),
+                }
+                for pair in rival.pairs
+            ],
+        }
+        for rival in compared.rivals
+    ]

@@ -1,0 +1,190 @@
+"""What the first and the last page of the report say: the leaderboard over all datasets, and the versions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Container, Iterable, Mapping, Sequence
+from typing import Any
+
+from harness import leaderboard
+from harness import statistics as st
+from harness.report import charts
+from harness.report.data import Cell
+from harness.report.terms import BLOCKS, FIGURE_NAMES, MEANINGS, dataset_page
+
+
+def overview(cells: Sequence[Cell]) -> dict[str, Any]:
+    """The leaderboard over all datasets, in one block per kind of training."""
+    datasets = sorted({cell.dataset for cell in cells}, key=lambda name: (not _rated(cells, name), name))
+    means = _means(cells)
+    whiskers = _whiskers(cells)
+    blocks = []
+    for aware, title, text in BLOCKS:
+        chosen = [cell for cell in cells if cell.content["scorer"].get("opinion_aware") is aware]
+        names = dict.fromkeys(cell.scorer for cell in chosen)
+        rows = [_row(name, chosen, datasets, means, whiskers) for name in names]
+        rows.sort(key=_order)
+        if rows:
+            blocks.append({"title": title, "text": text, "rows": mark_best(rows)})
+    figures = {name: "srcc" if _rated(cells, name) else "l_test" for name in datasets}
+    columns = [
+        {"name": name, "page": dataset_page(name), "figure": FIGURE_NAMES[figure]} for name, figure in figures.items()
+    ]
+    shown = dict.fromkeys(figures.values())
+    return {
+        "columns": columns,
+        "blocks": blocks,
+        "with_means": bool(means),
+        "meanings": [(FIGURE_NAMES[figure], MEANINGS[figure]) for figure in shown],
+        "facts": _facts(cells),
+    }
+
+
+def short(cell: Cell, figure: str = "") -> dict[str, Any]:
+    """A figure of a cell (its main one), with what qualifies it."""
+    found = dict(cell.figure(figure or cell.main_figure))
+    reason = found.get("reason", "") or ("" if found else str(cell.content.get("reason", "")))
+    marks = []
+    if cell.has_opinions and cell.seen is not False:
+        marks.append("seen in training" if cell.seen else "training sets not all known")
+    if cell.measured and not cell.complete:
+        marks.append(str(cell.content["status"]))
+    ends = {end: found.get(end) for end in ("value", "low", "high")}
+    return {**ends, "reason": reason, "marks": marks, "page": cell.page}
+
+
+def mark_best(rows: list[dict[str, Any]], lower: Container[int] = ()) -> list[dict[str, Any]]:
+    """Mark the highest value of every column of ``cells``, the lowest of the columns ``lower``; ties share."""
+    for index, column in enumerate(zip(*(row["cells"] for row in rows), strict=True)):
+        values = [cell["value"] for cell in column if cell["value"] is not None]
+        best = (min if index in lower else max)(values, default=None)
+        for cell in column:
+            cell["best"] = len(values) > 1 and cell["value"] == best
+    return rows
+
+
+def versions(cells: Sequence[Cell]) -> dict[str, Any]:
+    """Everything that identifies the numbers: scorers, datasets, runs, packages and settings."""
+    measured = [cell for cell in cells if cell.measured]
+    scorers = {(cell.scorer, _plain(cell.content["scorer"]["identity"])): cell for cell in measured}
+    datasets = {(cell.dataset, cell.content["dataset"]["labels_hash"]): cell for cell in measured}
+    return {
+        "scorers": [
+            {"name": name, "identity": identity, **_scorer_facts(cell)}
+            for (name, identity), cell in sorted(scorers.items())
+        ],
+        "datasets": [{"name": name, **_dataset_facts(cell)} for (name, _), cell in sorted(datasets.items())],
+        "runs": [{"cell": cell, **_run_facts(cell)} for cell in measured],
+        "packages": _shared(_plain(cell.content["versions"]) for cell in measured),
+        "settings": _shared(_plain(cell.content["settings"]) for cell in measured),
+        "absent": [{"cell": cell, "reason": cell.content.get("reason", "")} for cell in cells if not cell.measured],
+    }
+
+
+def _scorer_facts(cell: Cell) -> dict[str, Any]:
+    scorer = cell.content["scorer"]
+    return {
+        "direction": "lower" if scorer["lower_better"] else "higher",
+        "parameters": scorer["parameters"],
+        "licence": scorer.get("licence") or "",
+        "trained_on": ", ".join(scorer.get("trained_on") or ()),
+    }
+
+
+def _dataset_facts(cell: Cell) -> dict[str, Any]:
+    data = cell.content["dataset"]
+    declared = data["images_declared"]
+    return {
+        "version": data["version"],
+        "images": f"{data['images']} of {declared}" if declared and declared != data["images"] else data["images"],
+        "reading": _plain(data["reading"]),
+        "labels": data["labels_hash"],
+    }
+
+
+def _run_facts(cell: Cell) -> dict[str, Any]:
+    content = cell.content
+    seconds = content["seconds"]
+    return {
+        "date": content["date"][:19].replace("T", " "),
+        "device": "; ".join(content["device"]),
+        "status": content["status"],
+        "seconds": seconds,
+        "rate": content["subsets"]["all"]["n"] / seconds if seconds else None,
+        "fingerprint": content["scorer"]["fingerprint"],
+    }
+
+
+def _facts(cells: Sequence[Cell]) -> dict[str, Any]:
+    measured = [cell for cell in cells if cell.measured]
+    return {
+        "scorers": len({cell.scorer for cell in measured}),
+        "images": sum({cell.dataset: len(cell.rows) for cell in measured}.values()),
+        "dates": sorted({cell.content["date"][:10] for cell in measured}),
+        "devices": sorted({device for cell in measured for device in cell.content["device"]}),
+    }
+
+
+def _row(
+    scorer: str,
+    cells: Sequence[Cell],
+    datasets: Sequence[str],
+    means: Mapping[str, list[st.Estimate]],
+    whiskers: Mapping[tuple[str, str], charts.Whisker | None],
+) -> dict[str, Any]:
+    own = {cell.dataset: cell for cell in cells if cell.scorer == scorer}
+    shown = [
+        {**short(own[name]), "whisker": whiskers[scorer, name]} if name in own else _nothing("never run")
+        for name in datasets
+    ]
+    reasons = {cell["reason"] for cell in shown if cell["value"] is None}
+    stopped = all(cell["value"] is None for cell in shown) and len(reasons) == 1
+    return {
+        "scorer": scorer,
+        "cells": shown,
+        "why": reasons.pop() if stopped else "",
+        "means": means.get(scorer, [st.undefined("never run on a dataset with human scores")] * 3),
+    }
+
+
+def _order(row: Mapping[str, Any]) -> list[float]:
+    """Best mean first, then best on the first dataset, and so on; what is empty comes last."""
+    mean = row["means"][0]
+    values = [None if mean.reason else mean.value, *(cell["value"] for cell in row["cells"])]
+    return [2.0 if value is None else -value for value in values]
+
+
+def _whiskers(cells: Sequence[Cell]) -> dict[tuple[str, str], charts.Whisker | None]:
+    """A whisker for every cell, on one axis for each dataset."""
+    found: dict[tuple[str, str], charts.Whisker | None] = {}
+    for dataset in {cell.dataset for cell in cells}:
+        own = [cell for cell in cells if cell.dataset == dataset]
+        drawn = charts.whiskers([cell.figure(cell.main_figure) for cell in own])
+        found |= {(cell.scorer, dataset): whisker for cell, whisker in zip(own, drawn, strict=True)}
+    return found
+
+
+def _rated(cells: Sequence[Cell], dataset: str) -> bool:
+    return any(cell.has_opinions for cell in cells if cell.dataset == dataset)
+
+
+def _nothing(reason: str) -> dict[str, Any]:
+    return {"value": None, "low": None, "high": None, "reason": reason, "marks": [], "page": "", "whisker": None}
+
+
+def _means(cells: Sequence[Cell]) -> dict[str, list[st.Estimate]]:
+    """Mean, mean weighted by images and average rank of each scorer; empty for fewer than two datasets."""
+    rows = leaderboard.across_datasets([cell.content for cell in cells]).to_dict("records")
+    return {
+        row["scorer"]: [st.Estimate(row[kind], row["reason"]) for kind in ("mean", "weighted", "rank")]
+        for row in rows
+    }
+
+
+def _shared(texts: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(texts))
+
+
+def _plain(values: Mapping[str, Any]) -> str:
+    words = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
+    return ", ".join(f"{name} {value}" for name, value in words.items())

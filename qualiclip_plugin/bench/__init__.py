@@ -1,0 +1,1 @@
+"""Benchmarks: what scoring costs on the machine they run on."""

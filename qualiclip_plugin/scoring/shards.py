@@ -1,0 +1,149 @@
+"""The folder of a large run: what is scored and how, one Parquet file of scores per shard, and the sum of them.
+
+::
+
+    manifest.json                 the sources, the model and the options; another run is refused here
+    scores/shard-0000000.parquet  rows of the first portion, in its order; whole or not there
+    summary.json                  numbers of images, scores and failures, and the time the last run took
+
+A shard that is there is finished. Its rows depend on the manifest alone, so that it does not matter which worker
+scored it, how often, or in which run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qualiclip_plugin.errors import ConfigError, first_line
+from qualiclip_plugin.files import atomic_write
+from qualiclip_plugin.images import printable
+from qualiclip_plugin.scoring.score_table import write_scores
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ShardFolder:
+    """A folder that holds the run of one manifest.
+
+    Attributes:
+        root: The folder.
+        sizes: Number of images of every shard.
+    """
+
+    root: Path
+    sizes: tuple[int, ...]
+
+    @property
+    def scores(self) -> Path:
+        """The folder of the shards, which readers of Parquet take as one table."""
+        return self.root / "scores"
+
+    def path(self, shard: int) -> Path:
+        """The file of a shard."""
+        return self.scores / f"shard-{shard:07d}.parquet"
+
+    def write(self, shard: int, frame: DataFrame) -> None:
+        """Write the rows of a shard in one step.
+
+        Raises:
+            ConfigError: The folder cannot be written.
+        """
+        write_scores(frame, self.path(shard))
+
+    def failures(self) -> dict[int, int]:
+        """Number of images without a score in every finished shard.
+
+        Raises:
+            ConfigError: A file is no shard of this run.
+        """
+        finished = (shard for shard in range(len(self.sizes)) if self.path(shard).exists())
+        return {shard: self._failures(shard) for shard in finished}
+
+    def _failures(self, shard: int) -> int:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import read_table
+
+        path = self.path(shard)
+        try:
+            errors = read_table(path, columns=["error"]).column("error")
+        except (OSError, KeyError, ArrowException) as error:
+            raise ConfigError(f"{printable(path)}: no readable shard; delete it: {first_line(error)}") from error
+        if len(errors) != self.sizes[shard]:
+            raise ConfigError(f"{printable(path)}: {len(errors)} rows instead of {self.sizes[shard]}; delete it")
+        return len(errors) - int(errors.null_count)
+
+    def summarise(self, failures: Mapping[int, int], **facts: Any) -> dict[str, Any]:
+        """Write ``summary.json`` and return its content: the sums over finished shards, and ``facts``.
+
+        Raises:
+            ConfigError: The folder cannot be written.
+        """
+        images = sum(self.sizes[shard] for shard in failures)
+        summary = {
+            "images": sum(self.sizes),
+            "scored": images - sum(failures.values()),
+            "failed": sum(failures.values()),
+            "shards": len(self.sizes),
+            "unfinished_shards": len(self.sizes) - len(failures),
+            **facts,
+        }
+        _write_json(self.root / "summary.json", summary)
+        return summary
+
+
+def open_shards(root: str | os.PathLike[str], sizes: tuple[int, ...], identity: Mapping[str, Any]) -> ShardFolder:
+    """Begin a run in a new folder, or go on with the same run.
+
+    Args:
+        root: The folder; created where it is missing.
+        sizes: Number of images of every shard.
+        identity: Everything that may change a row, JSON-serialisable.
+
+    Raises:
+        ConfigError: The folder holds another run (the message says what differs), or cannot be written.
+    """
+    folder = ShardFolder(Path(root), sizes)
+    path = folder.root / "manifest.json"
+    manifest = {"schema_version": SCHEMA_VERSION, "shards": len(sizes), "images": sum(sizes), **identity}
+    if path.exists():
+        _check_same(path, manifest)
+    elif folder.scores.exists():
+        raise ConfigError(f"{printable(folder.scores)}: scores without a manifest; choose another --output")
+    else:
+        _write_json(path, manifest)
+    return folder
+
+
+def _check_same(path: Path, manifest: Mapping[str, Any]) -> None:
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{printable(path)}: no readable manifest: {first_line(error)}") from error
+    now = json.loads(json.dumps(manifest))
+    differences = [
+        f"{key} was {known.get(key)!r}, now {now.get(key)!r}"
+        for key in sorted({*known, *now})
+        if known.get(key) != now.get(key)
+    ]
+    if differences:
+        raise ConfigError(
+            f"{printable(path.parent)}: holds another run ({'; '.join(differences)}); choose another --output"
+        )
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    try:
+        with atomic_write(path, "w") as file:
+            json.dump(content, file, indent=1)
+            file.write("\n")
+    except OSError as error:
+        raise ConfigError(f"{printable(path)}: cannot be written: {error.strerror or error}") from error

@@ -1,0 +1,160 @@
+"""Measure everything in this folder again, and the picture of the report in docs/.
+
+    python results/renew.py                          # all steps that can be done here
+    python results/renew.py leaderboard picture      # some of them
+
+Steps, in this order:
+
+- ``leaderboard``: the default scorers on ``ladders``, and on ``livec_dev`` where ``--shared`` has it; only scores
+  that the present code, weights and versions do not have yet are computed, and those of earlier ones are removed;
+- ``baseline``: the scores on the guard pictures (``iqa-harness check --update``, which says what changed);
+- ``lite``: what the card of the lite model states (``results/lite/measure.py``), where ``--shared`` has photographs;
+- ``picture``: ``docs/report.png``, the report on ``ladders`` in a headless Chromium.
+
+``tests/test_results.py`` fails while the first or the last is not up to date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from harness.store import Store
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "results"
+PICTURE = ROOT / "docs" / "report.png"
+WIDTH, HEIGHT, SIDE = 1180, 1240, 640
+"""Of the picture before it is made smaller, and of its dark column."""
+
+
+def leaderboard(shared: Path) -> None:
+    """Scores, cells and tables."""
+    scored = shared / "data" / "livec_dev"
+    datasets = ["ladders", *([str(scored)] if scored.is_dir() else [])]
+    asked = [word for name in datasets for word in ("--dataset", name)]
+    _run("-m", "harness", "run", "--output", str(RESULTS), *asked)
+    prune(Store(RESULTS))
+
+
+def prune(store: Store) -> None:
+    """Remove scores of fingerprints that no cell has any more."""
+    cells = [cell for cell in store.cells() if cell["subsets"]]
+    kept = {cell["scorer"]["fingerprint"][:16] for cell in cells}
+    for folder in store.root.glob("scores/*/*/*"):
+        if folder.name not in kept:
+            print(f"{folder.relative_to(store.root)}: removed, of an earlier version")
+            shutil.rmtree(folder)
+
+
+def baseline(shared: Path) -> None:
+    """The guard's baseline."""
+    _run("-m", "harness", "check", "--update")
+
+
+def lite(shared: Path) -> None:
+    """Figures of the lite model's card."""
+    folder, scored = shared / "photos" / "pristine", shared / "data" / "livec_dev"
+    names = RESULTS / "lite" / "held_out.txt"
+    if not folder.is_dir():
+        print(f"lite: left out, {folder} is not here")
+        return
+    options = ["--scored", str(scored)] if scored.is_dir() else []
+    _run(str(RESULTS / "lite" / "measure.py"), "--photos", str(folder), "--names", str(names), *options)
+
+
+def picture(shared: Path) -> None:
+    """Parts of the report on the ladders beside each other, light and dark. All photographs are scikit-image's."""
+    from harness.report import write_report
+
+    with tempfile.TemporaryDirectory() as place:
+        copy = Path(place, "results")
+        for cell in RESULTS.glob("cells/*/ladders.json"):
+            (copy / "cells" / cell.parent.name).mkdir(parents=True)
+            shutil.copy(cell, copy / "cells" / cell.parent.name)
+        shutil.copytree(RESULTS / "scores", copy / "scores")
+        shutil.copytree(RESULTS / "datasets", copy / "datasets")
+        site = write_report(copy, Path(place, "site")).parent
+        write_picture(photograph(site), PICTURE)
+
+
+def photograph(site: Path) -> list[bytes]:
+    """Screenshots as PNG: the ladders' page from the top, and a scorer's curves and pairs in the dark."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        light, dark = (
+            browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme=scheme)
+            for scheme in ("light", "dark")
+        )
+        light.goto((site / "dataset-ladders.html").as_uri(), wait_until="networkidle")
+        table = light.screenshot(clip={"x": 0, "y": 0, "width": WIDTH, "height": HEIGHT})
+        dark.goto((site / "cell-qualiclip-lite--ladders.html").as_uri(), wait_until="networkidle")
+        curves = dark.locator("section:has(#ladders)").screenshot()
+        dark.goto((site / "dataset-ladders.html").as_uri(), wait_until="networkidle")
+        dark.select_option("#defender", "niqe")
+        dark.select_option("#attacker", "qualiclip-lite")
+        pairs = dark.locator("section:has(#gmad)").screenshot()
+        browser.close()
+    return [table, curves, pairs]
+
+
+def write_picture(shots: list[bytes], target: Path) -> None:
+    """Lay the screenshots out and write a small PNG that says which table it was made from."""
+    from PIL import Image, PngImagePlugin
+
+    table, curves, pairs = (Image.open(io.BytesIO(shot)).convert("RGB") for shot in shots)
+    inside = SIDE - 32
+    sheet = Image.new("RGB", (WIDTH + SIDE, HEIGHT), curves.getpixel((0, 0)))
+    sheet.paste(table, (0, 0))
+    sheet.paste(_scaled(curves, inside).crop((0, 0, inside, 690)), (WIDTH + 16, 16))
+    sheet.paste(_scaled(pairs, inside), (WIDTH + 16, 730))
+    small = _scaled(sheet, 1456).quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=3)
+    note = PngImagePlugin.PngInfo()
+    note.add_text("leaderboard", table_hash())
+    small.save(target, optimize=True, pnginfo=note)
+
+
+def table_hash() -> str:
+    """SHA-256 of the committed table."""
+    return hashlib.sha256((RESULTS / "leaderboard.csv").read_bytes()).hexdigest()
+
+
+def _scaled(image: Image.Image, width: int) -> Image.Image:  # noqa: F821
+    return image.resize((width, round(image.height * width / image.width)))
+
+
+def _run(*arguments: str) -> None:
+    subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True)  # noqa: S603 (our own commands)
+
+
+STEPS: dict[str, Callable[[Path], None]] = {
+    "leaderboard": leaderboard,
+    "baseline": baseline,
+    "lite": lite,
+    "picture": picture,
+}
+
+
+def main() -> None:
+    """Do the steps that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("steps", nargs="*", choices=[*STEPS, []], help="default: all of them")
+    parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared", help="photographs and scores")
+    asked = parser.parse_args()
+    for name in asked.steps or STEPS:
+        print(f"== {name}", flush=True)
+        STEPS[name](asked.shared.resolve())
+
+
+if __name__ == "__main__":
+    main()

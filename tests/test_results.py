@@ -1,0 +1,116 @@
+"""The committed results are those of the present code, and the tables, cells, scores and picture belong together.
+
+Where one of these fails: ``python results/renew.py``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.engine import score_key
+from harness.figures import Directions, Settings, cell_figures
+from harness.formats import render
+from harness.leaderboard import table, timings, to_csv
+from harness.report.data import load_cell
+from harness.scorers import create_scorer
+from harness.store import Store
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "results"
+RENEW = "python results/renew.py leaderboard"
+CELLS = Store(RESULTS).cells()
+MEASURED = [cell for cell in CELLS if cell["subsets"]]
+
+
+def cells_on(dataset: str) -> list[dict[str, Any]]:
+    return [cell for cell in MEASURED if cell["dataset"]["name"] == dataset]
+
+
+def named(cell: Mapping[str, Any]) -> str:
+    return f"{cell['scorer']['name']}-{cell['dataset']['name']}"
+
+
+def test_the_tables_are_those_of_the_cells() -> None:
+    assert (RESULTS / "leaderboard.md").read_text(encoding="utf-8") == render(CELLS)
+    assert (RESULTS / "leaderboard.csv").read_text(encoding="utf-8") == to_csv(table(CELLS))
+    measured = timings(CELLS).to_csv(index=False, float_format="%.4g", lineterminator="\n")
+    assert (RESULTS / "timings.csv").read_text(encoding="utf-8") == measured
+
+
+def test_both_datasets_have_every_scorer_that_starts_offline() -> None:
+    for dataset in ("ladders", "livec_dev"):
+        assert {cell["scorer"]["name"] for cell in cells_on(dataset)} >= {"qualiclip-lite", "niqe", "piqe", "entropy"}
+
+
+@pytest.mark.parametrize("cell", cells_on("ladders"), ids=named)
+def test_figures_follow_from_the_committed_scores(cell: dict[str, Any]) -> None:
+    loaded = load_cell(Store(RESULTS), cell)
+    found = cell_figures(loaded.rows, Directions(cell["scorer"]["lower_better"], False), Settings(draws=0))
+    for kind in ("subsets", "distortions", "levels"):
+        assert values(found[kind]) == pytest.approx(values(cell[kind]), abs=1e-12), RENEW
+
+
+def values(groups: Mapping[str, Any]) -> dict[str, float | None]:
+    return {
+        f"{group} {name}": figure["value"] for group in groups for name, figure in groups[group]["figures"].items()
+    }
+
+
+@pytest.mark.parametrize("cell", MEASURED, ids=named)
+def test_the_scores_of_a_cell_are_there_and_no_others(cell: dict[str, Any]) -> None:
+    scorer, dataset = cell["scorer"], cell["dataset"]
+    folder = RESULTS / "scores" / scorer["name"] / f"{dataset['name']}@{dataset['version']}"
+    assert [path.name for path in folder.iterdir()] == [scorer["fingerprint"][:16]], RENEW
+
+
+@pytest.mark.parametrize("name", ["qualiclip-lite", "piqe", "entropy"])
+def test_scores_are_those_of_the_present_code_and_weights(name: str) -> None:
+    """Versions of libraries differ from machine to machine; what is this project's own must be the same."""
+    from harness.data.datasets import ImageSet
+    from harness.data.specs import shipped_specs
+
+    (cell,) = (cell for cell in cells_on("ladders") if cell["scorer"]["name"] == name)
+    scorer = create_scorer(name, device="cpu")
+    for part in ("code", "weights", "options", "metric"):
+        assert scorer.identity.get(part) == cell["scorer"]["identity"].get(part), f"{part}: {RENEW}"
+    labels = load_cell(Store(RESULTS), cell).rows
+    key = score_key(scorer, ImageSet(shipped_specs()["ladders"], labels, None))
+    identity = Store(RESULTS).identity(name, key.dataset, cell["scorer"]["fingerprint"])
+    own = {part: key.identity["reading"][part] for part in ("code", "exif_applied", "background", "shorter_side")}
+    assert {part: identity["reading"][part] for part in own} == own, RENEW
+
+
+def test_the_ladders_are_those_of_the_present_distortions() -> None:
+    from harness.data.ladders import generator_code
+
+    for cell in cells_on("ladders"):
+        assert cell["dataset"]["generator"] == generator_code(), RENEW
+
+
+def test_no_labels_of_others_and_no_place_of_this_machine_are_in_the_results() -> None:
+    assert not [path for path in RESULTS.glob("datasets/*") if path.name != "ladders@1.parquet" and tracked(path)]
+    for path in (*RESULTS.glob("cells/*/*.json"), *RESULTS.glob("*.csv"), RESULTS / "leaderboard.md"):
+        text = path.read_text(encoding="utf-8")
+        assert str(Path.home()) not in text
+        assert "/shared" not in text
+
+
+def tracked(path: Path) -> bool:
+    return path.relative_to(RESULTS).as_posix() not in (RESULTS / ".gitignore").read_text().splitlines()
+
+
+def test_the_picture_of_the_report_is_that_of_the_table() -> None:
+    from PIL import Image
+
+    picture = ROOT / "docs" / "report.png"
+    assert picture.stat().st_size < 400_000
+    with Image.open(picture) as opened:
+        opened.load()
+        made_from = opened.info["leaderboard"]
+    table_now = hashlib.sha256((RESULTS / "leaderboard.csv").read_bytes()).hexdigest()
+    assert made_from == table_now, "python results/renew.py picture"
