@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,8 @@ from qualiclip_plugin.weights import load_model
 
 HERE = Path(__file__).parent
 SIDE = 256
-WATERLOO = ("gaussian_blur", "white_noise", "jpeg", "jpeg2000")
-"""The kinds of the Waterloo Exploration database, for which D-test and L-test were defined."""
+LADDER_SETS = {"waterloo": ("gaussian_blur", "white_noise", "jpeg", "jpeg2000"), "all": tuple(DISTORTIONS)}
+"""The kinds of the Waterloo Exploration database, for which D-test and L-test were defined, and all that are here."""
 
 
 def main() -> None:
@@ -61,19 +62,20 @@ def centre_crop(path: Path) -> Tensor:
     return image[:, top : top + SIDE, left : left + SIDE]
 
 
+def ladder_images(crops: Tensor) -> Iterator[list[Tensor]]:
+    """Per kind, the pristine crops and their five levels."""
+    seeds = torch.arange(len(crops))
+    for kind in DISTORTIONS.values():
+        strengths = [torch.full((len(crops),), kind.strength(level)) for level in range(1, 6)]
+        yield [crops, *(kind.apply(crops, strength, seeds) for strength in strengths)]
+
+
 def ladders(model: QualiCLIP, crops: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Scores (kinds, N, 6) and pair scores (kinds, N, 6, 7) along the ladders, the pristine crop first."""
-    seeds = torch.arange(len(crops))
-    pristine = measure(model, crops)
-    scores, attributes = [], []
-    for kind in DISTORTIONS.values():
-        steps = [pristine]
-        for level in range(1, 6):
-            strength = torch.full((len(crops),), kind.strength(level))
-            steps.append(measure(model, kind.apply(crops, strength, seeds)))
-        scores.append(torch.stack([score for score, _ in steps], 1))
-        attributes.append(torch.stack([pairs for _, pairs in steps], 1))
-    return torch.stack(scores).numpy(), torch.stack(attributes).numpy()
+    steps = [[measure(model, images) for images in kind] for kind in ladder_images(crops)]
+    scores = torch.stack([torch.stack([score for score, _ in kind], 1) for kind in steps])
+    attributes = torch.stack([torch.stack([pairs for _, pairs in kind], 1) for kind in steps])
+    return scores.numpy(), attributes.numpy()
 
 
 @torch.inference_mode()
@@ -84,8 +86,7 @@ def measure(model: QualiCLIP, images: Tensor) -> tuple[Tensor, Tensor]:
 
 def ladder_figures(scores: np.ndarray) -> dict[str, dict[str, float]]:
     names = list(DISTORTIONS)
-    chosen = {"waterloo": [names.index(name) for name in WATERLOO], "all": list(range(len(names)))}
-    return {name: dl_tests(scores[indices]) for name, indices in chosen.items()}
+    return {name: dl_tests(scores[[names.index(kind) for kind in kinds]]) for name, kinds in LADDER_SETS.items()}
 
 
 def dl_tests(scores: np.ndarray) -> dict[str, float]:
