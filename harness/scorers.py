@@ -66,6 +66,7 @@ _MODEL_CODE = (
     "runtimes.py",
     "tiling.py",
     "towers.py",
+    "tracing.py",
 )
 
 

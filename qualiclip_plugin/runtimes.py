@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from qualiclip_plugin.errors import ConfigError, first_line
 from qualiclip_plugin.inference import prepare_for_inference
 from qualiclip_plugin.towers import ConvTower
+from qualiclip_plugin.tracing import EXAMPLE_SIZE, for_graphs
 
 if TYPE_CHECKING:
     from qualiclip_plugin.model import QualiCLIP
@@ -32,7 +33,9 @@ RUNTIMES = ("eager", "compiled", "openvino")
 Part = Callable[[Tensor], Any]
 """A method of a tower that computes feature maps: (N, C, H, W) -> a map, or a list of them."""
 
-_EXAMPLE_SIZE = (2, 3, 70, 101)  # of no use but to trace; unequal, so that no two dimensions are taken for one
+GRAPHS = 64
+"""Most graphs of a method that ``compiled`` keeps in a process: every network has its own, and others where the
+batch, height or width of a map is one."""
 
 
 def check_runtime(runtime: str) -> str:
@@ -70,25 +73,66 @@ def _use(tower: nn.Module, runtime: str, precision: str) -> None:
     if not isinstance(tower, ConvTower):
         raise ConfigError(f"the runtime {runtime!r} serves convolutional towers, not {type(tower).__name__}")
     weight = next(tower.parameters())
-    example = torch.rand(_EXAMPLE_SIZE, device=weight.device)
+    example = torch.rand(EXAMPLE_SIZE, device=weight.device).contiguous(memory_format=torch.channels_last)
     if runtime == "openvino":
         check_openvino(precision, weight.device)
+    traceable = for_graphs(tower)
     for name in tower.parts:
-        plain = getattr(tower, name)
+        plain = getattr(traceable, name)
+        part = OpenVINOPart(plain, example, precision) if runtime == "openvino" else CompiledPart(plain, example)
         with torch.no_grad():
-            part = OpenVINOPart(plain, example, precision) if runtime == "openvino" else _compiled(plain, example)
             example = plain(example)
         setattr(tower, name, part)
 
 
-def _compiled(part: Part, example: Tensor) -> Part:
-    # A graph for every size would compile at every new one; without `fullgraph` what fails would run uncompiled.
-    compiled = torch.compile(part, dynamic=True, fullgraph=True)
-    try:
-        compiled(example)
-    except Exception as error:
-        raise ConfigError(f"the runtime 'compiled' cannot compile this network here: {first_line(error)}") from error
-    return compiled
+class FastPart:
+    """What stands in the place of a tower's method; it stays in its process and knows no gradients."""
+
+    runtime: ClassVar[str]
+
+    def check(self, images: Tensor) -> None:
+        """Raise ``ConfigError`` where a gradient is asked for or the model is being exported."""
+        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and images.requires_grad):
+            raise ConfigError(f"the runtime {self.runtime!r} gives no gradients: load with runtime='eager'")
+
+    def __reduce__(self) -> NoReturn:
+        raise ConfigError(
+            f"the runtime {self.runtime!r} can be neither copied nor exported: load with runtime='eager'"
+        )
+
+
+class CompiledPart(FastPart):
+    """A part of a tower through ``torch.compile``.
+
+    Args:
+        part: What to compile; it keeps its weights.
+        example: Any valid input, (N, C, H, W).
+
+    Raises:
+        ConfigError: It cannot be compiled here.
+    """
+
+    runtime = "compiled"
+
+    def __init__(self, part: Part, example: Tensor) -> None:
+        # A graph for every size would compile at every new one; without `fullgraph` what fails would run uncompiled.
+        self._compiled = torch.compile(part, dynamic=True, fullgraph=True)
+        try:
+            self(example)
+        except Exception as error:
+            reason = first_line(error)
+            raise ConfigError(f"the runtime 'compiled' cannot compile this network here: {reason}") from error
+
+    def __call__(self, images: Tensor) -> Any:
+        """(N, C, H, W) -> what the part gives.
+
+        Raises:
+            ConfigError: See :meth:`FastPart.check`.
+        """
+        self.check(images)
+        # Graphs are kept by mode; a copy made in inference mode has the same one whatever the caller's.
+        with torch.inference_mode(), torch._dynamo.config.patch(cache_size_limit=GRAPHS):
+            return self._compiled(images.clone())
 
 
 def check_openvino(precision: str, device: torch.device) -> None:
@@ -104,7 +148,7 @@ def check_openvino(precision: str, device: torch.device) -> None:
         raise ConfigError(f"OpenVINO computes no {precision} on this processor (it does {', '.join(able)})")
 
 
-class OpenVINOPart:
+class OpenVINOPart(FastPart):
     """A part of a tower as a graph of OpenVINO, for images of any number and size on the CPU.
 
     Args:
@@ -112,6 +156,8 @@ class OpenVINOPart:
         example: Any valid input, (N, C, H, W).
         precision: What it computes in; inputs and outputs are fp32.
     """
+
+    runtime = "openvino"
 
     def __init__(self, part: Part, example: Tensor, precision: str) -> None:
         import openvino
@@ -133,12 +179,11 @@ class OpenVINOPart:
         """(N, C, H, W), fp32 -> what the part gives, fp32.
 
         Raises:
-            ConfigError: The images are on another device, a gradient is asked for, or the model is being exported.
+            ConfigError: The images are on another device; see :meth:`FastPart.check`.
         """
         if images.device.type != "cpu":
             raise ConfigError(f"the runtime 'openvino' computes on the CPU, not on {images.device}")
-        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and images.requires_grad):
-            raise ConfigError("the runtime 'openvino' gives neither gradients nor graphs: load with runtime='eager'")
+        self.check(images)
         pixels = images.detach().permute(0, 2, 3, 1).contiguous().numpy()
         with self._lock:
             maps = self._compiled(pixels)
