@@ -63,8 +63,10 @@ _MODEL_CODE = (
     "model.py",
     "prompt_learner.py",
     "prompts.py",
+    "runtimes.py",
     "tiling.py",
     "towers.py",
+    "tracing.py",
 )
 
 
@@ -294,6 +296,7 @@ def _ours(name: str, base: str, options: dict[str, Any], device: str, precision:
         "weights": weights_hash(model),
         "device": device.split(":", maxsplit=1)[0],
         **_versions("torch", "open_clip_torch", "timm"),
+        **(_versions("openvino") if settings.get("runtime") == "openvino" else {}),
     }
     return Scorer(
         name=name,

@@ -35,8 +35,8 @@ class SingleQueryAttentionPool(nn.Module):
         self.use_positional_embedding = use_positional_embedding
 
     def forward(self, feature_map: Tensor) -> Tensor:
-        """Pool a feature map (N, C, H, W) to image features (N, D)."""
-        tokens = feature_map.flatten(2)
+        """Pool a feature map (N, C, H, W), of lower precision or not, to image features (N, D)."""
+        tokens = feature_map.flatten(2).to(self.q_proj.weight.dtype)
         mean = tokens.mean(dim=2, keepdim=True)
         if self.use_positional_embedding:
             positions = self._positional(tokens.shape[2] + 1).to(tokens)

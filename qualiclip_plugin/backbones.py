@@ -16,16 +16,14 @@ import timm
 import torch
 import torch.nn.functional as F
 from open_clip.model import _build_text_tower, _build_vision_tower
-from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import TextTransformer, VisionTransformer
 from timm.layers import Format
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from qualiclip_plugin.attention_pool import SingleQueryAttentionPool
 from qualiclip_plugin.errors import ConfigError, did_you_mean
-from qualiclip_plugin.towers import StagePoolTower
+from qualiclip_plugin.towers import ResNetTower, StagePoolTower
 
 PYIQA_BACKBONES = {
     "RN50": "RN50-quickgelu",
@@ -72,15 +70,15 @@ def build_image_encoder(config: dict[str, Any], positional_embedding: bool = Fal
     """
     if "stage_pool" in config["vision_cfg"]:
         return StagePoolTower(**config["vision_cfg"]["stage_pool"], embed_dim=config["embed_dim"])
+    if isinstance(config["vision_cfg"].get("layers"), list | tuple):  # open_clip's mark of a ResNet
+        return ResNetTower(config["vision_cfg"], config["embed_dim"], positional_embedding)
     vision_config = {**config["vision_cfg"], "timm_model_pretrained": False}
     name = vision_config.get("timm_model_name")
     # timm would also take the address of a repository, and ask the network for it.
     if name is not None and not timm.is_model(name):
         raise ConfigError(f"timm has no model {name!r}")
     tower = _build_vision_tower(config["embed_dim"], vision_config, config.get("quick_gelu", False))
-    if isinstance(tower, ModifiedResNet):
-        tower.attnpool = SingleQueryAttentionPool(tower.attnpool, positional_embedding)
-    elif isinstance(tower, VisionTransformer):
+    if isinstance(tower, VisionTransformer):
         tower = AnySizeViT(tower)
     elif isinstance(tower, TimmModel):
         _free_timm_input_size(tower.trunk)

@@ -326,7 +326,7 @@ def save_checkpoint(
         path: The ``.safetensors`` file to write.
         model: A trainable model (BatchNorm not folded).
         card: What people should know: training data, configuration, date, figures, licence. JSON-serialisable.
-        dtype: Storage type of floating-point tensors.
+        dtype: Storage type of floating-point matrices and kernels; vectors, which are few, stay as they are.
     """
     header = {
         "format_version": FORMAT_VERSION,
@@ -340,7 +340,10 @@ def save_checkpoint(
     tensors = {f"image_encoder.{key}": value for key, value in model.image_encoder.state_dict().items()}
     tensors["text_features"] = model.text_features
     stored = {
-        key: value.detach().cpu().to(dtype if value.is_floating_point() else value.dtype).contiguous()
+        key: value.detach()
+        .cpu()
+        .to(dtype if value.is_floating_point() and value.dim() > 1 else value.dtype)
+        .contiguous()
         for key, value in tensors.items()
         if not key.endswith("num_batches_tracked")
     }

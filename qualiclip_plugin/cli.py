@@ -89,6 +89,7 @@ def score(
     ] = "lite",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
+    runtime: Annotated[str, typer.Option(help="What computes: eager, compiled or openvino.")] = "eager",
     scale: Annotated[
         Scale, typer.Option(help="Factor on the similarities: the one pyiqa uses or the authors'.")
     ] = Scale.pyiqa,
@@ -101,6 +102,12 @@ def score(
         str, typer.Option(help="Colour behind transparent pixels: white, '#rrggbb', 'rgb(r,g,b)'.")
     ] = "white",
     exif: Annotated[bool, typer.Option(help="Apply the EXIF rotation.")] = True,
+    max_pixels: Annotated[
+        int, typer.Option(min=0, help="Larger images are refused before they are decoded; 0: 134 million.")
+    ] = 0,
+    tile_pixels: Annotated[
+        int, typer.Option(min=0, help="Larger images are computed in tiles of so many pixels; 0: 8 million.")
+    ] = 0,
     output: Annotated[
         Path | None,
         typer.Option(help="Also write the table to a .csv, .jsonl or .parquet file; with --engine ray: folder."),
@@ -134,12 +141,25 @@ def score(
 
     Exit code: 0 all images have a score, 1 some have none, 2 the command could not start.
     """
-    colour = _colour(background)
+    from qualiclip_plugin.images import check_max_pixels, images_in
+
+    colour, max_pixels = _colour(background), check_max_pixels(max_pixels)
     if engine is Engine.ray:
         from qualiclip_plugin.scoring.ray_engine import ScoreRequest, score_on_ray
 
         request = ScoreRequest(
-            weights, precision, scale.value, attributes, batch_size, exif, colour, column, images_per_shard
+            weights,
+            precision,
+            scale.value,
+            attributes,
+            batch_size,
+            exif,
+            colour,
+            column,
+            images_per_shard,
+            runtime,
+            tile_pixels,
+            max_pixels,
         )
         with _shard_progress() as advance:
             summary = score_on_ray(
@@ -157,7 +177,6 @@ def score(
         _exit_if_failed(summary["failed"], summary["images"])
         return
     _refuse_ray_options(context, paths)
-    from qualiclip_plugin.images import images_in
     from qualiclip_plugin.scoring.score_files import check_device, score_files
     from qualiclip_plugin.scoring.score_table import check_output, to_frame, write_scores
 
@@ -170,7 +189,9 @@ def score(
 
     from qualiclip_plugin.weights import load_model
 
-    model = load_model(weights, device=device, precision=precision, scale=scale.value)
+    model = load_model(
+        weights, device=device, precision=precision, runtime=runtime, tile_pixels=tile_pixels, scale=scale.value
+    )
     rows = score_files(
         files,
         model,
@@ -179,6 +200,7 @@ def score(
         workers=workers,
         exif=exif,
         background=colour,
+        max_pixels=max_pixels,
     )
     frame = to_frame(_with_progress(rows, len(files)), model.attributes if attributes else ())
     _print_table(frame)

@@ -6,59 +6,24 @@ graph, so its memory grows with the image.
 
 from __future__ import annotations
 
-import copy
 import os
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from timm.layers import Conv2dSame
-from torch import Tensor, nn
+from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from qualiclip_plugin.errors import ConfigError
 from qualiclip_plugin.files import atomic_write
+from qualiclip_plugin.tracing import EXAMPLE_SIZE, for_graphs
 
 MIN_EXPORT_SIZE = 64
 """Smallest side in pixels: one step more than the stride, as graphs tell maps of one cell from larger ones."""
-_EXAMPLE_SIZE = (2, 3, 70, 101)  # of no use but to trace; unequal, so that no two dimensions are taken for one
 
 
 def _shapes() -> dict[str, dict[int, Any]]:
     sides = {2: Dim("height", min=MIN_EXPORT_SIZE), 3: Dim("width", min=MIN_EXPORT_SIZE)}
     return {"images": {0: Dim("batch"), **sides}}
-
-
-class _SameConv(nn.Module):
-    """timm's convolution at stride 2 with TensorFlow's padding, which depends on whether a side is odd.
-
-    timm takes the larger of zero and a rounded size, from which a graph of free size cannot tell that its maps are
-    large enough; the rest of a division by two says the same.
-    """
-
-    def __init__(self, conv: Conv2dSame) -> None:
-        super().__init__()
-        if conv.stride != (2, 2) or any(side % 2 == 0 for side in conv.kernel_size) or conv.dilation != (1, 1):
-            raise ConfigError(f"cannot export a 'same' convolution of {conv.kernel_size} at stride {conv.stride}")
-        self.conv = conv
-
-    def forward(self, images: Tensor) -> Tensor:
-        conv, (rows, columns) = self.conv, self.conv.kernel_size
-        height, width = images.shape[2:]
-        before = [(kernel - 3) // 2 + side % 2 for kernel, side in ((columns, width), (rows, height))]
-        after = [(kernel - 1) // 2 for kernel in (columns, rows)]
-        padded = F.pad(images, [before[0], after[0], before[1], after[1]])
-        return F.conv2d(padded, conv.weight, conv.bias, conv.stride, groups=conv.groups)
-
-
-def _for_graphs(model: nn.Module) -> nn.Module:
-    """A copy of a model that computes the same and can be traced for all sizes."""
-    copied = copy.deepcopy(model)
-    for name, module in list(copied.named_modules()):
-        if isinstance(module, Conv2dSame):
-            parent, _, child = name.rpartition(".")
-            setattr(copied.get_submodule(parent), child, _SameConv(module))
-    return copied
 
 
 def export_program(model: nn.Module) -> ExportedProgram:
@@ -70,7 +35,7 @@ def export_program(model: nn.Module) -> ExportedProgram:
     if model.training:
         raise ConfigError("only a model in evaluation mode can be exported (load_model(..., inference=True))")
     with torch.no_grad():
-        return torch.export.export(_for_graphs(model), (torch.rand(_EXAMPLE_SIZE),), dynamic_shapes=_shapes())
+        return torch.export.export(for_graphs(model), (torch.rand(EXAMPLE_SIZE),), dynamic_shapes=_shapes())
 
 
 def export_torch(model: nn.Module, path: str | os.PathLike[str]) -> None:

@@ -32,7 +32,7 @@ import torch
 from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
-from qualiclip_plugin.errors import ImageError
+from qualiclip_plugin.errors import ConfigError, ImageError
 
 # Only these are tried, whatever Pillow supports besides: plain raster formats that run no helper program
 # (EPS starts Ghostscript) and hold one picture at a declared size.
@@ -55,6 +55,7 @@ MAX_SCANS = (
     256  # of a progressive JPEG, about ten in practice: each passes over the whole picture, however few its bytes
 )
 WHITE = (255, 255, 255)
+_ROWS = 256
 
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -77,7 +78,7 @@ class DecodedImage:
     """Pixels and what was done to get them.
 
     Attributes:
-        pixels: RGB, uint8, (3, H, W).
+        pixels: RGB, uint8, (3, H, W); in memory the three values of a pixel may lie together.
         notes: One sentence for each decision that changed what is seen: rotation, compositing, first frame.
     """
 
@@ -107,7 +108,19 @@ def read_image(
     Raises:
         ImageError: The image cannot be read; the message names the file and the reason.
     """
-    return decode_image(source, exif=exif, background=background, max_pixels=max_pixels).pixels
+    return decode_image(source, exif=exif, background=background, max_pixels=max_pixels).pixels.contiguous()
+
+
+def check_max_pixels(max_pixels: int) -> int:
+    """The limit to use: ``MAX_PIXELS`` for 0, any other number as it is.
+
+    Raises:
+        ConfigError: Pillow itself refuses images of that size.
+    """
+    own = 2 * Image.MAX_IMAGE_PIXELS if Image.MAX_IMAGE_PIXELS else max_pixels
+    if max_pixels > own:
+        raise ConfigError(f"max_pixels {max_pixels} is more than Pillow decodes, which is {own}")
+    return max_pixels or MAX_PIXELS
 
 
 def to_float(pixels: Tensor) -> Tensor:
@@ -215,8 +228,17 @@ def _pixels(image: ImageFile.ImageFile, name: str, exif: bool, background: tuple
         if np.asarray(plain.getchannel("A")).min() < 255:
             notes.append(f"transparency composited on {background}")
             plain = Image.alpha_composite(Image.new("RGBA", plain.size, (*background, 255)), plain)
-    rgb = np.array(plain.convert("RGB"))
-    return DecodedImage(torch.from_numpy(rgb).permute(2, 0, 1).contiguous(), tuple(notes))
+    return DecodedImage(_rgb(plain).permute(2, 0, 1), tuple(notes))
+
+
+def _rgb(image: Image.Image) -> Tensor:
+    """Pixels (H, W, 3), copied some rows at a time: Pillow hands an array all of them twice."""
+    width, height = image.size
+    pixels = np.empty((height, width, 3), dtype=np.uint8)
+    for top in range(0, height, _ROWS):
+        rows = image.crop((0, top, width, min(top + _ROWS, height)))
+        pixels[top : top + _ROWS] = np.asarray(rows if rows.mode == "RGB" else rows.convert("RGB"))
+    return torch.from_numpy(pixels)
 
 
 def _jpeg_scans(file: IO[bytes]) -> int:

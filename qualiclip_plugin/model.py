@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, einsum, nn
 
 from qualiclip_plugin.errors import ImageError
+from qualiclip_plugin.images import to_float
 from qualiclip_plugin.inference import autocast, check_precision
 from qualiclip_plugin.tiling import TILE_PIXELS, can_tile, encode_in_tiles
 
@@ -65,12 +66,14 @@ class QualiCLIP(nn.Module):
         std: Per-channel standard deviation of the same.
         attributes: P names, one per prompt pair.
         backbone: open_clip configuration of the image encoder, which travels with saved weights.
-        precision: ``fp32``, ``fp16`` or ``bf16`` (autocast of the image tower; the score itself is fp32).
+        precision: ``fp32``, ``fp16`` or ``bf16`` of the image tower; the score itself is fp32.
         tile_pixels: Images with more pixels are encoded in tiles of at most so many, which bounds the memory and
             leaves the score the same up to rounding (see ``tiling``). It applies to convolutional towers, in
             evaluation mode, where no gradient is asked for; ``None`` never tiles.
     """
 
+    reads_bytes = True
+    """Takes images as bytes too, and makes floats of one tile at a time: an eighth of the memory of large images."""
     text_features: Tensor
     mean: Tensor
     std: Tensor
@@ -94,25 +97,32 @@ class QualiCLIP(nn.Module):
         self.logit_scale = float(logit_scale)
         self.attributes = tuple(attributes)
         self.backbone = dict(backbone)
-        self.precision = check_precision(precision)
+        self._precision = check_precision(precision)
         self.register_buffer("text_features", text_features.detach().float(), persistent=False)
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    @property
+    def precision(self) -> str:
+        """``fp32``, ``fp16`` or ``bf16``; fixed, because the weights may be kept in it."""
+        return self._precision
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Encode images to unit-norm features.
 
         Args:
-            images: RGB in [0, 1], (N, 3, H, W), each side at least 32 pixels; one channel is taken as grey.
+            images: RGB in [0, 1], or bytes 0..255, (N, 3, H, W), each side at least 32 pixels; one channel is taken
+                as grey.
 
         Returns:
             (N, D), fp32.
 
         Raises:
-            ImageError: The shape is not (N, 3, H, W) or an image is smaller than 32 x 32.
+            ImageError: The shape is not (N, 3, H, W), the type neither floating-point nor bytes, or an image is
+                smaller than 32 x 32.
         """
         check_images(images)
-        with autocast(self.precision, images.device):
+        with autocast(self._precision, images.device, self.image_encoder):
             features = self._encode_in_tiles(images)
             if features is None:
                 features = self.image_encoder(self._normalise(images))
@@ -120,6 +130,8 @@ class QualiCLIP(nn.Module):
         return features / features.norm(dim=-1, keepdim=True)
 
     def _normalise(self, images: Tensor) -> Tensor:
+        if images.dtype == torch.uint8:
+            images = to_float(images)
         return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     def _encode_in_tiles(self, images: Tensor) -> Tensor | None:
@@ -143,7 +155,8 @@ class QualiCLIP(nn.Module):
         """Score images.
 
         Args:
-            images: RGB in [0, 1], (N, 3, H, W); whole images of any size from 32 x 32, neither resized nor cropped.
+            images: RGB in [0, 1], or bytes 0..255, (N, 3, H, W); whole images of any size from 32 x 32, neither
+                resized nor cropped.
             attributes: Return the scores of the single prompt pairs too.
 
         Returns:
@@ -158,7 +171,9 @@ class QualiCLIP(nn.Module):
 
 
 def check_images(images: Tensor) -> None:
-    """Raise ``ImageError`` unless ``images`` is (N, 3 or 1, H, W) with both sides at least ``MIN_SIZE``."""
+    """Raise ``ImageError`` unless ``images`` is (N, 3 or 1, H, W), of a known type, sides at least ``MIN_SIZE``."""
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise ImageError(f"expected floating-point images in [0, 1] or bytes, got {images.dtype}")
     if images.dim() != 4 or images.shape[1] not in (1, 3):
         raise ImageError(f"expected images of shape (N, 3, H, W), got {tuple(images.shape)}")
     height, width = images.shape[2:]

@@ -10,10 +10,10 @@ from pathlib import Path
 LIBRARIES = ("qualiclip-plugin", "torch", "open_clip_torch", "timm", "accelerate", "numpy", "Pillow")
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that a training result depends on."""
+def versions(*more: str) -> dict[str, str]:
+    """Versions of Python, of the libraries that a training result depends on, and of ``more`` that are installed."""
     found = {"python": platform.python_version()}
-    for name in LIBRARIES:
+    for name in (*LIBRARIES, *more):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -19,20 +19,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
 
 import torch
-from open_clip.modified_resnet import ModifiedResNet
 from timm.layers import Conv2dSame
 from timm.models._efficientnet_blocks import ConvBnAct, DepthwiseSeparableConv, InvertedResidual
 from torch import Tensor, nn
 
 from qualiclip_plugin.errors import ConfigError
-from qualiclip_plugin.towers import StagePoolTower
+from qualiclip_plugin.towers import ResNetTower, StagePoolTower
 
-TILE_PIXELS = 2**22
-"""Pixels read at once by default, halo included. Larger images are computed in tiles."""
+TILE_PIXELS = 2**23
+"""Pixels read at once by default, halo included: just above 3840 x 2160. Larger images are computed in tiles."""
 LATE_TILE = 4
 """How much larger the tiles of the second pass are: past 1/8 of the resolution a pixel takes a quarter of the memory
 or less."""
@@ -98,7 +96,30 @@ def can_tile(tower: nn.Module) -> bool:
             type(block) in _LOCAL_BLOCKS and isinstance(getattr(block, "se", None), nn.Identity | None)
             for block in blocks
         )
-    return isinstance(tower, ModifiedResNet)
+    return isinstance(tower, ResNetTower)
+
+
+def check_tile(tower: nn.Module, tile_pixels: int) -> int:
+    """Return ``tile_pixels`` if square tiles of that size have room beside the tower's halos.
+
+    Raises:
+        ConfigError: They have none; the smallest size is named.
+    """
+    smallest = 0
+    if isinstance(tower, ResNetTower):
+        smallest = _smallest(*reach(tower))
+    elif isinstance(tower, StagePoolTower) and can_tile(tower):
+        blocks = tower.trunk.blocks
+        stride, halo = reach(tower.trunk.conv_stem, blocks[: tower.early])
+        late = _smallest(*reach(blocks[tower.early :])) * stride**2 // LATE_TILE
+        smallest = max(_smallest(stride, halo), late)
+    if tile_pixels < smallest:
+        raise ConfigError(f"tiles of {tile_pixels} pixels are too small: this network needs {smallest}")
+    return tile_pixels
+
+
+def _smallest(stride: int, halo: int) -> int:
+    return (2 * (halo + stride)) ** 2
 
 
 def reach(*parts: nn.Module) -> tuple[int, int]:
@@ -148,8 +169,9 @@ def encode_in_tiles(
     Raises:
         ConfigError: The tiles are smaller than the halo needs.
     """
-    if isinstance(tower, ModifiedResNet):
-        return tower.attnpool(_assembled(image, partial(resnet_map, tower, normalise), tile_pixels, *reach(tower)))
+    if isinstance(tower, ResNetTower):
+        whole = _assembled(image, lambda pixels: tower.feature_map(normalise(pixels)), tile_pixels, *reach(tower))
+        return tower.attnpool(whole)
     if not isinstance(tower, StagePoolTower):
         raise ConfigError(f"a {type(tower).__name__} cannot be computed in tiles")
     blocks = tower.trunk.blocks
@@ -158,11 +180,6 @@ def encode_in_tiles(
     strides = [reach(blocks[tower.early : stage + 1])[0] for stage in tower.stages]
     late = cut(early, LATE_TILE * tile_pixels // stride**2, *reach(blocks[tower.early :]))
     return tower.project(_means(early, tower.stage_maps, late, strides))
-
-
-def resnet_map(tower: ModifiedResNet, normalise: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """The feature map before the attention pool: (N, 3, H, W) -> (N, C, H / 32, W / 32)."""
-    return tower.layer4(tower.layer3(tower.layer2(tower.layer1(tower.stem(normalise(images))))))
 
 
 def cut(image: Tensor, tile_pixels: int, stride: int, halo: int) -> list[tuple[Span, Span]]:

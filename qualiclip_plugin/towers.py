@@ -1,4 +1,7 @@
-"""An image tower that pools several stages of a timm network.
+"""Convolutional image towers: CLIP's ResNet, and one that pools several stages of a timm network.
+
+Both are cut where the feature maps are: nearly all the time goes into the methods that compute maps, which can run in
+tiles, in a lower precision or in another runtime; pooling and projection are small and stay fp32.
 
 The deepest features of an ImageNet network name the objects in a picture and forget much of how well it was taken;
 the stages before them still know. :class:`StagePoolTower` takes the spatial mean of chosen stages, side by side, and
@@ -11,17 +14,76 @@ In a backbone configuration it stands in the place of open_clip's settings::
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar
 
 import timm
 import torch
+from open_clip.model import CLIPVisionCfg
+from open_clip.modified_resnet import ModifiedResNet
 from timm.models.efficientnet import EfficientNet
 from torch import Tensor, nn
 
+from qualiclip_plugin.attention_pool import SingleQueryAttentionPool
 from qualiclip_plugin.errors import ConfigError
 
 
-class StagePoolTower(nn.Module):
+class ConvTower(nn.Module):
+    """A tower whose features come from feature maps.
+
+    Attributes:
+        parts: Names of the methods that compute the maps, in the order they run: the first takes normalised images,
+            each other one the map of the one before; the last may give several maps.
+        dtype: The type of the weights of the convolutions where they were given one of their own, so that autocast
+            must stay away; else ``None``.
+    """
+
+    parts: ClassVar[tuple[str, ...]]
+    dtype: torch.dtype | None = None
+
+    def lowered(self) -> Iterator[nn.Conv2d]:
+        """The convolutions that ``dtype`` is for."""
+        yield from (module for module in self.modules() if isinstance(module, nn.Conv2d))
+
+    def cast(self, features: Tensor) -> Tensor:
+        """Images or a map as the first of these convolutions takes them."""
+        return features if self.dtype is None else features.to(self.dtype)
+
+
+class ResNetTower(ModifiedResNet, ConvTower):
+    """CLIP's ResNet for images of any size, pooled by its mean token alone.
+
+    Args:
+        vision_cfg: open_clip's settings of the tower.
+        embed_dim: Size D of the features.
+        positional_embedding: Keep the positional embedding of the attention pool (QualiCLIP does not).
+    """
+
+    parts = ("feature_map",)
+    stem: Callable[[Tensor], Tensor]
+    layer1: nn.Module
+    layer2: nn.Module
+    layer3: nn.Module
+    layer4: nn.Module
+    attnpool: nn.Module
+
+    def __init__(self, vision_cfg: dict[str, Any], embed_dim: int, positional_embedding: bool = False) -> None:
+        config = CLIPVisionCfg(**vision_cfg)
+        heads = config.width * 32 // config.head_width
+        super().__init__(config.layers, embed_dim, heads, config.image_size, config.width)
+        self.attnpool = SingleQueryAttentionPool(self.attnpool, positional_embedding)
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """Normalised images (N, 3, H, W) -> the map before the pool, (N, C, H / 32, W / 32)."""
+        features = self.stem(self.cast(images))
+        return self.layer4(self.layer3(self.layer2(self.layer1(features))))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Encode normalised images (N, 3, H, W) to features (N, D), not of unit norm."""
+        return self.attnpool(self.feature_map(images))
+
+
+class StagePoolTower(ConvTower):
     """Spatial means of chosen stages of an untrained timm EfficientNet (or MobileNet), projected.
 
     Args:
@@ -33,6 +95,8 @@ class StagePoolTower(nn.Module):
     Raises:
         ConfigError: timm knows no such network, it has another layout, or a stage does not exist.
     """
+
+    parts = ("early_map", "stage_maps")
 
     def __init__(self, model: str, stages: Sequence[int], embed_dim: int, hidden: int = 0) -> None:
         super().__init__()
@@ -65,9 +129,14 @@ class StagePoolTower(nn.Module):
         owners = torch.repeat_interleave(torch.tensor(self.stages), torch.tensor(self.channels))
         return torch.isin(owners, torch.tensor(list(stages))).nonzero().flatten()
 
+    def lowered(self) -> Iterator[nn.Conv2d]:
+        """All but the first one: rounded images alone move scores as far as everything after them."""
+        yield from (module for module in super().lowered() if module is not self.trunk.conv_stem)
+
     def early_map(self, images: Tensor) -> Tensor:
         """Normalised images (N, 3, H, W) -> the feature map after the first ``early`` stages."""
-        return self.trunk.blocks[: self.early](self.trunk.bn1(self.trunk.conv_stem(images)))
+        stem = self.trunk.bn1(self.trunk.conv_stem(images))
+        return self.trunk.blocks[: self.early](self.cast(stem))
 
     def stage_maps(self, features: Tensor) -> list[Tensor]:
         """The early map -> the feature maps of the chosen stages."""

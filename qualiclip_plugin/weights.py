@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qualiclip_plugin.errors import WeightsError, did_you_mean
+from qualiclip_plugin.errors import ConfigError, WeightsError, did_you_mean
 from qualiclip_plugin.files import atomic_write, recorded_sha256, sha256_file
 
 if sys.version_info >= (3, 11):
@@ -256,6 +256,8 @@ def load_model(
     device: str = "cpu",
     precision: str = "fp32",
     inference: bool = True,
+    runtime: str = "eager",
+    tile_pixels: int = 0,
     **options: Any,
 ) -> QualiCLIP:
     """Load QualiCLIP from a weight name or path.
@@ -266,15 +268,22 @@ def load_model(
         device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda``, ...
         precision: ``fp32``, ``fp16`` or ``bf16``.
         inference: Freeze and optimise for scoring; ``False`` gives the plain network for training.
+        runtime: ``eager``, ``compiled`` or ``openvino`` (see ``runtimes``); for inference only.
+        tile_pixels: Larger images are computed in tiles of at most so many pixels, to bound the memory; 0 chooses.
         **options: ``scale``, ``temperature``, ``backbone``, ``positional_embedding`` of ``checkpoint.build_model``.
 
     Raises:
         WeightsError: The weights cannot be had, read or fitted to the architecture.
+        ConfigError: The runtime, precision or size of a tile cannot be had here.
     """
     import torch
 
     from qualiclip_plugin.checkpoint import build_model, read_weights
-    from qualiclip_plugin.inference import prepare_for_inference
+    from qualiclip_plugin.runtimes import check_runtime, prepare_for_scoring
+    from qualiclip_plugin.tiling import check_tile
+
+    if check_runtime(runtime) != "eager" and not inference:
+        raise ConfigError(f"the runtime {runtime!r} cannot be trained: load with inference=True")
 
     file, card = load_file(weights)
     learner = None
@@ -283,8 +292,8 @@ def load_model(
         if card.base is not None:
             file, learner = read_weights(resolve(card.base)), file
     model = build_model(file, prompt_learner=learner, precision=precision, **options)
-    if inference:
-        prepare_for_inference(model)
+    if tile_pixels:
+        model.tile_pixels = check_tile(model.image_encoder, tile_pixels)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device)
+    return prepare_for_scoring(model, runtime, device) if inference else model.to(device)

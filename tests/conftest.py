@@ -9,17 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
-from qualiclip_plugin.attention_pool import SingleQueryAttentionPool
 from qualiclip_plugin.backbones import backbone_config, build_image_encoder
+from qualiclip_plugin.bench.untrained import calibrate, write_official
 from qualiclip_plugin.checkpoint import CLIP_MEAN, CLIP_STD, build_text_side, read_weights, save_checkpoint
 from qualiclip_plugin.model import QualiCLIP
-from qualiclip_plugin.prompts import ATTRIBUTES, paired_features
+from qualiclip_plugin.prompts import ATTRIBUTES
 from tests.local_server import LocalServer
 
 # Tests must not depend on the user's choice of weights.
@@ -73,35 +71,6 @@ def shared_dir() -> Path:
     return folder
 
 
-@torch.no_grad()
-def calibrate(encoder: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Give an untrained encoder the BatchNorm statistics of real pictures, and prompt features that part them.
-
-    Random weights alone map all pictures to one direction, and equality of constant scores would prove nothing.
-
-    Returns:
-        Seven random pairs (7, 2, D) of unit norm among the directions in which the pictures differ.
-    """
-    images = (images - torch.tensor(CLIP_MEAN).view(-1, 1, 1)) / torch.tensor(CLIP_STD).view(-1, 1, 1)
-    norms = [module for module in encoder.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        nn.init.ones_(norm.weight)
-        norm.momentum = 1.0
-    encoder.train()
-    encoder(images)
-    encoder.eval()
-    for norm in norms:
-        norm.momentum = 0.1
-    if hasattr(encoder, "attnpool"):
-        # What all pictures share would drown what tells them apart.
-        encoder.attnpool.c_proj.bias.sub_(0.9 * encoder(images).mean(dim=0))
-        encoder.attnpool.positional_embedding.mul_(20)
-    features = encoder(images)
-    differences = features - features.mean(dim=0)
-    generator = torch.Generator().manual_seed(0)
-    return paired_features(torch.randn(14, len(images), generator=generator) @ differences)
-
-
 @pytest.fixture(scope="session")
 def tiny_model(images: torch.Tensor) -> QualiCLIP:
     """See :func:`build_tiny_model`; shared, so not to be changed."""
@@ -130,13 +99,7 @@ def official_home(images: torch.Tensor, tmp_path_factory: pytest.TempPathFactory
     home = tmp_path_factory.mktemp("torch-home")
     cache = home / "hub" / "pyiqa"
     cache.mkdir(parents=True)
-    torch.manual_seed(1)
-    config = backbone_config("RN50")
-    clip = open_clip.model.CLIP(**config)
-    clip.visual.attnpool = SingleQueryAttentionPool(clip.visual.attnpool)
-    features = calibrate(clip.visual, images).flatten(0, 1)
-    official = {f"clip_model.{key}": value for key, value in clip.state_dict().items()}
-    torch.save({**official, "prompts_features": features}, cache / "QualiCLIP.pth")
+    write_official(cache / "QualiCLIP.pth", images)
     return home
 
 

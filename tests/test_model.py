@@ -11,6 +11,7 @@ from torch import nn
 
 from qualiclip_plugin.attention_pool import SingleQueryAttentionPool
 from qualiclip_plugin.backbones import backbone_config, build_image_encoder, build_tokenizer, interpolate_grid
+from qualiclip_plugin.bench.reference import pyiqa_class
 from qualiclip_plugin.checkpoint import CLIP_MEAN, CLIP_STD, build_text_side, read_weights
 from qualiclip_plugin.errors import ConfigError, ImageError
 from qualiclip_plugin.inference import fold_batch_norm, prepare_for_inference
@@ -24,17 +25,9 @@ SIZES = [(224, 224), (384, 512), (768, 1024), (517, 333)]
 
 def build_reference(home: Path, model_type: str) -> nn.Module:
     """pyiqa's own QualiCLIP class with the weights of ``home`` instead of a download."""
-    own = pytest.importorskip("pyiqa.archs.qualiclip_arch", reason="pyiqa's own file needs setuptools < 81")
-    from pyiqa.archs import clip_model
-
+    pytest.importorskip("pyiqa.archs.qualiclip_arch", reason="pyiqa's own file needs setuptools < 81")
     cache = home / "hub" / "pyiqa"
-    checkpoint = torch.load(cache / "QualiCLIP.pth", weights_only=True)
-    state = {k.removeprefix("clip_model."): v for k, v in checkpoint.items() if k.startswith("clip_model.")}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(own, "load", lambda *_: clip_model.build_model(dict(state)).float())
-        patch.setattr(own, "load_file_from_url", lambda _: str(cache / "QualiCLIP.pth"))
-        patch.setitem(own.default_model_urls, "qualiclip+", str(cache / "QualiCLIP+_koniq.pth"))
-        return own.QualiCLIP(model_type=model_type).eval()
+    return pyiqa_class(cache / "QualiCLIP.pth", model_type, cache / "QualiCLIP+_koniq.pth")
 
 
 @pytest.fixture(scope="module")

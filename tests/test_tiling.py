@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from open_clip.modified_resnet import ModifiedResNet
+from PIL import Image, ImageFile
 from torch import nn
+from typer.testing import CliRunner
 
 from qualiclip_plugin import tiling
 from qualiclip_plugin.backbones import backbone_config, build_image_encoder
 from qualiclip_plugin.checkpoint import CLIP_MEAN, CLIP_STD, save_checkpoint
-from qualiclip_plugin.errors import ConfigError
+from qualiclip_plugin.cli import app
+from qualiclip_plugin.errors import ConfigError, ImageError
+from qualiclip_plugin.images import check_max_pixels, read_image
 from qualiclip_plugin.inference import prepare_for_inference
 from qualiclip_plugin.model import QualiCLIP
 from qualiclip_plugin.prompts import ATTRIBUTES
 from qualiclip_plugin.tiling import can_tile, encode_in_tiles, reach, spans
-from qualiclip_plugin.towers import StagePoolTower
+from qualiclip_plugin.towers import ResNetTower, StagePoolTower
 from tests.conftest import TINY_BACKBONE, calibrate
 
 # Stages of two strides, 8 and 16, that follow the early ones.
@@ -50,7 +56,7 @@ def photo(photographs) -> torch.Tensor:
 
 def small_tile(encoder: nn.Module, more: int = 0) -> int:
     """Pixels of a tile not much larger than its halo."""
-    return ({ModifiedResNet: 224, StagePoolTower: 96}[type(encoder)] + more) ** 2
+    return ({ResNetTower: 224, StagePoolTower: 96}[type(encoder)] + more) ** 2
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -132,32 +138,69 @@ def test_too_small_tiles_are_refused(model, photo):
         encode_in_tiles(model.image_encoder, photo, model._normalise, 64**2)
 
 
-HUGE = """
-import resource, sys, torch
+SIZE_OF_A_HUNDRED_MEGAPIXELS = (11548, 8660)
+SCORE_FILE = """
+import resource, sys
+from qualiclip_plugin.scoring.score_files import score_files
 from qualiclip_plugin.weights import load_model
-model = load_model(sys.argv[1])
-rows = torch.linspace(0, 1, 8660).view(-1, 1)
-image = torch.empty(1, 3, 8660, 11548)
-for channel, noise in zip(image[0], torch.rand(3, 1, 11548)):
-    torch.mul(rows, noise, out=channel)
-with torch.inference_mode():
-    print(model(image).item())
+weights, runtime, path = sys.argv[1:]
+(row,) = score_files([path], load_model(weights, runtime=runtime))
+print(row.score, row.error)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 
 
+@pytest.fixture(scope="module")
+def huge_files(tmp_path_factory) -> dict[str, Path]:
+    """A picture of 100 megapixels as JPEG and as PNG: a smooth ramp with a texture of its own in every column."""
+    folder, (width, height) = tmp_path_factory.mktemp("huge"), SIZE_OF_A_HUNDRED_MEGAPIXELS
+    columns = np.random.default_rng(0).random((1, width, 3))
+    pixels = np.empty((height, width, 3), dtype=np.uint8)
+    for top in range(0, height, 433):
+        pixels[top : top + 433] = 255 * np.linspace(top, top + 433, 433)[:, None, None] / height * columns
+    picture = Image.fromarray(pixels)
+    picture.save(folder / "huge.jpg", quality=90)
+    picture.save(folder / "huge.png", compress_level=1)
+    return {path.suffix[1:]: path for path in folder.iterdir()}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("backbone", [LITE, RESNET50], ids=["lite", "RN50"])
-def test_a_hundred_megapixels_in_four_gigabytes(backbone, tmp_path):
+@pytest.mark.parametrize("runtime", ["eager", "openvino"])
+@pytest.mark.parametrize(
+    ("backbone", "suffix"),
+    [(LITE, "jpg"), (LITE, "png"), (RESNET50, "jpg")],
+    ids=["lite-jpg", "lite-png", "RN50-jpg"],
+)
+def test_from_a_file_of_a_hundred_megapixels_to_its_score_in_four_gigabytes(
+    backbone, suffix, runtime, huge_files, tmp_path
+):
+    if runtime == "openvino":
+        pytest.importorskip("openvino", reason="needs the extra openvino")
     torch.manual_seed(0)
     prompts = torch.nn.functional.normalize(torch.randn(7, 2, backbone["embed_dim"]), dim=-1)
     model = QualiCLIP(
         build_image_encoder(backbone), prompts, 10.0, CLIP_MEAN, CLIP_STD, ATTRIBUTES, backbone=backbone
     )
     save_checkpoint(tmp_path / "random.safetensors", model, {})
-    command = [sys.executable, "-c", HUGE, str(tmp_path / "random.safetensors")]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    score, peak = done.stdout.split()
-    assert 0 < float(score) < 1
-    assert int(peak) < 4e9
+    command = [sys.executable, "-c", SCORE_FILE, str(tmp_path / "random.safetensors"), runtime, huge_files[suffix]]
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=plain)
+    row, peak = done.stdout.splitlines()
+    assert row.endswith(" None"), row
+    assert 0 < float(row.split()[0]) < 1
+    assert int(peak) < 4e9, f"{int(peak) / 1e9:.2f} GB"
+    print(f"peak {int(peak) / 1e9:.2f} GB")
+
+
+def test_images_above_the_limit_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
+    path = tmp_path / "photo.png"
+    Image.new("RGB", (100, 90)).save(path)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *_: pytest.fail("was decoded"))
+    with pytest.raises(ImageError, match="100x90 pixels are more than the limit of 8999"):
+        read_image(path, max_pixels=8999)
+    run = CliRunner().invoke(app, ["score", str(path), "--max-pixels", "8999"])
+    assert run.exit_code == 1
+    assert "more than the limit of 8999" in run.stdout
+    with pytest.raises(ConfigError, match="more than Pillow decodes"):
+        check_max_pixels(2 * Image.MAX_IMAGE_PIXELS + 1)

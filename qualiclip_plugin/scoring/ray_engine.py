@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from qualiclip_plugin.errors import ConfigError
 from qualiclip_plugin.files import sha256_file
-from qualiclip_plugin.images import WHITE, portable
+from qualiclip_plugin.images import MAX_PIXELS, WHITE, portable
 from qualiclip_plugin.provenance import git_revision, versions
 from qualiclip_plugin.scoring.cluster import MOST_DEATHS, Casualties, Pool, cluster, make_pool, map_on
 from qualiclip_plugin.scoring.score_files import ScoredImage, StoredImage, score_files
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
     from ray.actor import ActorHandle
+
+    from qualiclip_plugin.model import QualiCLIP
 
 SHARD = "shard"
 SCORING_LIBRARIES = ("qualiclip-plugin", "torch", "open_clip_torch", "timm", "numpy", "Pillow")
@@ -50,6 +52,9 @@ class ScoreRequest:
         background: RGB in 0..255 behind transparent pixels.
         column: Column of the images in Parquet files; ``None`` finds it.
         images_per_shard: Most rows in a file of scores.
+        runtime: ``eager``, ``compiled`` or ``openvino``.
+        tile_pixels: As for ``weights.load_model``.
+        max_pixels: Larger images are refused before they are decoded.
     """
 
     weights: str = "lite"
@@ -61,6 +66,22 @@ class ScoreRequest:
     background: tuple[int, int, int] = WHITE
     column: str | None = None
     images_per_shard: int = 500
+    runtime: str = "eager"
+    tile_pixels: int = 0
+    max_pixels: int = MAX_PIXELS
+
+    def load(self, device: str = "cpu") -> QualiCLIP:
+        """The model that is asked for; see ``weights.load_model`` for the errors."""
+        from qualiclip_plugin.weights import load_model
+
+        return load_model(
+            self.weights,
+            device=device,
+            precision=self.precision,
+            runtime=self.runtime,
+            tile_pixels=self.tile_pixels,
+            scale=self.scale,
+        )
 
 
 def score_on_ray(
@@ -92,10 +113,8 @@ def score_on_ray(
         ConfigError: A source or option is invalid, the output holds another run, Ray is missing.
         WeightsError: The weights cannot be had.
     """
-    from qualiclip_plugin.weights import load_model
-
     # What a worker would refuse is refused here, before a folder is begun that another run could not use.
-    load_model(request.weights, precision=request.precision, scale=request.scale)
+    request.load()
     listing = list_sources(sources, request.images_per_shard, request.column)
     with cluster():
         pool = make_pool(device, workers, threads)
@@ -126,10 +145,14 @@ def identify(request: ScoreRequest, pool: Pool) -> dict[str, Any]:
     names: list[str] = [request.weights]
     if request.weights in load_cards() and (base := get_card(request.weights).base):
         names.append(base)
+    libraries = (*SCORING_LIBRARIES, *(("openvino",) if request.runtime == "openvino" else ()))
     return {
         "weights": Path(request.weights).name,
         "weights_sha256": [sha256_file(resolve(name)) for name in names],
         "precision": request.precision,
+        "runtime": request.runtime,
+        "tile_pixels": request.tile_pixels,
+        "max_pixels": request.max_pixels,
         "scale": request.scale,
         "attributes": request.attributes,
         "batch_size": request.batch_size,
@@ -138,7 +161,7 @@ def identify(request: ScoreRequest, pool: Pool) -> dict[str, Any]:
         "device": pool.device,
         "threads": pool.threads,
         "code": git_revision(),
-        "versions": {name: version for name, version in versions().items() if name in SCORING_LIBRARIES},
+        "versions": {name: version for name, version in versions(*libraries).items() if name in libraries},
     }
 
 
@@ -185,8 +208,6 @@ class ShardWorker:
     ) -> None:
         import torch
 
-        from qualiclip_plugin.weights import load_model
-
         if os.path.isdir(folder):  # relative paths mean the same as for the one who asked
             os.chdir(folder)
         warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -194,7 +215,7 @@ class ShardWorker:
         self.request, self.decoders, self.casualties = request, decoders, casualties
         if different := {key for key, value in identify(request, pool).items() if value != identity[key]}:
             raise ConfigError(f"a worker differs from the process that started the run in: {', '.join(different)}")
-        self.model = load_model(request.weights, device=pool.device, precision=request.precision, scale=request.scale)
+        self.model = request.load(pool.device)
 
     def __call__(self, item: pa.Table) -> pa.Table:
         """Score the portion of one item; its rows carry the number of their shard."""
@@ -219,6 +240,7 @@ class ShardWorker:
             workers=self.decoders,
             exif=self.request.exif,
             background=self.request.background,
+            max_pixels=self.request.max_pixels,
         )
 
     def _one_by_one(

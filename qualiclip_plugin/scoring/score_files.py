@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,7 +35,7 @@ R = TypeVar("R")
 
 GPU_BATCH_SIZE = 16
 BATCH_PIXELS = 2**24  # 16 images of one million pixels; a larger image is a batch of its own
-WAITING_PIXELS = 2**27  # decoded images waiting for others of their size: 400 MB
+WAITING_PIXELS = 2**27  # decoded images waiting for their turn or for others of their size: 400 MB
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,8 @@ def score_files(
 
     Args:
         paths: Image files (``images.images_in`` makes them from folders and patterns), or images in other storage.
-        model: Images (N, 3, H, W) in [0, 1] -> scores (N, 1); with ``attributes=True`` also a mapping of
-            names to (N,). Runs on the device that holds it.
+        model: Images (N, 3, H, W) in [0, 1], or in bytes where it says ``reads_bytes`` -> scores (N, 1); with
+            ``attributes=True`` also a mapping of names to (N,). Runs on the device that holds it.
         attributes: Ask for the scores of the single prompt pairs too.
         batch_size: Most images in a batch; 0 chooses: 1 on the CPU, 16 elsewhere. Large images make smaller ones.
         workers: Threads that decode ahead; 0 decodes between batches.
@@ -175,20 +175,26 @@ def _read(
 
 
 def _ahead(function: Callable[[tuple[int, T]], R], items: Iterable[T], workers: int) -> Iterator[R]:
-    """Map in order with ``workers`` threads that stay at most two items a thread ahead."""
+    """Map in order with ``workers`` threads that stay at most two items each ahead, fewer where they are large."""
     if workers == 0:
         yield from map(function, enumerate(items))
         return
     pool, running = ThreadPoolExecutor(workers, thread_name_prefix="decode"), deque[Future[R]]()
     try:
         for item in enumerate(items):
-            running.append(pool.submit(function, item))
-            if len(running) > 2 * workers:
+            while running and not _room(running, workers):
                 yield running.popleft().result()
+            running.append(pool.submit(function, item))
         while running:
             yield running.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _room(running: Sequence[Future[R]], workers: int) -> bool:
+    done = [future.result() for future in running if future.done()]
+    pixels = sum(math.prod(item.size) for item in done if isinstance(item, _Waiting))
+    return len(running) - len(done) < workers and len(running) < 2 * workers and pixels < WAITING_PIXELS
 
 
 class _Batcher:
@@ -276,7 +282,10 @@ def _row(item: _Waiting, score: float, attributes: Mapping[str, float]) -> Score
 def _forward(
     batch: list[_Waiting], model: nn.Module, device: torch.device, attributes: bool
 ) -> tuple[list[float], dict[str, list[float]]]:
-    images = to_float(torch.stack([item.image.pixels for item in batch]).to(device))
+    pixels = [item.image.pixels for item in batch]
+    images = (torch.stack(pixels) if len(pixels) > 1 else pixels[0][None]).to(device)
+    if not getattr(model, "reads_bytes", False):
+        images = to_float(images).contiguous()
     with exact_fp32():
         if not attributes:
             return _floats(model(images)), {}

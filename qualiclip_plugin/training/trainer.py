@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from qualiclip_plugin.checkpoint import save_checkpoint
 from qualiclip_plugin.errors import ConfigError, WeightsError, first_line, out_of_memory
+from qualiclip_plugin.inference import make_exact_in_half
 from qualiclip_plugin.model import QualiCLIP
 from qualiclip_plugin.training.batches import Batch, degraded_batches, images_in_step
 from qualiclip_plugin.training.config import TrainConfig
@@ -300,9 +302,13 @@ class Trainer:
         path = self.folder.path / "model.safetensors"
         moved = self.learner.movement()
         card = build_card(self.folder, self.config, len(self.skipped), validation, moved)
-        stored = torch.float16 if self.config.save_precision == "fp16" else torch.float32
         with self.learner.result_weights():
-            save_checkpoint(path, self.model, card, dtype=stored)
+            if self.config.save_precision == "fp16":
+                rounded = deepcopy(self.model).eval()
+                make_exact_in_half(rounded)
+                save_checkpoint(path, rounded, card, dtype=torch.float16)
+            else:
+                save_checkpoint(path, self.model, card)
         plot_training(self.folder, self.config.table, moved)
         self.display.say(f"weights moved: {describe_movement(moved)}")
         self.display.say(f"saved {path}")

@@ -43,7 +43,11 @@ def main() -> None:
     model = load_model(arguments.weights)
     crops = [centre_crop(arguments.photos / name) for name in arguments.names.read_text().split()]
     scores, attributes = ladders(model, torch.stack(crops))
-    figures = {"photographs": len(crops), "ladders": ladder_figures(scores), "precision": precision(model, crops)}
+    figures = {
+        "photographs": len(crops),
+        "ladders": ladder_figures(scores),
+        "precision": precision(arguments.weights, crops),
+    }
     figures["images_per_second_512x384_2_threads"] = speed(model)
     if arguments.scored:
         figures["opinions"] = opinions(model, arguments.scored)
@@ -106,16 +110,11 @@ def attribute_matrix(attributes: np.ndarray) -> pd.DataFrame:
     return table.loc[[group for group in GROUPS if group in table.index]]
 
 
-def precision(model: QualiCLIP, crops: list[Tensor]) -> dict[str, float]:
+def precision(weights: str, crops: list[Tensor]) -> dict[str, float]:
     """Largest score difference of lower precisions from fp32."""
     images = torch.stack(crops)
-    exact = measure(model, images)[0]
-    differences = {}
-    for name in ("fp16", "bf16"):
-        model.precision = name
-        differences[name] = float((measure(model, images)[0] - exact).abs().max())
-    model.precision = "fp32"
-    return differences
+    exact, *others = (measure(load_model(weights, precision=name), images)[0] for name in ("fp32", "fp16", "bf16"))
+    return {name: float((scores - exact).abs().max()) for name, scores in zip(("fp16", "bf16"), others, strict=True)}
 
 
 def speed(model: QualiCLIP) -> float:

@@ -1,0 +1,201 @@
+"""Every runtime against eager torch: sizes, tiles, precisions; and what a runtime refuses."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import shutil
+import sys
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from typer.testing import CliRunner
+
+from harness.scorers import create_scorer
+from qualiclip_plugin.backbones import build_image_encoder
+from qualiclip_plugin.checkpoint import CLIP_MEAN, CLIP_STD, save_checkpoint
+from qualiclip_plugin.cli import app
+from qualiclip_plugin.errors import ConfigError
+from qualiclip_plugin.export import export_program
+from qualiclip_plugin.model import QualiCLIP
+from qualiclip_plugin.prompts import ATTRIBUTES
+from qualiclip_plugin.runtimes import check_openvino, prepare_for_scoring
+from qualiclip_plugin.weights import load_model
+from tests.conftest import TINY_BACKBONE, calibrate
+
+VIT = {"embed_dim": 16, "vision_cfg": {"layers": 1, "width": 64, "patch_size": 16, "image_size": 64}}
+# At sides that are no sum of eight powers of two, arithmetic on sizes in bf16 would show.
+SIZES = {"fp32": [(448, 480), (32, 32), (285, 407), (33, 480)], "bf16": [(448, 480), (285, 407)]}
+TILE = 300**2
+TOLERANCES = {"fp32": 1e-5, "bf16": 2e-3}
+
+
+@pytest.fixture(scope="module")
+def photo(photographs) -> torch.Tensor:
+    """Two photographs enlarged to (2, 3, 448, 480), bytes."""
+    pixels = torch.stack([torch.from_numpy(photo[:300, :400].copy()).permute(2, 0, 1) for photo in photographs[:2]])
+    return nn.functional.interpolate(pixels.float(), (448, 480), mode="bilinear").to(torch.uint8)
+
+
+def needs(runtime: str, precision: str = "fp32") -> None:
+    """Skip where the machine cannot."""
+    if runtime == "openvino":
+        openvino = pytest.importorskip("openvino", reason="needs the extra openvino")
+        if precision.upper() not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            pytest.skip(f"this processor has no {precision}")
+    if runtime == "compiled" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        pytest.skip("torch.compile needs a C++ compiler on the CPU")
+
+
+@pytest.fixture(scope="module")
+def load(images, tmp_path_factory) -> Callable[..., QualiCLIP]:
+    """``load_model`` of the packaged network or of a tiny CLIP ResNet."""
+    torch.manual_seed(0)
+    encoder = build_image_encoder(TINY_BACKBONE)
+    features = calibrate(encoder, images)
+    model = QualiCLIP(encoder, features, 10.0, CLIP_MEAN, CLIP_STD, ATTRIBUTES, backbone=TINY_BACKBONE)
+    path = tmp_path_factory.mktemp("resnet") / "resnet.safetensors"
+    save_checkpoint(path, model, {})
+    return lambda name, **options: load_model({"resnet": path}.get(name, name), **options)
+
+
+@torch.inference_mode()
+def compare(eager: QualiCLIP, fast: QualiCLIP, photo: torch.Tensor, precision: str) -> None:
+    """Scores of two photographs and of one at every size, whole and in tiles."""
+    for tile, (height, width) in product((None, TILE), SIZES[precision]):
+        eager.tile_pixels = fast.tile_pixels = tile
+        batch = photo[:, :, :height, :width]
+        expected = eager(batch)
+        torch.testing.assert_close(fast(batch), expected, rtol=0, atol=TOLERANCES[precision])
+        torch.testing.assert_close(fast(batch[1:]), expected[1:], rtol=0, atol=TOLERANCES[precision])
+
+
+@pytest.mark.parametrize("precision", TOLERANCES)
+@pytest.mark.parametrize("name", ["lite", "resnet"])
+def test_openvino_gives_the_scores_of_eager(load, photo, name, precision):
+    needs("openvino", precision)
+    fast = load(name, runtime="openvino", precision=precision)
+    compare(load(name, precision=precision), fast, photo, precision)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", TOLERANCES)
+@pytest.mark.parametrize("name", ["lite", "resnet"])
+def test_compiled_gives_the_scores_of_eager(load, photo, name, precision):
+    needs("compiled")
+    fast = load(name, runtime="compiled", precision=precision)
+    compare(load(name, precision=precision), fast, photo, precision)
+
+
+@pytest.mark.parametrize("name", ["lite", "resnet"])
+def test_compiled_keeps_one_graph_for_all_sizes_and_modes(load, photo, name, monkeypatch):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    fast, parts = load(name, runtime="compiled"), len(load(name).image_encoder.parts)
+    for height, width in SIZES["bf16"][:2]:
+        fast(photo[:, :, :height, :width])
+        with torch.inference_mode():
+            fast(photo[:, :, :height, :width])
+    assert len(graphs) == parts
+    compare(load(name), fast, photo, "fp32")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("lite", {"runtime": "tensorrt"}, "unknown runtime 'tensorrt': choose one of eager, compiled, openvino"),
+        ("lite", {"runtime": "openvino", "inference": False}, "cannot be trained"),
+        ("lite", {"runtime": "compiled", "inference": False}, "cannot be trained"),
+        ("resnet", {"runtime": "openvino", "precision": "fp64"}, "fp32, fp16, bf16"),
+        ("lite", {"tile_pixels": 10}, "tiles of 10 pixels are too small: this network needs"),
+    ],
+)
+def test_combinations_that_are_refused(load, name, options, message):
+    with pytest.raises(ConfigError, match=message):
+        load(name, **options)
+
+
+def test_openvino_refuses_what_the_processor_cannot(load, monkeypatch):
+    openvino = pytest.importorskip("openvino", reason="needs the extra openvino")
+    monkeypatch.setattr(openvino.Core, "get_property", lambda *arguments: ["FP32", "INT8"])
+    with pytest.raises(ConfigError, match=r"OpenVINO computes no bf16 on this processor \(it does FP32, INT8\)"):
+        load("lite", runtime="openvino", precision="bf16")
+
+
+def test_openvino_that_is_missing_is_named(load, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ConfigError, match=r"pip install \"qualiclip-plugin\[openvino\]\""):
+        load("lite", runtime="openvino")
+
+
+def test_openvino_stays_on_the_cpu():
+    with pytest.raises(ConfigError, match="computes on the CPU, not on cuda"):
+        check_openvino("fp32", torch.device("cuda"))
+
+
+@pytest.mark.parametrize("runtime", ["compiled", "openvino"])
+def test_other_towers_are_refused(images, runtime):
+    encoder = build_image_encoder(VIT)
+    prompts = nn.functional.normalize(torch.randn(7, 2, 16), dim=-1)
+    model = QualiCLIP(encoder, prompts, 10.0, CLIP_MEAN, CLIP_STD, ATTRIBUTES, backbone=VIT)
+    with pytest.raises(ConfigError, match=f"'{runtime}' serves convolutional towers, not AnySizeViT"):
+        prepare_for_scoring(model, runtime)
+
+
+def test_a_network_that_does_not_compile_is_an_error_and_never_runs_plain(load, monkeypatch):
+    def broken(graph, inputs):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=broken))
+    with pytest.raises(ConfigError, match="the runtime 'compiled' cannot compile this network here"):
+        load("resnet", runtime="compiled")
+
+
+def test_gradients_copies_and_graphs_are_refused(load, photo):
+    needs("openvino")
+    model = load("lite", runtime="openvino")
+    with pytest.raises(ConfigError, match="gives no gradients: load with runtime='eager'"):
+        model(photo.float().div(255).requires_grad_())
+    for use in (export_program, copy.deepcopy, pickle.dumps):
+        with pytest.raises(ConfigError, match="neither copied nor exported"):
+            use(model)
+
+
+def test_pyiqa_passes_the_runtime_on(use_official, photo):
+    pyiqa = pytest.importorskip("pyiqa")
+    needs("openvino")
+    with pytest.raises(ConfigError, match=r"load_model\(runtime='compiled'\)"):
+        pyiqa.create_metric("qualiclip", device="cpu", weights="official", runtime="compiled")
+    fast, plain = (
+        pyiqa.create_metric("qualiclip", device="cpu", weights="official", runtime=runtime)
+        for runtime in ("openvino", "eager")
+    )
+    image = photo[:1, :, :96, :111].float() / 255
+    torch.testing.assert_close(fast(image), plain(image), rtol=0, atol=1e-5)
+
+
+def test_the_command_takes_a_runtime(photographs, tmp_path):
+    needs("openvino")
+    Image.fromarray(photographs[0][:96, :111]).save(tmp_path / "photo.png")
+    scores = []
+    for runtime in ("eager", "openvino"):
+        run = CliRunner().invoke(app, ["score", str(tmp_path / "photo.png"), "--runtime", runtime])
+        assert run.exit_code == 0, run.output
+        scores.append(float(run.stdout.splitlines()[1].split("\t")[1]))
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+
+
+def test_the_runtime_is_part_of_a_scorers_fingerprint():
+    needs("openvino")
+    plain, fast = (create_scorer(name) for name in ("qualiclip-lite", "qualiclip-lite@runtime=openvino"))
+    assert plain.identity != fast.identity
