@@ -86,6 +86,7 @@ def _run(bench: Bench, output: Path) -> dict[str, Any]:
     if pytest.main([*options, str(case)], plugins=[_Settings(bench)]) or not output.exists():
         raise ConfigError("the measurement failed: see above")
     result: dict[str, Any] = json.loads(output.read_text())
+    result["machine_info"].pop("node", None)  # the machine's name is nobody's business
     for measured in result["benchmarks"]:
         measured.pop("params", None)  # the rivals themselves, as text
         measured.pop("param", None)
