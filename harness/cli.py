@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from harness.guard.cli import check
+from qualiclip_plugin.command_line import run as run_command
 from qualiclip_plugin.errors import QualiCLIPError
 
 app = typer.Typer(
@@ -182,9 +182,5 @@ def compare(
 
 
 def main() -> None:
-    """Entry point: declared errors become one line on standard error and exit code 2."""
-    try:
-        app()
-    except QualiCLIPError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
+    """Run the command line; see :func:`qualiclip_plugin.command_line.run`."""
+    run_command(app, "iqa-harness")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from harness.data.datasets import ImageSet
 from harness.data.loading import Decoded, batches, decoded, in_background
 from harness.figures import Directions, Settings, cell_figures, join_scores
+from harness.parquet import DamagedError
 from harness.scorers import Facts, Scorer, ScorerError, code_hash, facts, reading_code
 from harness.store import SCHEMA_VERSION, ScoreKey, Store
 from qualiclip_plugin.errors import out_of_memory
@@ -103,11 +104,19 @@ def evaluate(
     scores = store.scores(key)
     path = store.cell_path(scorer.name, images.spec.name)
     inputs = inputs_hash(images, key, scores, settings)
-    known = store.read_cell(path) if path.exists() else {}
+    known = _known_cell(store, path, reporter)
     if known.get("inputs") == inputs:
         return known
-    store.write_json(path, summarise(scorer, images, key, scores, settings, inputs))
+    store.write_cell(path, summarise(scorer, images, key, scores, settings, inputs))
     return store.read_cell(path)
+
+
+def _known_cell(store: Store, path: Path, reporter: Reporter) -> dict[str, Any]:
+    try:
+        return store.read_cell(path) if path.exists() else {}
+    except DamagedError as error:
+        reporter.note(f"{error}; it is made again from the stored scores")
+        return {}
 
 
 def inputs_hash(images: ImageSet, key: ScoreKey, scores: pd.DataFrame, settings: Settings) -> str:

@@ -53,6 +53,7 @@ def run_all(request: RunRequest, reporter: Reporter) -> list[dict[str, Any]]:
     names = dict.fromkeys(request.datasets or DEFAULT_DATASETS)
     opened = [open_dataset(name, specs, allow_partial=request.allow_partial, stream=request.stream) for name in names]
     store = Store(request.output)
+    store.sweep()
     cells: list[dict[str, Any]] = []
     asked = request.scorers or DEFAULT_SCORERS
     with _engine(request.engine):
@@ -129,7 +130,7 @@ def _unavailable(name: str, images: ImageSet, store: Store, reason: str) -> dict
     # A table measured where the scorer could start is worth more than the reason why it cannot start here.
     known = store.read_cell(path) if path.exists() else None
     if known is None or not known["subsets"]:
-        store.write_json(path, cell)
+        store.write_cell(path, cell)
     return cell
 
 

@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import os
+import pickle
 import shlex
 import shutil
 import socket
@@ -28,9 +29,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.error import URLError
 from urllib.parse import urlsplit
 
-import yaml
-
-from qualiclip_plugin.errors import QualiCLIPError, did_you_mean
+from qualiclip_plugin.documents import parse_yaml
+from qualiclip_plugin.errors import ConfigError, QualiCLIPError, did_you_mean
 from qualiclip_plugin.files import sha256_file
 
 if TYPE_CHECKING:
@@ -180,7 +180,10 @@ def parse_name(name: str) -> tuple[str, dict[str, Any]]:
         key, equals, value = item.partition("=")
         if not equals or not key:
             raise ScorerError(f"{name}: {item!r} is not option=value")
-        options[key.strip()] = yaml.safe_load(value)
+        try:
+            options[key.strip()], _ = parse_yaml(value, name)
+        except ConfigError as error:
+            raise ScorerError(str(error)) from error
     return base, options
 
 
@@ -303,6 +306,8 @@ def _ours(name: str, base: str, options: dict[str, Any], device: str, precision:
         device=device_name(device),
         facts=facts(name),
         parameters=sum(tensor.numel() for tensor in model.parameters()),
+        # One by one as `qualiclip score` does on a CPU, so that both give a file the same score to the last bit.
+        batches=device != "cpu",
     )
 
 
@@ -312,7 +317,8 @@ def _pyiqa(name: str, base: str, options: dict[str, Any], device: str) -> Scorer
     if base not in _pyiqa_names():
         hint = did_you_mean(base, known_scorers(), cutoff=0.4) or "; `iqa-harness list scorers` prints all"
         raise ScorerError(f"no scorer named {base!r}{hint}")
-    metric = pyiqa.create_metric(base, device=device, **options)
+    with _only_tensors():
+        metric = pyiqa.create_metric(base, device=device, **options)
     identity = {
         "metric": base,
         "options": {key: _by_content(value) for key, value in options.items()},
@@ -331,6 +337,22 @@ def _pyiqa(name: str, base: str, options: dict[str, Any], device: str) -> Scorer
         # On a CPU batches gain nothing, and single images are what pyiqa's own numbers are made of.
         batches=device != "cpu" and _same_in_batches(metric, device),
     )
+
+
+@contextlib.contextmanager
+def _only_tensors() -> Iterator[None]:
+    """Make torch refuse weight files that want to run code, also where pyiqa asks for the opposite."""
+    variable = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(variable)
+    os.environ[variable] = "1"
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        raise ScorerError("its weights were refused: loading them could run code") from error
+    finally:
+        os.environ.pop(variable)
+        if before is not None:
+            os.environ[variable] = before
 
 
 def _by_content(value: Any) -> Any:
@@ -490,9 +512,11 @@ def _without_network() -> Iterator[None]:
 def _no_grad(network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     import torch
 
+    from qualiclip_plugin.inference import exact_fp32
+
     # Metrics that crop at random then give one image the same score in every run.
     torch.manual_seed(0)
-    with torch.no_grad():
+    with torch.no_grad(), exact_fp32():
         return network(images)
 
 

@@ -1,8 +1,10 @@
 """Per-image scores on disk: append-only Parquet parts that survive a kill and several writers at once.
 
-``scores/<scorer>/<dataset>@<version>/<fingerprint>/part-<unique>.parquet``. A part is written to a temporary
+``scores/<scorer>/<dataset>@<version>/<fingerprint>/part-<sha256>.parquet``. A part is written to a temporary
 file and moved into place, and no writer ever touches another writer's temporary file, so that a reader sees
-whole parts only. Rows are keyed by the image's content; of two rows for one image the earlier success wins.
+whole parts only. Its name is the hash of its bytes, cells are sealed and labels carry their hash: what a disk has
+altered is an error, never another number. Rows are keyed by the image's content; of two rows for one image the
+earlier success wins.
 """
 
 from __future__ import annotations
@@ -12,14 +14,16 @@ import io
 import json
 import os
 import re
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qualiclip_plugin.errors import QualiCLIPError
-from qualiclip_plugin.files import atomic_write
+from harness.data.labels import pack_labels, unpack_labels
+from harness.parquet import DamagedError, StoreError, frame_from, read_bounded
+from harness.schemas import CELL
+from qualiclip_plugin.documents import check_json, read_json, sealed
+from qualiclip_plugin.files import atomic_write, remove_leftovers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,10 +39,8 @@ DTYPES = {
     "finished": "str",
     "device": "str",
 }
-
-
-class StoreError(QualiCLIPError):
-    """The results folder cannot be written, or holds results that cannot be used."""
+_HASHED = re.compile(r"part-([0-9a-f]{64})")
+"""Parts of earlier releases have shorter names, which say nothing of their content."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,21 @@ class Store:
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root)
 
+    def sweep(self) -> None:
+        """Remove temporary files of runs that were killed; those of runs that go on stay.
+
+        Raises:
+            StoreError: See :meth:`append`.
+        """
+        with _DiskErrors(self.root):
+            for folder, _, _ in os.walk(self.root):
+                remove_leftovers(Path(folder))
+
     def scores(self, key: ScoreKey) -> pd.DataFrame:
         """All stored scores under a key, one row per image content, in the order of its hash.
 
         Raises:
-            StoreError: A part has another schema version or belongs to another fingerprint.
+            StoreError: A part was altered, has another schema version or belongs to another fingerprint.
         """
         import pandas as pd
 
@@ -101,6 +113,7 @@ class Store:
         Raises:
             StoreError: See :meth:`append`.
         """
+        self._write_identity(key)
         old = self._parts(key)
         if len(old) < 2:
             return
@@ -121,19 +134,20 @@ class Store:
             StoreError: It is not there or cannot be read.
         """
         path = self.root / "scores" / slug(scorer) / slug(dataset) / fingerprint[:16] / "identity.json"
-        try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise StoreError(f"{path}: cannot be read: {error}") from error
+        found = read_json(path, StoreError, "the identity of stored scores")
         found.pop("dataset", None)
         return found
 
-    def write_json(self, path: Path, content: Mapping[str, Any]) -> None:
-        """Write a JSON file under the root in one step.
+    def write_cell(self, path: Path, cell: Mapping[str, Any]) -> None:
+        """Write a cell, sealed, in one step.
 
         Raises:
             StoreError: See :meth:`append`.
         """
+        self.write_json(path, sealed(cell))
+
+    def write_json(self, path: Path, content: Mapping[str, Any]) -> None:
+        """Write a JSON file under the root in one step; see :meth:`write_cell`."""
         text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
         self.write_text(path, text + "\n")
 
@@ -147,9 +161,16 @@ class Store:
         Raises:
             StoreError: See :meth:`append`.
         """
-        content = io.BytesIO()
-        table.to_parquet(content, index=False)
-        _write(self.labels_path(dataset), content.getvalue())
+        _write(self.labels_path(dataset), pack_labels(table))
+
+    def labels(self, dataset: str) -> pd.DataFrame:
+        """The labels of a dataset, given as name and version, as they were written.
+
+        Raises:
+            DamagedError: They cannot be read, or were altered.
+        """
+        path = self.labels_path(dataset)
+        return unpack_labels(path, _content(path))
 
     def labels_path(self, dataset: str) -> Path:
         """Parquet file with the labels of a dataset, given as name and version."""
@@ -171,15 +192,14 @@ class Store:
         """One cell.
 
         Raises:
-            StoreError: It is not JSON or has another schema version.
+            DamagedError: It is no cell, or was altered after it was written.
+            StoreError: It has another schema version.
         """
-        try:
-            cell: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            version = cell["schema_version"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{path}: not a result of this harness: {error}") from error
-        if version != SCHEMA_VERSION:
+        what = "a result of this harness"
+        cell = read_json(path, DamagedError, what)
+        if isinstance(version := cell.get("schema_version"), int) and version != SCHEMA_VERSION:
             raise StoreError(_other_schema(path, version))
+        check_json(cell, CELL, DamagedError, f"{path}: not {what}")
         return cell
 
     def _folder(self, key: ScoreKey) -> Path:
@@ -204,14 +224,19 @@ class Store:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        path = self._folder(key) / f"part-{uuid.uuid4().hex}.parquet"
+        # First, so that no kill leaves scores that nothing explains.
+        self._write_identity(key)
         header = {"schema_version": str(SCHEMA_VERSION), "fingerprint": key.fingerprint}
         table = pa.Table.from_pandas(frame, preserve_index=False)
-        # First, so that no part is ever without it.
-        self.write_json(self._folder(key) / "identity.json", {"dataset": key.dataset, **key.identity})
+        packed = io.BytesIO()
+        pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **header}), packed)
+        path = self._folder(key) / f"part-{hashlib.sha256(packed.getvalue()).hexdigest()}.parquet"
         with _DiskErrors(path), atomic_write(path) as file:
-            pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **header}), file)
+            file.write(packed.getvalue())
         return path
+
+    def _write_identity(self, key: ScoreKey) -> None:
+        self.write_json(self._folder(key) / "identity.json", {"dataset": key.dataset, **key.identity})
 
 
 def slug(name: str) -> str:
@@ -238,23 +263,30 @@ def _frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def _read_part(path: Path, key: ScoreKey) -> pd.DataFrame | None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
-        table = pq.read_table(path)
+        content = _content(path)
     except FileNotFoundError:
         return None
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise StoreError(f"{path}: not a readable Parquet file: {error}") from error
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be read: {error.strerror or error}") from error
-    header = {name.decode(): value.decode() for name, value in (table.schema.metadata or {}).items()}
+    name = _HASHED.fullmatch(path.stem)
+    if name and hashlib.sha256(content).hexdigest() != name[1]:
+        raise DamagedError(
+            f"{path}: it was altered after it was written; delete it and run again, which scores its images anew"
+        )
+    table, header = read_bounded(path, content)
     if header.get("schema_version") != str(SCHEMA_VERSION):
         raise StoreError(_other_schema(path, header.get("schema_version")))
     if header.get("fingerprint") != key.fingerprint:
         raise StoreError(f"{path}: belongs to another fingerprint than its folder; move it away")
-    return table.to_pandas().astype(DTYPES)
+    return frame_from(path, table, lambda frame: frame[list(DTYPES)].astype(DTYPES))
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def _other_schema(path: Path, found: Any) -> str:

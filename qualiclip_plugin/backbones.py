@@ -12,6 +12,7 @@ from copy import deepcopy
 from typing import Any
 
 import open_clip
+import timm
 import torch
 import torch.nn.functional as F
 from open_clip.model import _build_text_tower, _build_vision_tower
@@ -63,12 +64,19 @@ def build_image_encoder(config: dict[str, Any], positional_embedding: bool = Fal
 
     Returns:
         A module: normalised images (N, 3, H, W) -> features (N, embed_dim), not of unit norm.
+
+    Raises:
+        ConfigError: timm has no network of the name that the configuration gives.
     """
     if "stage_pool" in config["vision_cfg"]:
         return StagePoolTower(**config["vision_cfg"]["stage_pool"], embed_dim=config["embed_dim"])
     if isinstance(config["vision_cfg"].get("layers"), list | tuple):  # open_clip's mark of a ResNet
         return ResNetTower(config["vision_cfg"], config["embed_dim"], positional_embedding)
     vision_config = {**config["vision_cfg"], "timm_model_pretrained": False}
+    name = vision_config.get("timm_model_name")
+    # timm would also take the address of a repository, and ask the network for it.
+    if name is not None and not timm.is_model(name):
+        raise ConfigError(f"timm has no model {name!r}")
     tower = _build_vision_tower(config["embed_dim"], vision_config, config.get("quick_gelu", False))
     if isinstance(tower, VisionTransformer):
         tower = AnySizeViT(tower)

@@ -26,16 +26,18 @@ from typing import Any
 
 import torch
 from open_clip.transformer import TextTransformer
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from qualiclip_plugin.backbones import backbone_config, build_image_encoder, build_text_tower, build_tokenizer
-from qualiclip_plugin.errors import WeightsError, first_line
+from qualiclip_plugin.documents import check_json, parse_json
+from qualiclip_plugin.errors import QualiCLIPError, WeightsError, first_line
 from qualiclip_plugin.files import atomic_write
 from qualiclip_plugin.model import QualiCLIP
 from qualiclip_plugin.prompt_learner import PromptLearner
-from qualiclip_plugin.prompts import ATTRIBUTES, encode_prompts, paired_features
+from qualiclip_plugin.prompts import ATTRIBUTES, PROMPT_PAIRS, encode_prompts, paired_features
+from qualiclip_plugin.weights_checks import DIGEST, HEADER_SCHEMA, check_container, digest, plain_tensors
 
 FORMAT_VERSION = 1
 HEADER = "qualiclip"
@@ -78,17 +80,20 @@ def read_weights(path: str | os.PathLike[str]) -> WeightsFile:
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"no weights file at {path}")
-    with path.open("rb") as file:
-        magic = file.read(9)
     try:
+        with path.open("rb") as file:
+            magic = file.read(9)
         if magic[8:9] == b"{":
             return _read_safetensors(path)
+        check_container(path)
         return _classify(path, torch.load(path, map_location="cpu", weights_only=True))
+    except WeightsError:
+        raise
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} was refused: it is not a plain file of tensors and loading it could run code from it"
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # damaged bytes raise whatever they please
         raise WeightsError(
             f"{path} is not a readable weights file (truncated or altered?): {first_line(error)}"
         ) from error
@@ -98,22 +103,20 @@ def _read_safetensors(path: Path) -> WeightsFile:
     with safe_open(path, framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
         metadata = file.metadata() or {}
-    if HEADER in metadata:
-        header = json.loads(metadata[HEADER])
-        if header.get("format_version") != FORMAT_VERSION:
-            raise WeightsError(
-                f"{path} has format version {header.get('format_version')}, this release reads {FORMAT_VERSION}"
-            )
-        return WeightsFile(path, "plugin", tensors, header)
-    return _classify(path, tensors)
+    if HEADER not in metadata:
+        return _classify(path, tensors)
+    header = parse_json(metadata[HEADER], WeightsError, f"{path} has no usable header")
+    if header.get("format_version") != FORMAT_VERSION:
+        raise WeightsError(
+            f"{path} has format version {header.get('format_version')}, this release reads {FORMAT_VERSION}"
+        )
+    if header.get(DIGEST, (found := digest(header, tensors))) != found:
+        raise WeightsError(f"{path} was altered after it was written (its sha256 differs); fetch or make it again")
+    return WeightsFile(path, "plugin", plain_tensors(path, tensors), header)
 
 
 def _classify(path: Path, content: Any) -> WeightsFile:
-    if isinstance(content, Mapping) and isinstance(content.get("params"), Mapping):
-        content = content["params"]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise WeightsError(f"{path} holds no dictionary of tensors")
-    tensors = dict(content)
+    tensors = plain_tensors(path, content)
     if "prompts_features" in tensors and any(key.startswith("clip_model.") for key in tensors):
         return WeightsFile(path, "official", {k.removeprefix("clip_model."): v for k, v in tensors.items()}, {})
     if "prompt_learner.ctx" in tensors:
@@ -130,13 +133,23 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) 
     """Load ``tensors`` into ``module``; every name and shape must agree.
 
     Raises:
+        WeightsError: See :func:`check_fit`.
+    """
+    check_fit(module, tensors, path)
+    wanted = module.state_dict()
+    module.load_state_dict({**{key: wanted[key] for key in wanted if _is_counter(key)}, **tensors})
+
+
+def check_fit(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Compare names and shapes of ``tensors`` with those of ``module``.
+
+    Raises:
         WeightsError: Names the file and the first tensor that is missing, left over or of another shape.
     """
     wanted = module.state_dict()
-    # A count of training batches says nothing about the function; some files leave it out.
-    counters = {key for key in wanted if key.endswith("num_batches_tracked")}
-    for key in wanted.keys() - tensors.keys() - counters:
-        raise WeightsError(f"{path} does not fit the architecture: it lacks {key}")
+    for key in wanted:
+        if key not in tensors and not _is_counter(key):
+            raise WeightsError(f"{path} does not fit the architecture: it lacks {key}")
     for key, value in tensors.items():
         if key not in wanted:
             raise WeightsError(f"{path} does not fit the architecture: it has {key}, which the network lacks")
@@ -145,7 +158,11 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) 
                 f"{path} does not fit the architecture: {key} is {tuple(value.shape)}, the network has "
                 f"{tuple(wanted[key].shape)}"
             )
-    module.load_state_dict({**{key: wanted[key] for key in counters}, **tensors})
+
+
+def _is_counter(key: str) -> bool:
+    # A count of training batches says nothing about the function; some files leave it out.
+    return key.endswith("num_batches_tracked")
 
 
 def build_text_side(file: WeightsFile, config: dict[str, Any]) -> TextTransformer:
@@ -187,9 +204,8 @@ def build_model(
     if file.format == "prompt-learner":
         raise WeightsError(f"{file.path} holds only learned prompts; it needs the QualiCLIP encoder they belong to")
     config = backbone_config(backbone)
-    encoder = build_image_encoder(config, positional_embedding)
     visual = {key.removeprefix("visual."): v for key, v in file.tensors.items() if key.startswith("visual.")}
-    load_strictly(encoder, {key: value.float() for key, value in visual.items()}, file.path)
+    encoder = _filled_encoder(config, visual, file.path, positional_embedding)
     return QualiCLIP(
         encoder,
         _text_features(file, config, prompt_learner),
@@ -209,7 +225,10 @@ def _text_features(file: WeightsFile, config: dict[str, Any], prompt_learner: We
         with torch.no_grad():
             return paired_features(learner(tower))
     if file.format == "official":
-        return paired_features(file.tensors["prompts_features"].float())
+        features, shape = file.tensors["prompts_features"].float(), (2 * len(PROMPT_PAIRS), config["embed_dim"])
+        if features.shape != shape:
+            raise WeightsError(f"{file.path} has prompt features of shape {tuple(features.shape)}, not {shape}")
+        return paired_features(features)
     with torch.no_grad():
         return encode_prompts(build_text_side(file, config), build_tokenizer(config))
 
@@ -223,6 +242,9 @@ def load_prompt_learner(file: WeightsFile, text_tower: TextTransformer, config: 
     if file.format != "prompt-learner":
         raise WeightsError(f"{file.path} holds no learned prompts (it is a {file.format} file)")
     context = file.tensors["ctx"]
+    length = config["text_cfg"].get("context_length", 77)
+    if context.dim() not in (2, 3) or not 0 < context.shape[-2] < length:
+        raise WeightsError(f"{file.path} has learned prompts of shape {tuple(context.shape)}")
     learner = PromptLearner(
         text_tower, build_tokenizer(config), n_ctx=context.shape[-2], prompt_specific_ctx=context.dim() == 3
     )
@@ -236,7 +258,10 @@ def _clip_scale(file: WeightsFile, scale: str | float, temperature: float) -> fl
     if scale == "pyiqa":
         if "logit_scale" not in file.tensors:
             raise WeightsError(f"{file.path} does not fit the architecture: it lacks logit_scale")
-        return math.exp(float(file.tensors["logit_scale"])) / temperature
+        logarithm = file.tensors["logit_scale"]
+        if logarithm.numel() != 1 or not abs(float(logarithm)) < 100:
+            raise WeightsError(f"{file.path} has no usable logit_scale")
+        return math.exp(float(logarithm)) / temperature
     return _number(scale)
 
 
@@ -250,25 +275,43 @@ def _build_from_plugin(file: WeightsFile, scale: str | float, precision: str) ->
     header = file.header
     if scale == "authors":
         raise WeightsError(f"{file.path} carries its own scale; 'authors' belongs to the official checkpoint")
-    tensors = {key: value.float() for key, value in file.tensors.items()}
+    check_json(header, HEADER_SCHEMA, WeightsError, f"{file.path} has no usable header")
+    tensors = dict(file.tensors)
     try:
-        features = tensors.pop("text_features")
-        encoder = build_image_encoder(header["backbone"])
-        factor = header["logit_scale"] if scale == "pyiqa" else _number(scale)
-        model = QualiCLIP(
-            encoder,
-            features,
-            factor,
-            header["mean"],
-            header["std"],
-            header["attributes"],
-            backbone=header["backbone"],
-            precision=precision,
-        )
+        features = tensors.pop("text_features").float()
     except KeyError as error:
         raise WeightsError(f"{file.path} is incomplete: it lacks {error}") from error
-    load_strictly(encoder, {key.removeprefix("image_encoder."): v for key, v in tensors.items()}, file.path)
-    return model
+    shape = (len(header["attributes"]), 2, header["backbone"]["embed_dim"])
+    if features.shape != shape:
+        raise WeightsError(f"{file.path} has prompt features of shape {tuple(features.shape)}, not {shape}")
+    visual = {key.removeprefix("image_encoder."): value for key, value in tensors.items()}
+    return QualiCLIP(
+        _filled_encoder(header["backbone"], visual, file.path),
+        features,
+        header["logit_scale"] if scale == "pyiqa" else _number(scale),
+        header["mean"],
+        header["std"],
+        header["attributes"],
+        backbone=header["backbone"],
+        precision=precision,
+    )
+
+
+def _filled_encoder(
+    config: dict[str, Any], tensors: Mapping[str, Tensor], path: Path, positional_embedding: bool = False
+) -> nn.Module:
+    """Build the image tower of a configuration and load tensors into it."""
+    try:
+        # First without memory: a header may ask for a network of any size, its file has tensors for one.
+        with torch.device("meta"):
+            check_fit(build_image_encoder(config, positional_embedding), tensors, path)
+        encoder = build_image_encoder(config, positional_embedding)
+    except QualiCLIPError:
+        raise
+    except Exception as error:  # what open_clip and timm make of settings they do not know
+        raise WeightsError(f"{path}: its architecture cannot be built: {first_line(error)}") from error
+    load_strictly(encoder, {key: value.float() for key, value in tensors.items()}, path)
+    return encoder
 
 
 def save_checkpoint(
@@ -301,5 +344,6 @@ def save_checkpoint(
         for key, value in tensors.items()
         if not key.endswith("num_batches_tracked")
     }
+    header[DIGEST] = digest(header, stored)
     with atomic_write(path) as file:
         file.write(save_safetensors(stored, metadata={HEADER: json.dumps(header, sort_keys=True)}))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +14,8 @@ import typer
 
 from qualiclip_plugin import __version__
 from qualiclip_plugin.bench.cli import bench_app
-from qualiclip_plugin.errors import ConfigError, QualiCLIPError
+from qualiclip_plugin.command_line import run
+from qualiclip_plugin.errors import ConfigError
 from qualiclip_plugin.training.cli import train_command
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from qualiclip_plugin.scoring.score_files import ScoredImage
 
-FAILED, USAGE = 1, 2
-"""Exit codes: some images have no score; the command could not start."""
+FAILED = 1
+"""Exit code: some images have no score."""
 
 RAY_PANEL = "With --engine ray"
 
@@ -381,13 +381,5 @@ def weights_path(name: Annotated[str, typer.Argument(help="A name from 'qualicli
 
 
 def main() -> None:
-    """Run the command line; a declared error is one line on standard error and exit code 2."""
-    for stream in (sys.stdout, sys.stderr):
-        # A name outside the terminal's encoding must not end a run.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        app(prog_name="qualiclip")
-    except QualiCLIPError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(USAGE)
+    """Run the command line; see :func:`qualiclip_plugin.command_line.run`."""
+    run(app, "qualiclip")

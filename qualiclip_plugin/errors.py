@@ -49,4 +49,14 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a GPU or a CPU."""
     # Libraries raise their own types, or a plain RuntimeError whose text alone tells what happened.
     text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text
+    return isinstance(error, MemoryError) or any(words in text for words in _OUT_OF_MEMORY)
+
+
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "allocate memory",
+    "could not create a primitive",  # oneDNN
+    "can't start new thread",  # Python, for a thread's stack
+    "failed to map segment",  # the loader, for a library
+    "bad_alloc",
+)

@@ -22,6 +22,7 @@ import stat
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -139,7 +140,7 @@ def decode_image(
         return _decode(io.BytesIO(source), f"image of {len(source)} bytes", exif, background, max_pixels)
     name = printable(source)
     try:
-        with _open_regular_file(source) as file:
+        with _open_regular_file(source) as file, _unchanged(file, name):
             return _decode(file, name, exif, background, max_pixels)
     except PermissionError as error:
         raise ImageError(f"{name}: no permission to read it") from error
@@ -169,6 +170,18 @@ def _open_regular_file(path: str | os.PathLike[str]) -> IO[bytes]:
     if not stat.S_ISREG(mode):
         raise ImageError(f"{printable(path)}: not a regular file")
     return open(path, "rb")
+
+
+@contextmanager
+def _unchanged(file: IO[bytes], name: str) -> Iterator[None]:
+    """Refuse what was read while somebody wrote: half of it may be one picture and half another."""
+    before = os.fstat(file.fileno())
+    try:
+        yield
+    finally:
+        after = os.fstat(file.fileno())
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise ImageError(f"{name}: it was changed while it was read")
 
 
 def _decode(

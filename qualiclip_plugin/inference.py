@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from open_clip.modified_resnet import Bottleneck, ModifiedResNet
@@ -88,3 +89,19 @@ def autocast(precision: str, device: torch.device, tower: nn.Module) -> Abstract
     if precision == "fp32" or (isinstance(tower, ConvTower) and tower.dtype is not None):
         return nullcontext()
     return torch.autocast(device.type, dtype=PRECISIONS[precision])
+
+
+@contextmanager
+def exact_fp32() -> Iterator[None]:
+    """fp32 that is fp32: neither TensorFloat-32 nor algorithms that vary from run to run; settings are put back.
+
+    On a GPU torch rounds the input of convolutions to ten bits and tries out algorithms, unless told otherwise, and
+    programs often allow the same for matrix products, on the CPU too.
+    """
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from qualiclip_plugin.backbones import backbone_config, build_tokenizer
 from qualiclip_plugin.checkpoint import build_model, build_text_side, load_prompt_learner, read_weights
 from qualiclip_plugin.errors import ConfigError, WeightsError
+from qualiclip_plugin.inference import exact_fp32
 from qualiclip_plugin.model import QualiCLIP, pair_scores, prompt_similarities
 from qualiclip_plugin.prompt_learner import PromptLearner
 from qualiclip_plugin.prompts import ATTRIBUTES, paired_features
@@ -120,6 +121,13 @@ class PyiqaQualiCLIP(nn.Module):
 
         With ``attributes`` also a mapping prompt pair -> (N,).
         """
+        # Settings of the whole process: a compiled graph has no place for them, and training has its own.
+        if self.training or torch.compiler.is_compiling():
+            return self._scores(images, attributes)
+        with exact_fp32():
+            return self._scores(images, attributes)
+
+    def _scores(self, images: Tensor, attributes: bool) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         model = self.quality_model
         if self.prompt_learner is None:
             return model(images, attributes=attributes)

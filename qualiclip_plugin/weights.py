@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qualiclip_plugin.errors import ConfigError, WeightsError, did_you_mean
-from qualiclip_plugin.files import atomic_write, sha256_file
+from qualiclip_plugin.files import atomic_write, recorded_sha256, sha256_file
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -158,8 +158,7 @@ def verify(card: Card) -> None:
     """
     record = card.path.with_name(card.path.name + ".sha256")
     actual = sha256_file(card.path)
-    recorded = record.read_text("ascii").split()[0] if record.exists() else None
-    expected = card.sha256 or recorded
+    expected = card.sha256 or recorded_sha256(card.path)
     if expected is None:
         _record_hash(record, actual, card.path.name)
     elif actual != expected:

@@ -40,18 +40,26 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="session")
-def photographs() -> list[np.ndarray]:
+def load_photographs() -> list[np.ndarray]:
     """Photographs of the scikit-image wheel, uint8 RGB (H, W, 3)."""
     data = importlib.import_module("skimage.data")
     return [getattr(data, name)()[..., :3] for name in PHOTOGRAPHS]
 
 
-@pytest.fixture(scope="session")
-def images(photographs: list[np.ndarray]) -> torch.Tensor:
+def crops_of(photographs: list[np.ndarray]) -> torch.Tensor:
     """Crops of the photographs, float RGB in [0, 1], (4, 3, 224, 224)."""
     crops = [torch.from_numpy(photo[40:264, 100:324].copy()).permute(2, 0, 1) for photo in photographs]
     return torch.stack(crops).float() / 255
+
+
+@pytest.fixture(scope="session")
+def photographs() -> list[np.ndarray]:
+    return load_photographs()
+
+
+@pytest.fixture(scope="session")
+def images(photographs: list[np.ndarray]) -> torch.Tensor:
+    return crops_of(photographs)
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +73,12 @@ def shared_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_model(images: torch.Tensor) -> QualiCLIP:
-    """A tiny QualiCLIP (CLIP ResNet, 16 features, seven prompt pairs), seeded; shared, so not to be changed."""
+    """See :func:`build_tiny_model`; shared, so not to be changed."""
+    return build_tiny_model(images)
+
+
+def build_tiny_model(images: torch.Tensor) -> QualiCLIP:
+    """A tiny QualiCLIP (CLIP ResNet, 16 features, seven prompt pairs), seeded."""
     torch.manual_seed(0)
     encoder = build_image_encoder(TINY_BACKBONE)
     features = calibrate(encoder, images)

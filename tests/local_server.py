@@ -37,7 +37,7 @@ class LocalServer:
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
         # A client that goes away is part of what is tested.
         self.server.handle_error = lambda *arguments: None  # type: ignore[method-assign]
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
     @property
     def address(self) -> str:

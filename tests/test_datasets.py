@@ -284,7 +284,7 @@ def test_ladders_are_generated_once_and_the_same_again(small_ladders: DatasetSpe
 
 def test_a_new_version_of_the_ladders_is_another_recipe(small_ladders: DatasetSpec) -> None:
     photographs = {"chelsea": ladders.photograph("chelsea")}
-    newer = dataclasses.replace(small_ladders, version="2")
+    newer = dataclasses.replace(small_ladders, version="newer")
     assert ladders.recipe_hash(small_ladders, photographs) != ladders.recipe_hash(newer, photographs)
 
 

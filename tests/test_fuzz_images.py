@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from qualiclip_plugin.errors import ImageError
 from qualiclip_plugin.images import MAX_SCANS, read_image
+from tests.fuzz.mutations import Edit, edited, edits
 from tests.image_seeds import picture, seeds
 
 CORPUS = sorted((Path(__file__).parent / "corpus" / "images").iterdir())
@@ -77,67 +78,24 @@ def test_the_corpus_is_there_and_most_of_it_is_refused() -> None:
     assert sum(check(path.read_bytes()) for path in CORPUS) < len(CORPUS) / 4
 
 
-# One edit: where (early bytes more often: headers), what is done there.
-_WHERE = st.one_of(st.integers(0, 40), st.integers(0, 200), st.integers(0, 4000))
-_EXTREME = st.sampled_from([0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF])
-_EDIT = st.one_of(
-    st.tuples(st.just("overwrite"), _WHERE, st.binary(min_size=1, max_size=16)),
-    st.tuples(
-        st.just("overwrite"),
-        _WHERE,
-        st.builds(
-            lambda value, size, order: (value % 256**size).to_bytes(size, order),
-            _EXTREME,
-            st.sampled_from([1, 2, 4]),
-            st.sampled_from(["big", "little"]),
-        ),
-    ),
-    st.tuples(st.just("insert"), _WHERE, st.binary(min_size=1, max_size=64)),
-    st.tuples(st.just("delete"), _WHERE, st.integers(1, 200)),
-    st.tuples(st.just("repeat"), _WHERE, st.integers(1, 200)),
-    st.tuples(st.just("cut"), _WHERE, st.none()),
-    st.tuples(st.just("splice"), _WHERE, st.sampled_from(sorted(SEEDS))),
-)
-
-
-def edited(data: bytes, edits: list[tuple[str, int, object]]) -> bytes:
-    """Apply edits one after another; places beyond the end wrap around."""
-    for kind, where, what in edits:
-        at = where % (len(data) + 1)
-        head, tail = data[:at], data[at:]
-        if kind == "overwrite":
-            data = head + what + tail[len(what) :]  # type: ignore[operator, arg-type]
-        elif kind == "insert":
-            data = head + what + tail  # type: ignore[operator]
-        elif kind == "delete":
-            data = head + tail[what:]  # type: ignore[misc]
-        elif kind == "repeat":
-            data = head + tail[:what] + tail  # type: ignore[misc]
-        elif kind == "cut":
-            data = head
-        else:
-            data = head + SEEDS[str(what)][at:]
-    return data
-
-
-_FUZZ = given(name=st.sampled_from(sorted(SEEDS)), edits=st.lists(_EDIT, min_size=1, max_size=6))
+_FUZZ = given(name=st.sampled_from(sorted(SEEDS)), edits=edits(sorted(SEEDS)))
 _CHECKS = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
 
 @settings(max_examples=600, deadline=None, suppress_health_check=_CHECKS)
 @_FUZZ
-def test_mutated_files(name: str, edits: list[tuple[str, int, object]]) -> None:
+def test_mutated_files(name: str, edits: list[Edit]) -> None:
     before = used_megabytes()
-    check(edited(SEEDS[name], edits))
+    check(edited(SEEDS[name], edits, SEEDS))
     assert used_megabytes() - before < MEGABYTES
 
 
 @pytest.mark.slow
 @settings(max_examples=20_000, deadline=None, suppress_health_check=_CHECKS)
 @_FUZZ
-def test_many_mutated_files(name: str, edits: list[tuple[str, int, object]]) -> None:
+def test_many_mutated_files(name: str, edits: list[Edit]) -> None:
     before = used_megabytes()
-    check(edited(SEEDS[name], edits))
+    check(edited(SEEDS[name], edits, SEEDS))
     assert used_megabytes() - before < MEGABYTES
 
 

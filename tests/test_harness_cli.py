@@ -123,7 +123,7 @@ def test_a_scorer_that_cannot_start_keeps_the_measured_row(
 
 
 def test_lists() -> None:
-    assert "ladders@1" in call("list", "datasets")
+    assert "ladders@2" in call("list", "datasets")
     scorers = call("list", "scorers")
     assert "qualiclip-lite" in scorers
     assert "koniq10k" in scorers

@@ -20,8 +20,10 @@ from typer.testing import CliRunner
 from harness.cli import app
 from harness.guard import regression
 from harness.guard import report as check_report
+from harness.guard import snapshot as snapshots
 from harness.guard.images import CHANGES, guard_images
-from harness.guard.regression import IncomparableError, Limits, Tolerance
+from harness.guard.regression import Limits, Tolerance
+from harness.guard.snapshot import IncomparableError
 from qualiclip_plugin.checkpoint import save_checkpoint
 from qualiclip_plugin.errors import QualiCLIPError
 from qualiclip_plugin.weights import load_model
@@ -83,7 +85,7 @@ def test_pictures_are_the_same_bytes_everywhere():
 def test_nothing_moved(baseline):
     result = run_check(baseline)
     assert result.exit_code == 0
-    assert "No score moved" in result.output
+    assert "Passed" in result.output
 
 
 def test_altered_weight_is_caught(baseline, altered):
@@ -109,12 +111,12 @@ def test_changed_resize_is_caught(baseline, monkeypatch):
 
 
 def test_flipped_direction_is_caught(baseline, monkeypatch):
-    original = regression.create_scorer
+    original = snapshots.create_scorer
 
     def flipped(*args, **kwargs):
         return replace(original(*args, **kwargs), lower_better=True)
 
-    monkeypatch.setattr(regression, "create_scorer", flipped)
+    monkeypatch.setattr(snapshots, "create_scorer", flipped)
     result = run_check(baseline)
     assert result.exit_code == 1
     assert "direction" in result.output
@@ -129,8 +131,11 @@ def test_missing_baseline_scorer_or_image_is_no_comparison(baseline, tmp_path, w
     content = json.loads(baseline.read_text())
     content["images"]["astronaut/pristine"] = "0" * 64
     (tmp_path / "images.json").write_text(json.dumps(content))
-    assert_incomparable(["--baseline", str(tmp_path / "images.json")], "astronaut/pristine")
-    assert_incomparable(["--baseline", str(baseline), "--scorer", "entropy"], "missing now")
+    assert_incomparable(["--baseline", str(tmp_path / "images.json")], "astronaut/pristine (sha256 000000000000 -> ")
+    assert_incomparable(["--baseline", str(baseline), "--scorer", "entropy"], "the baseline lacks entropy")
+    assert_incomparable(
+        ["--baseline", str(baseline), "--scorer", scorer(weights), "--scorer", "no-such-metric"], "missing now"
+    )
     assert_incomparable(["--baseline", str(baseline), "--scorer", "no-such-metric"], "no scorer could start")
 
 
@@ -157,6 +162,73 @@ def test_update_says_what_changed_and_only_runs_when_asked(baseline, tmp_path, a
     assert result.exit_code == 0
     assert "checks failed" in result.output  # what changed
     assert run_check(copy).exit_code == 0
+
+
+def test_update_says_which_images_and_scorers_come_and_go(folder, tmp_path):
+    baseline = tmp_path / "own.json"
+    arguments = ["--images", str(folder), "--update"]
+    assert run_check(baseline, *arguments, "--scorer", "entropy").exit_code == 0
+    (folder / "0.png").rename(folder / "1.png")
+    Image.new("RGB", (300, 300), "grey").save(folder / "2.png")
+    result = run_check(baseline, *arguments, "--scorer", "piqe", "--scorer", "entropy")
+    assert result.exit_code == 0, result.exception
+    rows = [" ".join(line.replace("|", " ").split()) for line in result.output.splitlines()]
+    for row in ("image 1.png added", "image 0.png removed", "image 2.png changed", "scorer piqe added"):
+        assert row in rows
+    assert run_check(baseline, "--images", str(folder)).exit_code == 0
+
+
+def test_a_changed_prompt_is_caught_where_the_weights_bring_their_own_features(baseline, monkeypatch):
+    pairs = (("Good photo.", "Awful photo."), *snapshots.PROMPT_PAIRS[1:])
+    monkeypatch.setattr(snapshots, "PROMPT_PAIRS", pairs)
+    result = run_check(baseline)
+    assert result.exit_code == 1
+    assert "Good photo. / Bad photo. -> Good photo. / Awful photo." in result.output.replace("\\>", ">")
+
+
+def test_a_file_that_is_read_as_other_pixels_is_named(folder, tmp_path, monkeypatch):
+    from qualiclip_plugin import images
+
+    arguments = ["--images", str(folder), "--scorer", "entropy"]
+    baseline = tmp_path / "own.json"
+    assert run_check(baseline, *arguments, "--update").exit_code == 0
+    original = images.read_image
+    monkeypatch.setattr(snapshots, "read_image", lambda path: (original(path) // 32) * 32)
+    result = run_check(baseline, *arguments)
+    assert result.exit_code == 1
+    assert "The same files are read as other pixels" in result.output
+    assert "0.png: sha256 " in result.output
+    monkeypatch.undo()
+    Image.new("RGB", (300, 300), "grey").save(folder / "0.png")
+    assert_incomparable(["--baseline", str(baseline), *arguments], "0.png (sha256")
+
+
+def test_precision_is_the_scorers_own(weights, tmp_path):
+    baseline = tmp_path / "half.json"
+    half = f"{scorer(weights)},precision=bf16"
+    names = ["--scorer", half, "--scorer", scorer(weights), "--scorer", "entropy"]
+    assert run_check(baseline, *names, "--update", "--precision", "fp32").exit_code == 0
+    rows = json.loads(baseline.read_text())["scorers"]
+    assert [rows[name]["precision"] for name in (half, scorer(weights), "entropy")] == ["bf16", "fp32", "fp32"]
+    # Another precision of one scorer is held to the looser of the two tolerances.
+    result = run_check(baseline, "--scorer", scorer(weights), "--precision", "bf16")
+    assert "precision" in result.output
+    assert run_check(baseline, "--scorer", scorer(weights), "--precision", "bf16", "--tolerance", "1").exit_code == 0
+
+
+def test_order_may_be_bounded_from_the_command_line():
+    then = snapshot_of({f"{i}": i * 1e-6 for i in range(10)})
+    now = snapshot_of({f"{i}": (i + 2 * (i == 3)) * 1e-6 for i in range(10)})
+    assert {finding.what for finding in regression.compare(now, then).findings} == {"order"}
+    assert not regression.compare(now, then, {}, {"": 0.9}).findings
+    assert regression.compare(now, then, {}, {"": 0.9, "m": 1.0}).findings
+
+
+def test_a_comparison_that_cannot_be_made_is_reported_too(baseline, tmp_path):
+    for suffix, expected in ((".md", "No comparison could be made"), (".json", '"error": "'), (".xml", "<error ")):
+        report = tmp_path / f"report{suffix}"
+        assert_incomparable(["--baseline", str(tmp_path / "none.json"), "--report", str(report)], "no baseline at")
+        assert expected in report.read_text()
 
 
 @pytest.mark.parametrize("suffix", [".md", ".json", ".xml"])
@@ -194,10 +266,10 @@ def test_tolerances_are_chosen_per_scorer():
     assert not Tolerance().allows(0.5, float("nan"))
 
 
-def snapshot_of(scores: dict[str, float], lower_better: bool = False) -> regression.Snapshot:
+def snapshot_of(scores: dict[str, float], lower_better: bool = False) -> snapshots.Snapshot:
     row = {"lower_better": lower_better, "precision": "fp32", "identity": {}, "scores": scores, "failures": {}}
-    row["figures"] = regression.figures(scores, lower_better=lower_better)
-    return regression.Snapshot(dict.fromkeys(scores, "h"), {"m": row}, {}, {}, "")
+    row["figures"] = snapshots.figures(scores, lower_better=lower_better)
+    return snapshots.Snapshot(dict.fromkeys(scores, "h"), {"m": row}, {}, {}, "")
 
 
 def test_order_is_guarded_apart_from_the_size_of_the_change():
@@ -255,9 +327,11 @@ def test_empty_folder_and_unreadable_image_are_named(tmp_path):
 
 
 def test_markdown_survives_odd_names():
-    finding = regression.Finding("m", "score", "a|b\nc", 0.1, 0.2, "")
-    text = check_report.to_markdown(regression.Comparison([finding], checked=1))
-    assert "a\\|b c" in text
+    finding = regression.Finding("m", "score", "a|b\nc<img src=x>", 0.1, 0.2, "")
+    figure = regression.Figure("m", "worst", None, 0.2, "a|b\nc<img src=x>")
+    text = check_report.to_markdown(regression.Comparison([finding], figures=[figure], checked=1))
+    assert text.count("a\\|b c\\<img src=x\\>") == 2
+    ET.fromstring(check_report.to_junit(regression.Comparison([replace(finding, name="\x1b\ud800")])))  # noqa: S314
 
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "ci.md"

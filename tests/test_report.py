@@ -88,7 +88,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for scorer in scorers:
             evaluate(scorer, open_dataset(str(folder)), store, settings=Settings(draws=60))
     reason = "weights <missing> & gone"
-    store.write_json(store.cell_path("absent", "rated"), unavailable_cell("absent", "rated", reason))
+    store.write_cell(store.cell_path("absent", "rated"), unavailable_cell("absent", "rated", reason))
     return root
 
 

@@ -111,13 +111,14 @@ def test_a_checkpoint_holds_its_configuration_and_every_state(run_settings, fini
     assert set(state["generators"][0]) == {"python", "numpy", "torch", "cuda"}
 
 
-def test_an_altered_checkpoint_is_refused(run_settings, photo_folder: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["weights.safetensors", "checkpoint.json"])
+def test_an_altered_checkpoint_is_refused(run_settings, photo_folder: str, tmp_path: Path, name: str) -> None:
     stop_after(run_settings, photo_folder, tmp_path / "run", 5)
-    path = tmp_path / "run" / "checkpoints" / "step-00000004" / "weights.safetensors"
+    path = tmp_path / "run" / "checkpoints" / "step-00000004" / name
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ConfigError, match=r"step-00000004 was altered \(weights.safetensors\)"):
+    with pytest.raises(ConfigError, match=rf"step-00000004 was altered \({name}.*remove it"):
         run(run_settings, photo_folder, tmp_path / "run", resume=True)
     shutil.rmtree(path.parent)
     assert run(run_settings, photo_folder, tmp_path / "run", resume=True).step == 6

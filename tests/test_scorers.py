@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,6 +42,23 @@ def test_names_and_options_are_told_apart() -> None:
 def test_default_scorers_are_known_by_name() -> None:
     assert set(DEFAULT_SCORERS) <= set(known_scorers())
     assert not {"fid", "inception_score"} & set(known_scorers())
+
+
+class Payload:
+    """A pickle that writes a file when it is loaded carelessly."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_weights_of_pyiqa_run_no_code(tmp_path: Path) -> None:
+    torch.save({"params": Payload(tmp_path / "ran")}, tmp_path / "evil.pth")
+    with pytest.raises(ScorerError, match="could run code"):
+        create_scorer(f"cnniqa@pretrained_model_path={tmp_path / 'evil.pth'}", device="cpu")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_an_unknown_name_suggests_near_ones() -> None:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from harness.data.labels import label_table
+from harness.data.specs import Columns, DatasetSpec
+from harness.engine import unavailable_cell
+from harness.parquet import DamagedError
 from harness.store import DTYPES, ScoreKey, Store, StoreError, slug
 
+SPEC = DatasetSpec("set", "1", "a test", "none", "none", folder="set")
 KEY = ScoreKey("fake", "set@1", {"scorer": {"version": 1}})
 
 
@@ -102,6 +110,8 @@ def test_another_schema_version_is_refused(tmp_path: Path) -> None:
     table = pq.read_table(part)
     metadata = {**table.schema.metadata, b"schema_version": b"99"}
     pq.write_table(table.replace_schema_metadata(metadata), part)
+    # Earlier releases wrote names without a hash.
+    part.rename(part.with_name("part-0123456789abcdef0123456789abcdef.parquet"))
     with pytest.raises(StoreError, match="schema version 99"):
         store.scores(KEY)
     cell = store.cell_path("fake", "set")
@@ -118,8 +128,52 @@ def test_a_damaged_part_is_named(tmp_path: Path) -> None:
     store.append(KEY, [row("a")])
     (part,) = tmp_path.rglob("part-*.parquet")
     part.write_bytes(part.read_bytes()[:50])
-    with pytest.raises(StoreError, match=f"{part.name}: not a readable Parquet file"):
+    with pytest.raises(DamagedError, match=f"{part.name}: it was altered .* delete it and run again"):
         store.scores(KEY)
+    part.rename(part.with_name("part-old.parquet"))
+    with pytest.raises(DamagedError, match=r"part-old\.parquet: not a readable Parquet file"):
+        store.scores(KEY)
+
+
+def test_a_flipped_bit_is_never_another_score(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.append(KEY, [row("a", 0.25)])
+    (part,) = tmp_path.rglob("part-*.parquet")
+    whole = part.read_bytes()
+    for bit in range(0, 8 * len(whole), 997):
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        part.write_bytes(changed)
+        with pytest.raises(DamagedError, match="it was altered"):
+            store.scores(KEY)
+
+
+def test_labels_come_back_as_they_were_and_are_checked(tmp_path: Path) -> None:
+    rows = [{"file_name": f"{i}.png", "mos": 0.1 * i, "reference": "r"} for i in range(3)]
+    spec = dataclasses.replace(SPEC, columns=Columns("file_name", "mos", reference="reference"))
+    table = label_table(rows, spec).assign(image_hash=list("abc"))
+    store = Store(tmp_path)
+    store.write_labels("set@1", table)
+    pd.testing.assert_frame_equal(store.labels("set@1"), table)
+    path = store.labels_path("set@1")
+    header = pq.read_schema(path).metadata
+    altered = pa.Table.from_pandas(table.assign(opinion=[0.0, 0.1, 0.3]), preserve_index=False)
+    pq.write_table(altered.replace_schema_metadata(header), path)
+    with pytest.raises(DamagedError, match="altered"):
+        store.labels("set@1")
+
+
+def test_a_cell_is_sealed(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    path = store.cell_path("fake", "set")
+    store.write_cell(path, unavailable_cell("fake", "set", "no weights"))
+    assert store.read_cell(path)["reason"] == "no weights"
+    path.write_text(path.read_text().replace("no weights", "no weighty"))
+    with pytest.raises(DamagedError, match="altered"):
+        store.read_cell(path)
+    path.write_text(path.read_text().replace('"reason"', '"raison"'))
+    with pytest.raises(DamagedError, match="'reason' is a required property"):
+        store.read_cell(path)
 
 
 def test_a_failed_write_leaves_the_store_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

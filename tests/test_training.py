@@ -51,6 +51,7 @@ def test_a_run_leaves_everything_that_is_promised(run_settings, photo_folder: st
     card = read_weights(output / "model.safetensors").header["card"]
     assert card["config"]["steps"] == 6
     assert card["photographs"]["trained_on"] == 7
+    assert card["photographs"]["source"] == Path(photo_folder).name, "and not where that folder lies"
     assert card["validation"] == result.validation
     assert card["start"]["weights"] == run_settings["weights"]
     assert {"date", "versions", "device", "git_revision", "seconds_of_training"} <= set(card)

@@ -8,14 +8,14 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from harness.data.cache import cache_folder
-from harness.data.download import fetch
+from harness.data.cache import cache_folder, check_cached
+from harness.data.download import fetch, verify
 from harness.data.metadata import Placed, Row, check_rows, read_rows
 from harness.data.sources import Source, from_files
 from harness.data.specs import Archive, DatasetSpec, RemoteFile, Skip
 from harness.data.unpack import unpack
 from qualiclip_plugin.errors import DatasetError
-from qualiclip_plugin.files import sha256_file
+from qualiclip_plugin.files import recorded_sha256, sha256_file
 
 ANYWHERE = "**/"
 """At the start of a path inside an archive: in any folder."""
@@ -30,11 +30,15 @@ def open_archive(spec: DatasetSpec) -> Source:
     """
     archive = packed(spec)
     downloaded = fetch(archive.images, cache_folder("downloads", _place(archive.images)))
-    folder = unpack(downloaded, cache_folder("unpacked", _unpacked_name(downloaded)))
+    folder = cache_folder("unpacked", _unpacked_name(downloaded))
+    if not folder.is_dir():
+        verify(archive.images, downloaded, thorough=True)
+        unpack(downloaded, folder)
     members = Members(_files(folder), archive.images.file)
     table = remote_labels(archive) or folder / members.find(archive.labels.file)
     if not table.is_file():
         raise DatasetError(f"{archive.images.file}: holds no label file {archive.labels.file}")
+    check_cached({str(table): sha256_file(table)})
     rows = labelled(spec, table)
     return from_files(rows, folder, spec, [members.find(image_path(archive, row, where)) for where, row in rows])
 
@@ -134,6 +138,4 @@ def _place(remote: RemoteFile) -> str:
 
 
 def _unpacked_name(downloaded: Path) -> str:
-    record = downloaded.with_name(f"{downloaded.name}.sha256")
-    digest = record.read_text("ascii").split()[0] if record.exists() else sha256_file(downloaded)
-    return f"{downloaded.name}-{digest[:16]}"
+    return f"{downloaded.name}-{(recorded_sha256(downloaded) or sha256_file(downloaded))[:16]}"

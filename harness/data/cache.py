@@ -1,9 +1,23 @@
-"""Where generated and downloaded data is kept between runs."""
+"""Where generated and downloaded data is kept between runs, and how it is known to be what was put there."""
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+
+from qualiclip_plugin.documents import check_json, read_json, sealed
+from qualiclip_plugin.errors import DatasetError
+
+MANIFEST = ".manifest.json"
+"""Hashes of all files of a folder, in the folder."""
+
+_SCHEMA = {
+    "type": "object",
+    "required": ["files"],
+    "properties": {"files": {"type": "object", "additionalProperties": {"type": "string"}}},
+}
 
 
 def cache_folder(*parts: str) -> Path:
@@ -12,3 +26,39 @@ def cache_folder(*parts: str) -> Path:
     if not root:
         root = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "qualiclip")
     return Path(root, *parts)
+
+
+def write_manifest(folder: Path, hashes: Mapping[str, str]) -> None:
+    """Keep the SHA-256 of the files in a folder, by relative path."""
+    (folder / MANIFEST).write_text(json.dumps(sealed({"files": dict(hashes)})), encoding="utf-8")
+
+
+def check_cached(found: Mapping[str, str]) -> None:
+    """Compare files with those that were put into the cache; files that lie elsewhere pass.
+
+    Args:
+        found: Paths, and the SHA-256 of what is there now.
+
+    Raises:
+        DatasetError: A file or the manifest of its folder was altered.
+    """
+    folders: dict[Path, tuple[Path, dict[str, str]]] = {}
+    for path, digest in found.items():
+        place = Path(path).resolve()
+        if place.parent not in folders:
+            folders[place.parent] = _manifest_above(place)
+        folder, known = folders[place.parent]
+        if known and known.get(place.relative_to(folder).as_posix()) != digest:
+            raise DatasetError(f"{path}: it was altered in the cache; delete {folder} to have it made again")
+
+
+def _manifest_above(place: Path) -> tuple[Path, dict[str, str]]:
+    root = cache_folder().resolve()
+    within = [parent for parent in place.parents if parent.is_relative_to(root)]
+    folder = next((parent for parent in within if (parent / MANIFEST).exists()), None)
+    if folder is None:
+        return place.parent, {}
+    path, what = folder / MANIFEST, "a manifest"
+    content = read_json(path, DatasetError, what)
+    check_json(content, _SCHEMA, DatasetError, f"{path}: not {what}")
+    return folder, dict(content["files"])

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.data import resizing
+from harness.data.cache import check_cached
+from harness.data.labels import labels_hash
 from harness.data.metadata import local_spec
 from harness.data.sources import image_bytes, load
 from harness.data.specs import DatasetSpec, catalogue, find_spec
@@ -67,9 +69,8 @@ class ImageSet:
 
     @property
     def labels_hash(self) -> str:
-        """SHA-256 of file names and labels: changes when a figure may change without any new score."""
-        text = self.table.sort_values("file_name").to_csv(index=False, float_format="%.17g")
-        return hashlib.sha256(text.encode()).hexdigest()
+        """See :func:`harness.data.labels.labels_hash`."""
+        return labels_hash(self.table)
 
 
 def open_dataset(
@@ -119,14 +120,24 @@ def open_spec(spec: DatasetSpec, *, allow_partial: bool = False) -> ImageSet:
 
 
 def image_hashes(rows: Any) -> list[str]:
-    """SHA-256 of the content of every undecoded image."""
+    """SHA-256 of the content of every undecoded image.
 
-    def hashes(start: int) -> list[str]:
+    Raises:
+        DatasetError: An image was altered since it was put into this project's cache.
+    """
+
+    def hashes(start: int) -> list[tuple[str, str]]:
         images = rows[start : start + _CHUNK]["image"]
-        return [hashlib.sha256(image_bytes(image)).hexdigest() for image in images]
+        contents = (hashlib.sha256(image_bytes(image)).hexdigest() for image in images)
+        return [
+            (image["path"] if image["bytes"] is None else "", found)
+            for image, found in zip(images, contents, strict=True)
+        ]
 
     with ThreadPoolExecutor(4) as pool:
-        return [digest for part in pool.map(hashes, range(0, len(rows), _CHUNK)) for digest in part]
+        found = [pair for part in pool.map(hashes, range(0, len(rows), _CHUNK)) for pair in part]
+    check_cached({path: digest for path, digest in found if path})
+    return [digest for _, digest in found]
 
 
 def _what_lacks(spec: DatasetSpec, found: int, missing: tuple[str, ...]) -> str:

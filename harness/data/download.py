@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from harness.data.specs import RemoteFile
 from qualiclip_plugin.errors import DatasetError, first_line
-from qualiclip_plugin.files import atomic_write, sha256_file
+from qualiclip_plugin.files import atomic_write, recorded_sha256, sha256_file
 
 if TYPE_CHECKING:
     import requests
@@ -18,6 +18,8 @@ TIMEOUT_SECONDS = (10.0, 60.0)
 """To connect; between two pieces. A stalled server ends in an error, not in a hang."""
 
 ATTEMPTS = 5
+TRUSTED_BYTES = 2**26
+"""Larger files are not hashed again at every start."""
 _CHUNK = 1 << 16
 _PARTIAL_CONTENT, _RANGE_NOT_SATISFIABLE = 206, 416
 
@@ -68,27 +70,34 @@ def refuse_offline(what: str) -> None:
         raise DatasetError(f"{what} is not here, and HF_HUB_OFFLINE is set")
 
 
-def verify(remote: RemoteFile, path: Path) -> None:
+def verify(remote: RemoteFile, path: Path, *, thorough: bool = False) -> None:
     """Check a file against the declared hash, or the one recorded when it was first downloaded.
+
+    Args:
+        remote: What was downloaded.
+        path: The file.
+        thorough: Read it in any case, because it is about to be used.
 
     Raises:
         DatasetError: The content differs; the file is left as it is.
     """
     record = path.with_name(f"{path.name}.sha256")
     known = path.with_name(f"{path.name}.verified")
-    stamp = f"{path.stat().st_size} {path.stat().st_mtime_ns}"
+    size = path.stat().st_size
+    stamp = f"{size} {path.stat().st_mtime_ns} {remote.sha256}".encode()
     # Hashing tens of gigabytes at every start would take minutes; the file's size and time vouch for it.
-    if known.exists() and known.read_text("ascii") == f"{stamp} {remote.sha256}":
+    if size > TRUSTED_BYTES and not thorough and known.exists() and known.read_bytes() == stamp:
         return
     actual = sha256_file(path)
-    expected = remote.sha256 or (record.read_text("ascii").split()[0] if record.exists() else actual)
+    expected = remote.sha256 or recorded_sha256(path) or actual
     if actual != expected:
         raise DatasetError(
             f"{path}: sha256 {actual[:16]}..., expected {expected[:16]}...; delete it to download it again"
         )
-    for file, text in ((record, f"{actual}  {path.name}\n"), (known, f"{stamp} {remote.sha256}")):
-        with atomic_write(file, "w") as opened:
-            opened.write(text)
+    for file, content in ((record, f"{actual}  {path.name}\n".encode()), (known, stamp)):
+        if not file.exists() or file.read_bytes() != content:
+            with atomic_write(file) as opened:
+                opened.write(content)
 
 
 def _download(remote: RemoteFile, target: Path) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.data.specs import DatasetSpec
+from harness.parquet import DamagedError, frame_from, read_bounded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,3 +42,46 @@ def label_table(rows: Sequence[Mapping[str, Any]], spec: DatasetSpec) -> pd.Data
         table[f"{FULL_REFERENCE}{name}"] = pd.to_numeric([row.get(name) or None for row in rows]).astype("float64")
     text = [label for label in LABELS if label not in (*_NUMBERS, "level")]
     return table.assign(**{label: table[label].fillna("").astype(str) for label in text})
+
+
+def labels_hash(table: pd.DataFrame) -> str:
+    """SHA-256 of file names and labels: changes when a figure may change without any new score."""
+    text = table.sort_values("file_name").to_csv(index=False, float_format="%.17g")
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def pack_labels(table: pd.DataFrame) -> bytes:
+    """A table of labels as a Parquet file that carries its own hash."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    packed, content = pa.Table.from_pandas(table, preserve_index=False), io.BytesIO()
+    header = {**(packed.schema.metadata or {}), "labels_hash": labels_hash(table)}
+    pq.write_table(packed.replace_schema_metadata(header), content)
+    return content.getvalue()
+
+
+def unpack_labels(path: Path, content: bytes) -> pd.DataFrame:
+    """The table of labels in the bytes of a file, as it was packed.
+
+    Raises:
+        DamagedError: It cannot be read, or was altered.
+    """
+    table, header = read_bounded(path, content)
+    labels = frame_from(path, table, typed)
+    if header.get("labels_hash", (known := labels_hash(labels))) != known:
+        raise DamagedError(f"{path}: it was altered after it was written; delete it and run the dataset again")
+    return labels
+
+
+def typed(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of labels that was stored, in the types of :func:`label_table`.
+
+    Raises:
+        KeyError: A column is missing.
+        ValueError: A column holds something else.
+    """
+    numbers = [name for name in table.columns if name in _NUMBERS or name.startswith(FULL_REFERENCE)]
+    text = [name for name in (*LABELS, "image_hash") if name not in (*_NUMBERS, "level")]
+    types = dict.fromkeys(numbers, "float64") | dict.fromkeys(text, "str") | {"level": "Int64"}
+    return table[[*LABELS, *(name for name in table.columns if name not in LABELS)]].astype(types)

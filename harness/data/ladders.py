@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data.cache import cache_folder
+from harness.data.cache import cache_folder, write_manifest
 from harness.data.specs import DatasetSpec
 from harness.scorers import code_hash
 from qualiclip_plugin.errors import DatasetError
-from qualiclip_plugin.files import atomic_folder
+from qualiclip_plugin.files import atomic_folder, sha256_file
 
 if TYPE_CHECKING:
     from qualiclip_plugin.distortions import Distortion
@@ -80,6 +80,8 @@ def generate(spec: DatasetSpec) -> Path:
     try:
         with atomic_folder(folder) as partial:
             write_ladders(partial, photographs)
+            names = [path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file()]
+            write_manifest(partial, {name: sha256_file(partial / name) for name in names})
     except OSError as error:
         raise DatasetError(f"{folder}: cannot be written: {error.strerror or error}") from error
     return folder

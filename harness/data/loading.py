@@ -37,11 +37,13 @@ class Decoded:
         index: Position in the dataset.
         pixels: RGB, uint8, (3, H, W); none where it cannot be read.
         error: Why it cannot be read.
+        changed: Whether the file is another one than when the dataset was opened.
     """
 
     index: int
     pixels: NDArray[np.uint8] | None
     error: str = ""
+    changed: bool = False
 
 
 def decoded(images: ImageSet, indices: Sequence[int], workers: int = 0) -> Iterator[Decoded]:
@@ -53,7 +55,8 @@ def decoded(images: ImageSet, indices: Sequence[int], workers: int = 0) -> Itera
         workers: Processes that decode ahead, for a stream threads; 0 decodes here, when asked.
 
     Raises:
-        DatasetError: A stream broke off, or holds something else than before.
+        DatasetError: A file was changed or removed since the dataset was opened, a stream broke off or holds
+            something else than before, or a decoding process was killed.
     """
     if isinstance(images.rows, Stream):
         yield from _decoded_stream(images, images.rows, indices, workers)
@@ -68,7 +71,31 @@ def decoded(images: ImageSet, indices: Sequence[int], workers: int = 0) -> Itera
         # Arrays travel through a pipe; tensors would need shared memory, which containers keep small.
         collate_fn=_unchanged,
     )
-    yield from loader
+    yield from _checked(loader, images)
+
+
+def _checked(loader: Iterable[Decoded], images: ImageSet) -> Iterator[Decoded]:
+    items = iter(loader)
+    while True:
+        try:
+            item = next(items)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            # torch's words for a worker process that the system killed, usually for want of memory.
+            if "DataLoader worker" not in str(error):
+                raise
+            raise DatasetError(
+                f"{images.spec.name}: a decoding process was killed, perhaps for want of memory; what was scored is "
+                "kept, run again with fewer --workers"
+            ) from error
+        if item.changed:
+            # Its score would be kept under the content that it had before.
+            name = images.table["file_name"].iloc[item.index]
+            raise DatasetError(
+                f"{images.spec.name}: {name} was changed or removed while the dataset was scored; run again"
+            )
+        yield item
 
 
 class _Decoder:
@@ -77,6 +104,7 @@ class _Decoder:
     def __init__(self, images: ImageSet, indices: Sequence[int]) -> None:
         self.rows: Any = images.rows
         self.spec = images.spec
+        self.hashes = images.table["image_hash"].tolist()
         self.indices = list(indices)
 
     def __len__(self) -> int:
@@ -86,8 +114,12 @@ class _Decoder:
         index = self.indices[position]
         try:
             content = image_bytes(self.rows[index]["image"])
+        except FileNotFoundError:
+            return Decoded(index, None, changed=True)
         except OSError as error:
             return Decoded(index, None, _failure(error))
+        if hashlib.sha256(content).hexdigest() != self.hashes[index]:
+            return Decoded(index, None, changed=True)
         return decode(index, content, self.spec)
 
 

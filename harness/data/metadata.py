@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import re
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -13,6 +12,7 @@ from typing import Any, Literal
 
 from harness.data.specs import Columns, DatasetSpec, Opinion
 from harness.statistics import MIN_IMAGES
+from qualiclip_plugin.documents import parse_json
 from qualiclip_plugin.errors import DatasetError
 
 NAMES = ("metadata.csv", "metadata.jsonl")
@@ -20,6 +20,7 @@ Row = dict[str, Any]
 Placed = tuple[str, Row]
 """A row and where it stands, for messages."""
 
+MAX_LEVEL = 1_000_000
 UNBOUNDED = (-math.inf, math.inf)
 
 
@@ -171,10 +172,10 @@ def number(value: Any, where: str, column: str) -> float:
     """
     try:
         result = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         result = math.nan
     if not math.isfinite(result):
-        raise DatasetError(f"{where}: {column} is {value!r}, a number is needed")
+        raise DatasetError(f"{where}: {column} is {str(value)[:40]!r}, a number is needed")
     return result
 
 
@@ -233,13 +234,7 @@ def _json_rows(file: Any, path: Path) -> Iterator[Placed]:
         where = f"{path}, line {line}"
         if not text.strip():
             continue
-        try:
-            row = json.loads(text)
-        except ValueError as error:
-            raise DatasetError(f"{where}: not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise DatasetError(f"{where}: expected an object, got {type(row).__name__}")
-        yield where, row
+        yield where, parse_json(text, DatasetError, where)
 
 
 def _check_inside(name: str, where: str) -> None:
@@ -268,5 +263,5 @@ def _check_numbers(row: dict[str, Any], spec: DatasetSpec, where: str) -> None:
         raise DatasetError(f"{where}: {columns.votes} is not positive")
     if columns.level:
         level = number(row[columns.level], where, columns.level)
-        if level < 0 or level != int(level):
+        if not 0 <= level <= MAX_LEVEL or level != int(level):
             raise DatasetError(f"{where}: {columns.level} is {level:g}, a whole number from 0 (pristine) is needed")

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.data.cache import check_cached
 from harness.data.labels import label_table
 from harness.data.metadata import Placed, check_rows, find_metadata, local_rows
 from harness.data.specs import DatasetSpec
 from qualiclip_plugin.errors import DatasetError
+from qualiclip_plugin.files import sha256_file
 
 if TYPE_CHECKING:
     import datasets
@@ -53,7 +55,9 @@ def load(spec: DatasetSpec) -> Source:
     if spec.generated:
         from harness.data.ladders import generate
 
-        return load_local(generate(spec), spec)
+        folder = generate(spec)
+        check_cached({str(path): sha256_file(path) for path in find_metadata(folder)})
+        return load_local(folder, spec)
     if spec.archive:
         from harness.data.archives import open_archive
 

@@ -17,11 +17,11 @@ from typing import IO, TYPE_CHECKING, Any
 from harness.data.archives import ANYWHERE, image_path, labelled, packed, remote_labels
 from harness.data.cache import cache_folder
 from harness.data.download import address, refuse_offline
-from harness.data.labels import label_table
+from harness.data.labels import label_table, pack_labels, unpack_labels
 from harness.data.metadata import check_rows
 from harness.data.sources import Source, hub_rows, image_bytes, image_column, label_columns, named_rows
 from harness.data.specs import Archive, DatasetSpec
-from harness.data.unpack import DAMAGED, entries
+from harness.data.unpack import CHUNK, DAMAGED, entries
 from qualiclip_plugin.errors import DatasetError, QualiCLIPError, first_line
 from qualiclip_plugin.files import atomic_write
 
@@ -77,13 +77,11 @@ def open_stream(spec: DatasetSpec) -> Source:
     Raises:
         DatasetError: The source cannot be read, a column is missing or a label invalid; names the row.
     """
-    import pandas as pd
-
     opened = _open_hub(spec) if spec.hub else _open_archive(spec)
     key = hashlib.sha256(repr(spec).encode()).hexdigest()[:16]
     path = cache_folder("streams", f"{spec.name}-{key}.parquet")
     if spec.pinned and path.exists():
-        labels, missing = pd.read_parquet(path), tuple[str, ...]()
+        labels, missing = unpack_labels(path, path.read_bytes()), tuple[str, ...]()
     else:
         labels, missing = opened.index()
         if spec.pinned and not missing:
@@ -149,12 +147,17 @@ def _members(archive: Archive, wanted: Sequence[str]) -> Iterator[dict[str, Any]
     ends = {place.removeprefix(ANYWHERE): place for place in places if place.startswith(ANYWHERE)}
     for name, source in _remote_entries(archive):
         place = name if name in places else next((ends[end] for end in _ends(name) if end in ends), None)
-        if place is None:
-            continue
-        content = source.read(LARGEST_IMAGE + 1)
+        if place is not None:
+            yield {"image": {"bytes": _content(source, f"{archive.images.file}: {name!r}"), "path": place}}
+
+
+def _content(source: IO[bytes], where: str) -> bytes:
+    content = bytearray()
+    while chunk := source.read(CHUNK):
+        content += chunk
         if len(content) > LARGEST_IMAGE:
-            raise DatasetError(f"{archive.images.file}: {name!r} has more than {LARGEST_IMAGE} bytes")
-        yield {"image": {"bytes": content, "path": place}}
+            raise DatasetError(f"{where} has more than {LARGEST_IMAGE} bytes")
+    return bytes(content)
 
 
 def _ends(name: str) -> Iterator[str]:
@@ -183,7 +186,7 @@ def _remote_entries(archive: Archive) -> Iterator[tuple[str, IO[bytes]]]:
     refuse_offline(where)
     try:
         with fsspec.open(where, "rb") as file:
-            yield from entries(file, archive.images.file)
+            yield from ((name, source) for name, source in entries(file, archive.images.file) if source is not None)
     except DAMAGED as error:
         raise DatasetError(f"{where}: damaged or not an archive: {error}") from error
     except Exception as error:
@@ -209,6 +212,6 @@ def _unbroken(rows: Iterable[dict[str, Any]], origin: str) -> Iterator[dict[str,
 def _keep(path: Path, labels: pd.DataFrame) -> None:
     try:
         with atomic_write(path) as file:
-            labels.to_parquet(file, index=False)
+            file.write(pack_labels(labels))
     except OSError as error:
         raise DatasetError(f"{path}: cannot be written: {error.strerror or error}") from error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import hashlib
 import lzma
 import stat
 import tarfile
@@ -11,12 +13,13 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO
+from typing import IO, Any, cast
 
-from qualiclip_plugin.errors import DatasetError
+from harness.data.cache import MANIFEST, write_manifest
+from qualiclip_plugin.errors import DatasetError, first_line
 from qualiclip_plugin.files import atomic_folder
 
-_CHUNK = 1 << 20
+CHUNK = 1 << 20
 
 DAMAGED = (
     tarfile.TarError,
@@ -39,7 +42,7 @@ class Limits:
         bytes: Unpacked size of all files.
         ratio: Unpacked size over the archive's; pictures hardly compress, bombs do.
         free: Slack for the ratio, so that small archives of uniform pictures pass.
-        files: Number of entries.
+        files: Number of entries, folders included.
     """
 
     bytes: int = 400 * 2**30
@@ -67,32 +70,43 @@ def unpack(archive: Path, folder: Path, limits: Limits = Limits()) -> Path:
         return folder
     try:
         with atomic_folder(folder) as partial:
-            _unpack_into(archive, partial, limits)
-    except DAMAGED as error:
-        raise DatasetError(f"{archive}: damaged or not an archive: {error}") from error
+            write_manifest(partial, _unpack_into(archive, partial, limits))
+    except DatasetError:
+        raise
     except OSError as error:
+        # Decompressors report damage as an OSError as well, one without a number.
+        if error.errno is None:
+            raise DatasetError(f"{archive}: damaged or not an archive: {error}") from error
         raise DatasetError(f"{folder}: cannot be unpacked: {error.strerror or error}") from error
+    except Exception as error:  # damaged archives raise whatever they please
+        raise DatasetError(f"{archive}: damaged or not an archive: {first_line(error)}") from error
     return folder
 
 
-def _unpack_into(archive: Path, folder: Path, limits: Limits) -> None:
+def _unpack_into(archive: Path, folder: Path, limits: Limits) -> dict[str, str]:
+    """Write all files; returns the SHA-256 of each by its relative path."""
     allowed = min(limits.bytes, int(limits.ratio * archive.stat().st_size) + limits.free)
-    written, seen = 0, set[str]()
+    written, hashes = 0, dict[str, str]()
     with archive.open("rb") as packed:
         for number, (name, source) in enumerate(entries(packed, archive)):
             if number >= limits.files:
                 raise DatasetError(f"{archive}: more than {limits.files} entries")
-            target = folder / safe_name(archive, name)
-            if str(target) in seen:
+            if source is None:
+                continue
+            place = safe_name(archive, name)
+            if str(place) in hashes or str(place) == MANIFEST:
                 raise DatasetError(f"{archive}: entry {name!r} occurs twice")
-            seen.add(str(target))
+            target, digest = folder / place, hashlib.sha256()
             target.parent.mkdir(parents=True, exist_ok=True)
             with source, target.open("xb") as file:
-                while chunk := source.read(_CHUNK):
+                while chunk := source.read(CHUNK):
                     written += len(chunk)
                     if written > allowed:
                         raise DatasetError(f"{archive}: unpacks to more than {allowed} bytes, refused at {name!r}")
+                    digest.update(chunk)
                     file.write(chunk)
+            hashes[str(place)] = digest.hexdigest()
+    return hashes
 
 
 def safe_name(archive: str | Path, name: str) -> PurePosixPath:
@@ -109,8 +123,8 @@ def safe_name(archive: str | Path, name: str) -> PurePosixPath:
     return PurePosixPath(*parts)
 
 
-def entries(file: IO[bytes], archive: str | Path) -> Iterator[tuple[str, IO[bytes]]]:
-    """Names and contents of the regular files of an archive, in its order.
+def entries(file: IO[bytes], archive: str | Path) -> Iterator[tuple[str, IO[bytes] | None]]:
+    """Names and contents of the files of an archive, in its order; a folder has no content.
 
     Args:
         file: A zip, a tar or a compressed tar, told by its content; seekable.
@@ -122,28 +136,46 @@ def entries(file: IO[bytes], archive: str | Path) -> Iterator[tuple[str, IO[byte
     yield from _zip_entries(file, archive) if zipfile.is_zipfile(file) else _tar_entries(file, archive)
 
 
-def _zip_entries(file: IO[bytes], archive: str | Path) -> Iterator[tuple[str, IO[bytes]]]:
+def _zip_entries(file: IO[bytes], archive: str | Path) -> Iterator[tuple[str, IO[bytes] | None]]:
     with zipfile.ZipFile(file) as opened:
         for entry in opened.infolist():
             kind = stat.S_IFMT(entry.external_attr >> 16)
             safe_name(archive, entry.filename)
-            if entry.is_dir():
-                continue
-            if kind not in (0, stat.S_IFREG):
+            if not entry.is_dir() and kind not in (0, stat.S_IFREG):
                 raise DatasetError(f"{archive}: entry {entry.filename!r} is a link or a device")
-            yield entry.filename, opened.open(entry)
+            yield entry.filename, None if entry.is_dir() else opened.open(entry)
 
 
-def _tar_entries(file: IO[bytes], archive: str | Path) -> Iterator[tuple[str, IO[bytes]]]:
-    file.seek(0)
-    with tarfile.open(fileobj=file, mode="r:*") as opened:
-        for entry in opened:
-            if entry.isdir():
-                if entry.name not in (".", "./"):
-                    safe_name(archive, entry.name)
-                continue
-            safe_name(archive, entry.name)
+def _tar_entries(file: IO[bytes], archive: str | Path) -> Iterator[tuple[str, IO[bytes] | None]]:
+    with _decompressed(file) as stream, tarfile.open(fileobj=cast(Any, _Bounded(stream)), mode="r:") as opened:
+        while (entry := opened.next()) is not None:
+            # A list of millions of entries would take gigabytes.
+            opened.members.clear()  # type: ignore[attr-defined]
+            if not entry.isdir() or entry.name not in (".", "./"):
+                safe_name(archive, entry.name)
             source = opened.extractfile(entry) if entry.isreg() else None
-            if source is None:
+            if source is None and not entry.isdir():
                 raise DatasetError(f"{archive}: entry {entry.name!r} is a link or a device")
             yield entry.name, source
+
+
+def _decompressed(file: IO[bytes]) -> IO[bytes]:
+    file.seek(0)
+    start = file.read(6)
+    file.seek(0)
+    openers: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+    opener = next((opener for magic, opener in openers.items() if start.startswith(magic)), None)
+    return cast(IO[bytes], opener(file, "rb")) if opener else file
+
+
+class _Bounded:
+    """A stream that refuses to read much at once: ``tarfile`` takes the headers of an entry into memory whole."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self.seek, self.tell = stream.seek, stream.tell
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= 4 * CHUNK:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return self._stream.read(size)

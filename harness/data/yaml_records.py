@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
+from qualiclip_plugin.documents import read_yaml
 from qualiclip_plugin.errors import ConfigError, did_you_mean
 
 Record = TypeVar("Record")
@@ -26,14 +27,7 @@ def read_record(path: str | Path, cls: type[Record]) -> Record:
     Raises:
         ConfigError: Not YAML, an unknown or missing key, or a value of the wrong type, named with its line.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from error
+    values, node = read_yaml(path)
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a mapping of keys, got {type(values).__name__}")
     record: Record = _build(cls, values, _line_numbers(node, str(path)), str(path), "")

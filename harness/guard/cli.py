@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qualiclip_plugin.errors import ConfigError
+from qualiclip_plugin.errors import ConfigError, QualiCLIPError
+
+if TYPE_CHECKING:
+    from harness.guard.regression import Comparison, Limits
+    from harness.guard.snapshot import Snapshot
 
 BASELINE = Path("results/baseline.json")
 
@@ -23,6 +28,9 @@ def check(
     tolerance: Annotated[
         list[str] | None, typer.Option(help="VALUE for all or SCORER=VALUE, absolute; repeatable.")
     ] = None,
+    rank: Annotated[
+        list[str] | None, typer.Option(help="Smallest SRCC with the baseline: VALUE or SCORER=VALUE; repeatable.")
+    ] = None,
     min_score: Annotated[float | None, typer.Option(help="Fail when an image of --images scores worse.")] = None,
     max_drop: Annotated[
         float | None, typer.Option(help="Fail when mean or worst score of --images fell by more since the baseline.")
@@ -32,39 +40,87 @@ def check(
     precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16, for the QualiCLIP metrics.")] = "fp32",
     update: Annotated[bool, typer.Option("--update", help="Take a new baseline and say what changed.")] = False,
 ) -> None:
-    """Compare every score with a baseline and fail when one moved; or hold a folder of images to a minimum."""
-    from harness.guard import regression
+    """Compare every score with a baseline and fail when one moved; or hold a folder of images to a minimum.
+
+    Exit code: 0 within tolerance, 1 something moved, 2 no comparison could be made.
+    """
     from harness.guard import report as check_report
+    from harness.guard.regression import Comparison, Limits
 
     if report is not None:
         check_report.check_report_path(report)
-    limits = regression.Limits(min_score, max_drop) if images and (min_score, max_drop) != (None, None) else None
+    limits = Limits(min_score, max_drop) if images and (min_score, max_drop) != (None, None) else None
     if limits is None and (min_score is not None or max_drop is not None):
         raise ConfigError("--min-score and --max-drop need --images")
-    chosen = parse_tolerances(tolerance or [])
-    # Read first: a missing baseline must not cost minutes of scoring.
-    needs_baseline = limits is None or limits.max_drop is not None
-    known = regression.read_baseline(baseline) if needs_baseline and (baseline.exists() or not update) else None
-    names = tuple(scorer or ()) or tuple(known.scorers if known else ())
-    names = names or (("qualiclip-lite",) if images else regression.GUARD_SCORERS)
-    snapshot = regression.take_snapshot(regression.read_images(images), names, device=device, precision=precision)
-    if update:
-        regression.write_baseline(baseline, snapshot)
-        typer.echo(f"{baseline}: baseline of {len(snapshot.images)} images by {', '.join(snapshot.scorers)}")
-        for name, reason in snapshot.unavailable.items():
-            typer.echo(f"left out: {name}: {reason}")
-        if known is None:
-            return
-    comparison = regression.check(snapshot, known, chosen, limits)
-    typer.echo(check_report.to_markdown(comparison))
+    bounds = (parse_bounds("--tolerance", tolerance or ()), parse_bounds("--rank", rank or ()))
+    take = _snapshot_taker(images, scorer or (), device, precision)
+    try:
+        compared = _updated(baseline, take) if update else _compared(baseline, take, limits, *bounds)
+    except QualiCLIPError as error:
+        if report is not None:
+            check_report.write_report(report, Comparison(error=str(error)))
+        raise
+    if compared is None:
+        return
+    typer.echo(check_report.to_markdown(compared))
     if report is not None:
-        check_report.write_report(report, comparison)
-    if comparison.findings and not update:
+        check_report.write_report(report, compared)
+    if compared.findings and not update:
         raise typer.Exit(1)
 
 
-def parse_tolerances(values: list[str]) -> dict[str, float]:
-    """``VALUE`` or ``SCORER=VALUE`` to absolute tolerances by scorer; the one for all is under ``""``.
+def _snapshot_taker(
+    images: Path | None, scorers: Sequence[str], device: str, precision: str
+) -> Callable[[Snapshot | None], Snapshot]:
+    """Takes a snapshot by the scorers asked for, or by those of a baseline."""
+    from harness.guard import snapshot
+
+    def take(known: Snapshot | None) -> Snapshot:
+        names = tuple(scorers) or tuple(known.scorers if known else ())
+        names = names or (("qualiclip-lite",) if images else snapshot.GUARD_SCORERS)
+        return snapshot.take_snapshot(snapshot.read_images(images), names, device=device, precision=precision)
+
+    return take
+
+
+def _compared(
+    baseline: Path,
+    take: Callable[[Snapshot | None], Snapshot],
+    limits: Limits | None,
+    tolerances: dict[str, float],
+    ranks: dict[str, float],
+) -> Comparison:
+    from harness.guard import regression
+    from harness.guard.snapshot import read_baseline
+
+    # Read first: a missing baseline must not cost minutes of scoring.
+    known = read_baseline(baseline) if limits is None or limits.max_drop is not None else None
+    return regression.check(take(known), known, tolerances, limits, ranks)
+
+
+def _updated(baseline: Path, take: Callable[[Snapshot | None], Snapshot]) -> Comparison | None:
+    """Write a new baseline; what it changes, or nothing where there was none."""
+    from harness.guard import regression
+    from harness.guard.snapshot import IncomparableError, read_baseline, write_baseline
+
+    known = read_baseline(baseline) if baseline.exists() else None
+    taken = take(known)
+    if not taken.scorers:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in taken.unavailable.items())
+        raise IncomparableError(f"no scorer could start, the baseline stays as it is: {reasons}")
+    changed = regression.changes(taken, known) if known else None
+    write_baseline(baseline, taken)
+    typer.echo(f"{baseline}: baseline of {len(taken.images)} images by {', '.join(taken.scorers)}")
+    for name, reason in taken.unavailable.items():
+        typer.echo(f"left out: {name}: {reason}")
+    for name, row in taken.scorers.items():
+        for image, error in row["failures"].items():
+            typer.echo(f"without a score: {image} by {name}: {error}")
+    return changed
+
+
+def parse_bounds(option: str, values: Sequence[str]) -> dict[str, float]:
+    """``VALUE`` or ``SCORER=VALUE`` to numbers by scorer; the one for all is under ``""``.
 
     Raises:
         ConfigError: Not a number that is at least 0.
@@ -77,6 +133,6 @@ def parse_tolerances(values: list[str]) -> dict[str, float]:
         except ValueError:
             number = -1.0
         if not number >= 0:
-            raise ConfigError(f"--tolerance {text!r}: a number of at least 0 is needed, alone or after SCORER=")
+            raise ConfigError(f"{option} {text!r}: a number of at least 0 is needed, alone or after SCORER=")
         result[name] = number
     return result

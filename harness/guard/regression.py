@@ -1,43 +1,17 @@
-"""Scores under guard: snapshots of every per-image score, and what moved since the baseline was taken.
+"""What moved since a baseline was taken, and whether images keep within the bounds that were set for them.
 
-A snapshot holds, for each scorer, the score of every image (with the hash of its pixels), the figures over them, and
-the versions that made them. Comparing two snapshots gives findings; no finding means that nothing moved by more than
-the scorer's tolerance. Scores are always computed anew: a cache would hide what is looked for.
+Comparing two snapshots gives findings; no finding means that nothing moved by more than the scorer's tolerance.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
-from importlib import metadata
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from harness import statistics as st
-from harness.data.loading import Decoded
-from harness.guard.images import PRISTINE, guard_images
-from harness.scorers import Scorer, ScorerError, create_scorer
-from qualiclip_plugin.errors import QualiCLIPError
-from qualiclip_plugin.files import atomic_write
-from qualiclip_plugin.images import images_in, read_image
-
-Pixels = NDArray[np.uint8]
-
-SCHEMA_VERSION = 1
-GUARD_SCORERS = ("qualiclip-lite", "niqe", "piqe", "entropy")
-"""Scorers of the project's own baseline; those that cannot start when it is taken are left out and named."""
-VERSIONS = ("qualiclip-plugin", "torch", "torchvision", "pyiqa", "open_clip_torch", "timm", "numpy", "Pillow")
-
-
-class IncomparableError(QualiCLIPError):
-    """Baseline and present cannot be compared: no baseline, another image set, a scorer that does not start."""
+from harness.guard.snapshot import IncomparableError, Snapshot, figures
 
 
 @dataclass(frozen=True)
@@ -80,8 +54,8 @@ class Finding:
 
     Attributes:
         scorer: Whose score.
-        what: ``score``, ``figure``, ``order``, ``direction``, ``failure`` or ``limit``.
-        name: The image or the figure.
+        what: A key of ``harness.guard.report.MEANINGS``.
+        name: The image, the figure or the prompt pair.
         baseline: Value then; ``None`` where there was none.
         current: Value now; ``None`` where there is none.
         allowed: What would have been accepted, in words.
@@ -93,26 +67,6 @@ class Finding:
     baseline: float | None
     current: float | None
     allowed: str
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """Scores of some images by some scorers; see the module.
-
-    Attributes:
-        images: Image name to the SHA-256 of its pixels.
-        scorers: Scorer name to ``lower_better``, ``precision``, ``identity``, ``scores``, ``failures``, ``figures``.
-        unavailable: Scorers that could not start, with the reason.
-        versions: Package versions.
-        date: When it was taken, UTC.
-    """
-
-    images: dict[str, str]
-    scorers: dict[str, dict[str, Any]]
-    unavailable: dict[str, str]
-    versions: dict[str, str]
-    date: str
-    schema_version: int = SCHEMA_VERSION
 
 
 @dataclass(frozen=True)
@@ -129,6 +83,25 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Figure:
+    """A summary figure of a scorer then and now.
+
+    Attributes:
+        scorer: Whose.
+        name: ``mean``, ``worst`` or ``d_test``.
+        baseline: Value then; ``None`` where there was none.
+        current: Value now; ``None`` where there is none.
+        image: Whose score the worst one is.
+    """
+
+    scorer: str
+    name: str
+    baseline: float | None
+    current: float | None
+    image: str = ""
+
+
+@dataclass(frozen=True)
 class Comparison:
     """What a check found.
 
@@ -136,129 +109,81 @@ class Comparison:
         findings: What moved too far, worst scorers together.
         versions: Package to its (baseline, present) versions, where they differ.
         identities: Scorer to what else of its identity differs, as ``key: then -> now``.
+        images: Image to the (baseline, present) SHA-256 of its pixels, where one file is now read differently.
+        figures: Every summary figure, moved or not.
         checked: Number of values compared.
+        error: Why no comparison could be made; empty where one was.
     """
 
-    findings: list[Finding]
+    findings: list[Finding] = field(default_factory=list)
     versions: dict[str, tuple[str, str]] = field(default_factory=dict)
     identities: dict[str, list[str]] = field(default_factory=dict)
+    images: dict[str, tuple[str, str]] = field(default_factory=dict)
+    figures: list[Figure] = field(default_factory=list)
     checked: int = 0
-
-
-def read_images(folder: str | os.PathLike[str] | None) -> dict[str, Pixels]:
-    """The images to guard: those under ``folder`` by relative path, or the project's own.
-
-    Raises:
-        ImageError: One of them cannot be read, or the folder holds none.
-    """
-    if folder is None:
-        return guard_images()
-    root = Path(folder)
-    return {
-        path.relative_to(root).as_posix(): read_image(path).permute(1, 2, 0).numpy() for path in images_in([root])
-    }
-
-
-def take_snapshot(
-    images: Mapping[str, Pixels], scorers: Sequence[str], *, device: str = "cpu", precision: str = "fp32"
-) -> Snapshot:
-    """Score every image with every scorer.
-
-    Args:
-        images: Name to RGB pixels, uint8 (H, W, 3).
-        scorers: Names as in ``iqa-harness run``.
-        device: Where to run.
-        precision: Of the QualiCLIP metrics.
-    """
-    taken: dict[str, dict[str, Any]] = {}
-    unavailable = {}
-    for name in scorers:
-        try:
-            scorer = create_scorer(name, device=device, precision=precision)
-        except ScorerError as error:
-            unavailable[name] = str(error).splitlines()[0]
-            continue
-        taken[name] = {"precision": precision, **_scores(scorer, images)}
-    return Snapshot(
-        images={name: hashlib.sha256(pixels.tobytes()).hexdigest() for name, pixels in sorted(images.items())},
-        scorers=taken,
-        unavailable=unavailable,
-        versions={package: metadata.version(package) for package in VERSIONS},
-        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    )
-
-
-def _scores(scorer: Scorer, images: Mapping[str, Pixels]) -> dict[str, Any]:
-    from harness.engine import BatchLimit, Options, Silent, score_batch
-
-    scores: dict[str, float] = {}
-    failures: dict[str, str] = {}
-    # One image at a time: what else is scored must not be able to hide a change.
-    limit = BatchLimit(Options(batch_size=1), scorer)
-    for index, (name, pixels) in enumerate(sorted(images.items())):
-        item = Decoded(index, np.ascontiguousarray(pixels.transpose(2, 0, 1)), "")
-        for row in score_batch(scorer, [item], limit, Silent()):
-            if row["error"]:
-                failures[name] = row["error"]
-            else:
-                scores[name] = row["score"]
-    return {
-        "lower_better": scorer.lower_better,
-        "identity": dict(scorer.identity),
-        "scores": scores,
-        "failures": failures,
-        "figures": figures(scores, lower_better=scorer.lower_better),
-    }
-
-
-def figures(scores: Mapping[str, float], *, lower_better: bool) -> dict[str, float]:
-    """Summary of some scores: mean, worst and, for the project's own pictures, the D-test; empty without scores."""
-    if not scores:
-        return {}
-    values = np.array(list(scores.values()))
-    result = {"mean": float(values.mean()), "worst": float(values.max() if lower_better else values.min())}
-    pristine = [name.endswith(f"/{PRISTINE}") for name in scores]
-    separation = st.d_test(st.oriented(values, lower_better=lower_better), pristine)
-    return result | ({"d_test": float(separation.value)} if separation.defined else {})
+    error: str = ""
 
 
 def compare(
     current: Snapshot,
     baseline: Snapshot,
     tolerances: Mapping[str, float] | None = None,
+    ranks: Mapping[str, float] | None = None,
 ) -> Comparison:
     """What moved between two snapshots of the same images.
 
     Args:
-        current: Taken now.
+        current: Taken now, of scorers that the baseline has.
         baseline: Taken before.
         tolerances: Absolute tolerance by scorer name, or under ``""`` for all, instead of the declared ones.
+        ranks: Smallest accepted SRCC between then and now, in the same way.
 
     Raises:
-        IncomparableError: Other images, or a scorer of the baseline that is missing now.
+        IncomparableError: Other images, a scorer that cannot start now, or one that the baseline lacks.
     """
-    _check_same_images(current, baseline)
-    if missing := [name for name in baseline.scorers if name not in current.scorers]:
-        reasons = "; ".join(f"{name}: {current.unavailable.get(name, 'not asked for')}" for name in missing)
-        raise IncomparableError(f"scorers of the baseline are missing now: {reasons}")
+    changed = _changed_images(current, baseline)
+    _check_same_scorers(current, baseline)
     findings: list[Finding] = []
+    for name, now in current.scorers.items():
+        then = baseline.scorers[name]
+        precision = max(then["precision"], now["precision"], key=list(TOLERANCES).index)
+        findings += _moved(name, then, now, tolerance_of(name, precision, tolerances or {}, ranks or {}))
+    return Comparison(
+        findings,
+        **_differences(current, baseline),
+        images=changed,
+        checked=sum(len(now["scores"]) + len(now["figures"]) for now in current.scorers.values()),
+    )
+
+
+def _differences(current: Snapshot, baseline: Snapshot | None) -> dict[str, Any]:
+    """Versions, identities and figures of a comparison."""
+    known = baseline.versions if baseline else {}
     identities = {}
-    for name, then in baseline.scorers.items():
-        now = current.scorers[name]
-        findings += _moved(name, then, now, tolerance_of(name, then["precision"], tolerances or {}))
-        if differences := _identity_differences(then["identity"], now["identity"]):
+    summary = []
+    for name, now in current.scorers.items():
+        then = baseline.scorers.get(name) if baseline else None
+        if then and (differences := _identity_differences(then["identity"], now["identity"])):
             identities[name] = differences
+        worst = min(now["scores"], key=lambda image: now["scores"][image] * _sign(now), default="")
+        for figure in sorted({*now["figures"], *(then["figures"] if then else ())}):
+            before = then["figures"].get(figure) if then else None
+            image = worst if figure == "worst" else ""
+            summary.append(Figure(name, figure, before, now["figures"].get(figure), image))
     versions = {
-        package: (baseline.versions.get(package, "-"), version)
+        package: (known.get(package, "-"), version)
         for package, version in current.versions.items()
-        if baseline.versions.get(package) != version
+        if baseline and known.get(package) != version
     }
-    checked = sum(len(then["scores"]) + len(then["figures"]) for then in baseline.scorers.values())
-    return Comparison(findings, versions, identities, checked)
+    return {"versions": versions, "identities": identities, "figures": summary}
 
 
 def check(
-    current: Snapshot, baseline: Snapshot | None, tolerances: Mapping[str, float], limits: Limits | None
+    current: Snapshot,
+    baseline: Snapshot | None,
+    tolerances: Mapping[str, float],
+    limits: Limits | None,
+    ranks: Mapping[str, float] | None = None,
 ) -> Comparison:
     """Compare with a baseline where there is one; else hold the images to ``limits`` alone.
 
@@ -266,20 +191,18 @@ def check(
         IncomparableError: See :func:`compare`; or neither a baseline nor limits, or no scorer could start.
     """
     if not current.scorers:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in current.unavailable.items())
-        raise IncomparableError(f"no scorer could start: {reasons}")
+        raise IncomparableError(f"no scorer could start: {_reasons(current)}")
     if limits is not None:
         return _held_to_limits(current, baseline, limits)
     if baseline is None:
         raise IncomparableError("nothing to compare with: no baseline and no limits")
-    return compare(current, baseline, tolerances)
+    return compare(current, baseline, tolerances, ranks)
 
 
 def _held_to_limits(current: Snapshot, baseline: Snapshot | None, limits: Limits) -> Comparison:
     # A pipeline's images change with every build; what must not fall is their quality, so the sets may differ.
     if current.unavailable:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in current.unavailable.items())
-        raise IncomparableError(f"a scorer could not start: {reasons}")
+        raise IncomparableError(f"a scorer could not start: {_reasons(current)}")
     findings: list[Finding] = []
     for name, now in current.scorers.items():
         then = baseline.scorers.get(name) if baseline else None
@@ -287,25 +210,82 @@ def _held_to_limits(current: Snapshot, baseline: Snapshot | None, limits: Limits
             raise IncomparableError(f"--max-drop needs {name} in the baseline; --update takes one")
         findings += beyond_limits(name, now, limits, then["figures"] if then else None)
     checked = len(current.images) * len(current.scorers)
-    return Comparison(findings, checked=checked)
+    return Comparison(findings, **_differences(current, baseline), checked=checked)
 
 
-def tolerance_of(scorer: str, precision: str, chosen: Mapping[str, float]) -> Tolerance:
-    """The declared tolerance of a scorer, its absolute and relative part replaced where the caller chose one."""
+def changes(current: Snapshot, known: Snapshot) -> Comparison:
+    """What a new baseline changes: what moved, and as findings too the images and scorers that come and go."""
+    images = [name for name in current.images if current.images[name] == known.images.get(name)]
+    scorers = [name for name in current.scorers if name in known.scorers]
+    now, then = (_part(snapshot, images, scorers) for snapshot in (current, known))
+    compared = compare(now, then)
+    changed = [name for name in current.images if name in known.images and name not in images]
+    kinds = {
+        ("image", "added"): current.images.keys() - known.images.keys(),
+        ("image", "removed"): known.images.keys() - current.images.keys(),
+        ("image", "changed"): changed,
+        ("scorer", "added"): current.scorers.keys() - known.scorers.keys(),
+        ("scorer", "removed"): known.scorers.keys() - current.scorers.keys(),
+    }
+    other = [
+        Finding("", what, name, None, None, how) for (what, how), names in kinds.items() for name in sorted(names)
+    ]
+    return replace(compared, findings=[*other, *compared.findings])
+
+
+def _part(snapshot: Snapshot, images: Sequence[str], scorers: Sequence[str]) -> Snapshot:
+    rows = {}
+    for name in scorers:
+        row = snapshot.scorers[name]
+        scores = {image: score for image, score in row["scores"].items() if image in images}
+        rows[name] = {**row, "scores": scores, "figures": figures(scores, lower_better=row["lower_better"])}
+    kept = {image: snapshot.images[image] for image in images}
+    return replace(snapshot, images=kept, files={}, scorers=rows, unavailable={})
+
+
+def _reasons(current: Snapshot) -> str:
+    return "; ".join(f"{name}: {reason}" for name, reason in current.unavailable.items())
+
+
+def tolerance_of(
+    scorer: str, precision: str, chosen: Mapping[str, float], ranks: Mapping[str, float] = {}
+) -> Tolerance:
+    """The declared tolerance of a scorer, its parts replaced where the caller chose them."""
     declared = SCORER_TOLERANCES.get(scorer.partition("@")[0], TOLERANCES[precision])
+    rank = ranks.get(scorer, ranks.get("", declared.rank))
     absolute = chosen.get(scorer, chosen.get(""))
-    return declared if absolute is None else Tolerance(absolute, 0.0, declared.rank)
+    return replace(declared, rank=rank) if absolute is None else Tolerance(absolute, 0.0, rank)
 
 
-def _check_same_images(current: Snapshot, baseline: Snapshot) -> None:
-    differing = sorted(
-        name
-        for name in current.images.keys() | baseline.images.keys()
-        if current.images.get(name) != baseline.images.get(name)
-    )
-    if differing:
-        shown = ", ".join(differing[:5]) + (f" and {len(differing) - 5} more" if len(differing) > 5 else "")
-        raise IncomparableError(f"other images than the baseline's; added, missing or changed: {shown}")
+def _check_same_scorers(current: Snapshot, baseline: Snapshot) -> None:
+    if current.unavailable:
+        raise IncomparableError(f"scorers of the baseline are missing now: {_reasons(current)}")
+    if unknown := sorted(current.scorers.keys() - baseline.scorers.keys()):
+        raise IncomparableError(f"the baseline lacks {', '.join(unknown)}; --update takes a new one")
+
+
+def _changed_images(current: Snapshot, baseline: Snapshot) -> dict[str, tuple[str, str]]:
+    """Images of which the same file gives other pixels now.
+
+    Raises:
+        IncomparableError: Another set of images: names or files differ, or generated pictures do.
+    """
+    names = current.images.keys() | baseline.images.keys()
+    changed = {name for name in names if current.images.get(name) != baseline.images.get(name)}
+    same_file = {name for name in changed if current.files.get(name, "") == baseline.files.get(name)}
+    if differing := sorted(changed - same_file):
+        shown = ", ".join(_told(name, current, baseline) for name in differing[:5])
+        more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
+        raise IncomparableError(f"other images than the baseline's: {shown}{more}")
+    return {name: (baseline.images[name], current.images[name]) for name in sorted(same_file)}
+
+
+def _told(name: str, current: Snapshot, baseline: Snapshot) -> str:
+    if name not in baseline.images:
+        return f"{name} (added)"
+    if name not in current.images:
+        return f"{name} (missing)"
+    return f"{name} (sha256 {baseline.images[name][:12]} -> {current.images[name][:12]})"
 
 
 def _moved(name: str, then: Mapping[str, Any], now: Mapping[str, Any], tolerance: Tolerance) -> list[Finding]:
@@ -314,6 +294,11 @@ def _moved(name: str, then: Mapping[str, Any], now: Mapping[str, Any], tolerance
     if then["lower_better"] != now["lower_better"]:
         direction = (float(then["lower_better"]), float(now["lower_better"]))
         findings.append(Finding(name, "direction", "lower is better (1: yes)", *direction, "no change"))
+    # A baseline of an earlier release knows no prompts.
+    pairs = zip_longest(then.get("prompts", now.get("prompts", [])), now.get("prompts", []), fillvalue="none")
+    findings += [
+        Finding(name, "prompt", f"{old} -> {new}", None, None, "no change") for old, new in pairs if old != new
+    ]
     for what, key in (("score", "scores"), ("figure", "figures")):
         for item in sorted(then[key].keys() | now[key].keys()):
             old, new = then[key].get(item), now[key].get(item)
@@ -330,7 +315,7 @@ def beyond_limits(
     name: str, now: Mapping[str, Any], limits: Limits, then_figures: Mapping[str, float] | None = None
 ) -> list[Finding]:
     """Images and figures beyond declared bounds; failed images are findings too."""
-    sign = -1.0 if now["lower_better"] else 1.0
+    sign = _sign(now)
     findings = [Finding(name, "failure", image, None, None, reason) for image, reason in now["failures"].items()]
     if limits.min_score is not None:
         findings += [
@@ -347,31 +332,10 @@ def beyond_limits(
     return findings
 
 
+def _sign(row: Mapping[str, Any]) -> float:
+    return -1.0 if row["lower_better"] else 1.0
+
+
 def _identity_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     keys = sorted(then.keys() | now.keys())
     return [f"{key}: {then.get(key, '-')} -> {now.get(key, '-')}" for key in keys if then.get(key) != now.get(key)]
-
-
-def write_baseline(path: Path, snapshot: Snapshot) -> None:
-    """Write a snapshot as the new baseline, in one step."""
-    with atomic_write(path, "w") as file:
-        json.dump(asdict(snapshot), file, indent=1, sort_keys=True, allow_nan=False)
-        file.write("\n")
-
-
-def read_baseline(path: Path) -> Snapshot:
-    """Read a baseline.
-
-    Raises:
-        IncomparableError: It is missing, not a baseline, or of another schema version.
-    """
-    if not path.exists():
-        raise IncomparableError(f"no baseline at {path}; --update takes one")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        version = content["schema_version"]
-        if version != SCHEMA_VERSION:
-            raise IncomparableError(f"{path}: schema version {version}, this harness reads {SCHEMA_VERSION}")
-        return Snapshot(**content)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise IncomparableError(f"{path}: not a baseline: {error}") from error

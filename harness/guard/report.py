@@ -1,42 +1,70 @@
-"""What a check found, as Markdown, JSON or JUnit XML."""
+"""What a check found, as Markdown with notes, JSON or JUnit XML."""
 
 from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ET  # only written, never parsed
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from harness.guard.regression import Comparison, Finding
+from harness.guard.regression import Comparison, Figure, Finding
 from qualiclip_plugin.errors import ConfigError
 from qualiclip_plugin.files import atomic_write
 
 MOST_ROWS = 50
 """Rows of the table that people read; the JSON holds all."""
 
+MEANINGS: Mapping[str, str] = {
+    "score": "the score of one image moved by more than the tolerance: the same picture is judged differently now",
+    "figure": "the mean, the worst score or the D-test over all images moved by more than allowed",
+    "order": "the images are ranked differently: the rank correlation of the scores then and now is too low",
+    "direction": "the scorer's declared direction changed: what was better is worse now",
+    "prompt": "the prompts that a score is made of changed",
+    "failure": "an image has no score now, or had none then",
+    "limit": "an image is worse than --min-score allows",
+    "image": "an image of the baseline",
+    "scorer": "a scorer of the baseline",
+}
+"""Kinds of findings, for people."""
+
 
 def to_markdown(comparison: Comparison) -> str:
-    """A verdict, a table of what moved and the versions that differ."""
-    import pandas as pd
-
+    """A verdict, a table of what moved with notes, the summary figures and what differs besides."""
+    if comparison.error:
+        return f"**No comparison could be made**: {_plain(comparison.error)}\n"
     findings = comparison.findings
-    if not findings:
-        lines = [f"**No score moved**: {comparison.checked} values are within tolerance."]
-    else:
-        rows = [_row(finding) for finding in findings[:MOST_ROWS]]
-        lines = [
-            f"**{len(findings)} of {comparison.checked} checks failed.**",
-            pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True),
-        ]
+    parts = [_verdict(comparison)]
+    if findings:
+        parts.append(_table([_row(finding) for finding in findings[:MOST_ROWS]]))
         if len(findings) > MOST_ROWS:
-            lines.append(f"... and {len(findings) - MOST_ROWS} more.")
+            parts.append(f"... and {len(findings) - MOST_ROWS} more.")
+        kinds = dict.fromkeys(finding.what for finding in findings)
+        parts.append("What this means:\n" + "\n".join(f"- {kind}: {MEANINGS[kind]}" for kind in kinds))
+    if comparison.figures:
+        parts.append(_table([_figure(figure) for figure in comparison.figures]))
+    return "\n\n".join([*parts, *_circumstances(comparison)]) + "\n"
+
+
+def _verdict(comparison: Comparison) -> str:
+    if comparison.findings:
+        return f"**{len(comparison.findings)} of {comparison.checked} checks failed.**"
+    return f"**Passed**: {comparison.checked} values are within their bounds."
+
+
+def _circumstances(comparison: Comparison) -> list[str]:
+    parts = []
     if comparison.versions:
-        changes = [f"- {name}: {then} -> {now}" for name, (then, now) in sorted(comparison.versions.items())]
-        lines.append("Versions that differ:\n" + "\n".join(changes))
+        lines = [f"- {name}: {then} -> {now}" for name, (then, now) in sorted(comparison.versions.items())]
+        parts.append("Versions that differ:\n" + "\n".join(lines))
     for scorer, differences in comparison.identities.items():
-        lines.append(f"{scorer} itself differs:\n" + "\n".join(f"- {line}" for line in differences))
-    return "\n\n".join(lines) + "\n"
+        parts.append(f"{_plain(scorer)} itself differs:\n" + "\n".join(f"- {_plain(line)}" for line in differences))
+    if comparison.images:
+        lines = [
+            f"- {_plain(name)}: sha256 {then[:16]} -> {now[:16]}" for name, (then, now) in comparison.images.items()
+        ]
+        parts.append("The same files are read as other pixels:\n" + "\n".join(lines))
+    return parts
 
 
 def to_json(comparison: Comparison) -> str:
@@ -45,16 +73,24 @@ def to_json(comparison: Comparison) -> str:
 
 
 def to_junit(comparison: Comparison) -> str:
-    """One test case per finding, all failed, or one that passed."""
+    """One test case per finding, all failed; or one that passed, or that could not be run."""
     findings = comparison.findings
     suite = ET.Element(
-        "testsuite", name="iqa-harness check", tests=str(max(1, len(findings))), failures=str(len(findings))
+        "testsuite",
+        name="iqa-harness check",
+        tests=str(max(1, len(findings))),
+        failures=str(len(findings)),
+        errors=str(int(bool(comparison.error))),
     )
     for finding in findings:
-        case = ET.SubElement(suite, "testcase", classname=finding.scorer, name=f"{finding.what} {finding.name}")
-        ET.SubElement(case, "failure", message=_sentence(finding))
-    if not findings:
-        ET.SubElement(suite, "testcase", classname="all", name=f"{comparison.checked} values within tolerance")
+        name = _writable(f"{finding.what} {finding.name}")
+        case = ET.SubElement(suite, "testcase", classname=_writable(finding.scorer), name=name)
+        ET.SubElement(case, "failure", message=_writable(_sentence(finding)))
+    if comparison.error:
+        case = ET.SubElement(suite, "testcase", classname="all", name="comparison")
+        ET.SubElement(case, "error", message=_writable(comparison.error))
+    elif not findings:
+        ET.SubElement(suite, "testcase", classname="all", name=f"{comparison.checked} values within their bounds")
     return ET.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
 
@@ -71,26 +107,55 @@ def check_report_path(path: Path) -> Path:
 
 def write_report(path: Path, comparison: Comparison) -> None:
     """Write a report in the format of the path's suffix, in one step."""
-    with atomic_write(path, "w") as file:
-        file.write(FORMATS[path.suffix](comparison))
+    with atomic_write(path) as file:
+        file.write(FORMATS[path.suffix](comparison).encode("utf-8", "backslashreplace"))
+
+
+def _table(rows: Sequence[Mapping[str, str]]) -> str:
+    import pandas as pd
+
+    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 
 
 def _row(finding: Finding) -> dict[str, str]:
-    change = ""
-    if finding.baseline is not None and finding.current is not None:
-        change = f"{finding.current - finding.baseline:+.6g}"
     return {
-        "scorer": finding.scorer,
+        "scorer": _plain(finding.scorer),
         "what": finding.what,
-        # A file name may hold anything; a table's cell may not.
-        "name": " ".join(finding.name.split()).replace("|", "\\|"),
-        "baseline": "" if finding.baseline is None else f"{finding.baseline:.6g}",
-        "now": "" if finding.current is None else f"{finding.current:.6g}",
-        "change": change,
-        "allowed": finding.allowed,
+        "name": _plain(finding.name),
+        "baseline": _number(finding.baseline),
+        "now": _number(finding.current),
+        "change": _change(finding.baseline, finding.current),
+        "allowed": _plain(finding.allowed),
     }
 
 
+def _figure(figure: Figure) -> dict[str, str]:
+    return {
+        "scorer": _plain(figure.scorer),
+        "figure": figure.name + (f" ({_plain(figure.image)})" if figure.image else ""),
+        "baseline": _number(figure.baseline),
+        "now": _number(figure.current),
+        "change": _change(figure.baseline, figure.current),
+    }
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"
+
+
+def _change(then: float | None, now: float | None) -> str:
+    return "" if then is None or now is None else f"{now - then:+.6g}"
+
+
+def _plain(text: str) -> str:
+    # A file name may hold anything; a table's cell, or a list on a web page, may not.
+    return "".join(f"\\{c}" if c in "\\|`<>[]*" else c for c in " ".join(text.split()))
+
+
+def _writable(text: str) -> str:
+    # XML 1.0 has no place for most control characters, nor for half of a surrogate pair.
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def _sentence(finding: Finding) -> str:
-    row = _row(finding)
-    return f"{row['baseline'] or '-'} -> {row['now'] or '-'} (allowed: {row['allowed']})"
+    return f"{_number(finding.baseline) or '-'} -> {_number(finding.current) or '-'} (allowed: {finding.allowed})"

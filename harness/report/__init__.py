@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from harness.report.overview import overview, versions
 from harness.report.pictures import Gallery, open_sources
 from harness.store import Store, StoreError
 from qualiclip_plugin.errors import ConfigError
+from qualiclip_plugin.files import atomic_folder
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -68,13 +68,8 @@ def write_report(
     specs = catalogue(include)
     sources, lacking = open_sources(datasets, specs, names)
     try:
-        target.absolute().parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.absolute().parent))
-        try:
+        with atomic_folder(target.absolute(), replace=True) as partial:
             _write_site(partial, cells, Gallery(partial, sources), lacking, specs, draws, seed)
-            _replace(target, partial)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise StoreError(f"{target}: cannot be written: {error.strerror or error}") from error
     return target / "index.html"
@@ -133,16 +128,3 @@ def _check_target(target: Path) -> None:
         raise ConfigError(f"{target}: is a file, a folder is needed")
     if target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).is_file():
         raise ConfigError(f"{target}: holds something that is not a report; choose another --output")
-
-
-def _replace(target: Path, partial: Path) -> None:
-    current = os.umask(0)
-    os.umask(current)
-    partial.chmod(0o777 & ~current)
-    if target.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.absolute().parent))
-        os.rename(target, old / "report")
-        os.rename(partial, target)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        os.rename(partial, target)

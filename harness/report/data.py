@@ -92,7 +92,10 @@ class Cell:
     def fit(self) -> st.LogisticFit | None:
         """The stored fit to the opinions."""
         stored = (self.content["subsets"].get("all") or {}).get("fit")
-        return st.LogisticFit(**{**stored, "parameters": tuple(stored["parameters"])}) if stored else None
+        # A number that was not finite is stored as null.
+        if not stored or None in (*stored["parameters"], *stored.values()):
+            return None
+        return st.LogisticFit(**{**stored, "parameters": tuple(stored["parameters"])})
 
 
 def load_cells(store: Store) -> list[Cell]:
@@ -112,15 +115,12 @@ def load_cell(store: Store, content: Mapping[str, Any]) -> Cell:
     if not content["subsets"]:
         return Cell(scorer, dataset, content, pd.DataFrame())
     key = f"{dataset}@{content['dataset']['version']}"
-    path = store.labels_path(key)
-    if not path.exists():
+    if not store.labels_path(key).exists():
         # Labels of datasets that may not be passed on are left out where results are published.
         return Cell(scorer, dataset, {**content, "reason": NO_LABELS}, pd.DataFrame())
-    try:
-        labels = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path}: the labels of {dataset} cannot be read: {error}") from error
-    joined = join_scores(labels, store.scores(stored_key(store, scorer, key, content["scorer"]["fingerprint"])))
+    joined = join_scores(
+        store.labels(key), store.scores(stored_key(store, scorer, key, content["scorer"]["fingerprint"]))
+    )
     scored = joined[joined["error"] == ""].reset_index(drop=True)
     counted = content["subsets"]["all"]["n"]
     if len(scored) != counted:

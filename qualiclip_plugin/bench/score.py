@@ -86,7 +86,9 @@ def _run(bench: Bench, output: Path) -> dict[str, Any]:
     if pytest.main([*options, str(case)], plugins=[_Settings(bench)]) or not output.exists():
         raise ConfigError("the measurement failed: see above")
     result: dict[str, Any] = json.loads(output.read_text())
-    result["machine_info"].pop("node", None)  # the machine's name is nobody's business
+    result["machine_info"].pop("node", None)  # names of the machine, folder and branch say nothing of the figures
+    for name in ("project", "branch"):
+        result["commit_info"].pop(name, None)
     for measured in result["benchmarks"]:
         measured.pop("params", None)  # the rivals themselves, as text
         measured.pop("param", None)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from qualiclip_plugin.errors import ConfigError, ImageError, first_line, out_of_memory
 from qualiclip_plugin.images import MAX_PIXELS, WHITE, DecodedImage, decode_image, portable, to_float
+from qualiclip_plugin.inference import exact_fp32
 
 BATCH_TOLERANCE = 1e-6
 """Largest difference in a CPU fp32 score that the batch size or the number of threads may make."""
@@ -285,8 +286,7 @@ def _forward(
     images = (torch.stack(pixels) if len(pixels) > 1 else pixels[0][None]).to(device)
     if not getattr(model, "reads_bytes", False):
         images = to_float(images).contiguous()
-    # On a GPU torch rounds the input of convolutions to ten bits and tries out algorithms, unless told otherwise.
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+    with exact_fp32():
         if not attributes:
             return _floats(model(images)), {}
         scores, named = model(images, attributes=True)

@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from qualiclip_plugin.documents import parse_yaml, read_yaml
 from qualiclip_plugin.errors import ConfigError
 from qualiclip_plugin.prompts import ATTRIBUTES
 from qualiclip_plugin.training.head_config import HeadConfig
@@ -212,7 +211,8 @@ def load_config(name: str, settings: Iterable[str] = ()) -> TrainConfig:
         key, sign, text = setting.partition("=")
         if not sign:
             raise ConfigError(f"--set {setting}: write key=value")
-        _set(values, key.strip(), _parse_yaml(text, f"--set {setting}"))
+        value, _ = parse_yaml(text, f"--set {setting}")
+        _set(values, key.strip(), value)
     return config_from_mapping(values, name)
 
 
@@ -255,14 +255,7 @@ def _read_yaml(name: str) -> dict[str, Any]:
     path = CONFIGS / f"{name}.yaml" if name in config_names() else Path(name)
     if not path.is_file():
         raise ConfigError(f"no configuration {name!r}: give a YAML file or one of {', '.join(config_names())}")
-    values = _parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    values, _ = read_yaml(path)
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must be a mapping of settings")
     return values
-
-
-def _parse_yaml(text: str, source: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: {' '.join(str(error).split())}") from error

@@ -15,8 +15,13 @@ from qualiclip_plugin.provenance import git_revision, versions
 from qualiclip_plugin.training.config import TrainConfig
 from qualiclip_plugin.training.lite import LITE_START
 from qualiclip_plugin.training.processes import device_name
-from qualiclip_plugin.training.run_folder import RunFolder, read_csv
+from qualiclip_plugin.training.run_folder import RunFolder, read_log
 from qualiclip_plugin.weights import load_cards
+
+
+def _public(source: str) -> str:
+    """A folder's own name: where it lies on this machine is nobody's business who gets the weights."""
+    return Path(source).resolve().name if Path(source).exists() else source
 
 
 def starting_record(weights: str) -> dict[str, Any]:
@@ -64,9 +69,10 @@ def build_card(
         moved: Of ``stages.movement``.
     """
     run = folder.read_run()
-    kept = ("start", "photographs", "trained_stages", "processes", "device")
+    kept = ("start", "trained_stages", "processes", "device")
     return {
         **{name: run[name] for name in kept},
+        "photographs": {**run["photographs"], "source": _public(run["photographs"]["source"])},
         "config": config.to_dict(),
         "steps": config.steps,
         "skipped_photographs": skipped,
@@ -86,7 +92,7 @@ def _today() -> dict[str, Any]:
 
 def training_seconds(folder: RunFolder) -> float:
     """Time that the logged steps took, without validation and saving."""
-    return sum(float(row["seconds"]) for row in read_csv(folder.path / "log.csv"))
+    return sum(float(row["seconds"]) for row in read_log(folder.path / "log.csv"))
 
 
 def describe_movement(moved: Mapping[str, Mapping[str, float]]) -> str:

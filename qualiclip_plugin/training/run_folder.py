@@ -14,7 +14,8 @@
 =========================  ===================================================================================
 
 A checkpoint is written into a temporary folder, flushed to the disk and moved into place, so a folder under its
-final name is whole. The last ``keep`` ones stay.
+final name is whole. The last ``keep`` ones stay. A folder without ``run.json`` holds no run yet: one that was killed
+before its first step can be started again.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,11 +39,41 @@ from safetensors.torch import load_file
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from qualiclip_plugin.errors import ConfigError
-from qualiclip_plugin.files import atomic_write, sha256_file
+from qualiclip_plugin.documents import check_json, read_json, sealed
+from qualiclip_plugin.errors import ConfigError, first_line
+from qualiclip_plugin.files import atomic_write, remove_leftovers, sha256_file
 from qualiclip_plugin.training.config import differences
 
 RUN_FILES = ("run.json", "checkpoints", "model.safetensors", "log.csv")
+STATE, RECORD = "state.pt", "checkpoint.json"
+WEIGHTS, AVERAGED = "weights.safetensors", "averaged.safetensors"
+_STEP = re.compile(r"step-(\d{1,18})")
+
+_COUNT = {"type": "integer", "minimum": 0, "maximum": 2**53}
+RECORD_SCHEMA = {
+    "type": "object",
+    "required": ["step", "position", "config", "sha256"],
+    "properties": {
+        "step": _COUNT,
+        "config": {"type": "object"},
+        "position": {"anyOf": [_COUNT, {"type": "array", "items": _COUNT, "minItems": 2, "maxItems": 2}]},
+        "sha256": {
+            "type": "object",
+            "required": [STATE, WEIGHTS],
+            "propertyNames": {"enum": [STATE, WEIGHTS, AVERAGED]},
+            "additionalProperties": {"type": "string"},
+        },
+    },
+}
+RUN_SCHEMA = {
+    "type": "object",
+    "required": ["config", "photographs", "start", "trained_stages", "processes", "device"],
+    "properties": {
+        "config": {"type": "object"},
+        "photographs": {"type": "object"},
+        "start": {"type": "object", "required": ["licence", "opinion_aware"]},
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -106,6 +138,9 @@ class RunFolder:
             self._lock.acquire(timeout=0)
         except Timeout as error:
             raise ConfigError(f"another process is training into {self.path}") from error
+        remove_leftovers(self.path)
+        if (self.path / "checkpoints").is_dir():
+            _remove_leftovers(self.path / "checkpoints")
 
     def unlock(self) -> None:
         """Give the folder back."""
@@ -126,10 +161,10 @@ class RunFolder:
         Raises:
             ConfigError: It cannot be read.
         """
-        try:
-            return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{self.path / 'run.json'} cannot be read: {error}") from error
+        path, what = self.path / "run.json", "the record of a run"
+        run = read_json(path, ConfigError, what)
+        check_json(run, RUN_SCHEMA, ConfigError, f"{path}: not {what}")
+        return run
 
     def check_same_run(self, config: Mapping[str, Any], photographs: Mapping[str, Any]) -> None:
         """Refuse to continue a run under another configuration or on other photographs.
@@ -155,8 +190,8 @@ class RunFolder:
 
     def steps(self) -> list[int]:
         """Steps of the whole checkpoints, in order."""
-        folders = (self.path / "checkpoints").glob("step-*")
-        return sorted(int(folder.name.removeprefix("step-")) for folder in folders)
+        names = [_STEP.fullmatch(folder.name) for folder in (self.path / "checkpoints").glob("step-*")]
+        return sorted(int(name[1]) for name in names if name)
 
     def last_whole(self) -> str:
         """A phrase that says where the run can be continued from."""
@@ -186,7 +221,9 @@ class RunFolder:
                 f"{self.last_whole()}. Make room and continue with --resume"
             ) from error
         for old in self.steps()[:-keep]:
-            shutil.rmtree(parent / f"step-{old:08d}")
+            # Renamed first: a kill in the middle leaves no checkpoint that lacks files.
+            os.replace(parent / f"step-{old:08d}", parent / f".part-{old:08d}")
+            _remove_leftovers(parent)
 
     def load(self) -> tuple[int, RunState] | None:
         """The last checkpoint with its step, or None where none was written yet.
@@ -197,20 +234,28 @@ class RunFolder:
         if not self.steps():
             return None
         folder = self.path / "checkpoints" / f"step-{self.steps()[-1]:08d}"
+        what, ahead = "a record of this program", "remove it to continue from the one before"
         try:
-            record = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
+            record = read_json(folder / RECORD, ConfigError, what)
+            check_json(record, RECORD_SCHEMA, ConfigError, f"{folder / RECORD}: not {what}")
+        except ConfigError as error:
+            reason = str(error).removeprefix(f"{folder}{os.sep}")
+            raise ConfigError(f"checkpoint {folder} was altered ({reason}): {ahead}") from error
+        try:
             altered = [name for name, sha in record["sha256"].items() if sha256_file(folder / name) != sha]
-        except (OSError, ValueError, KeyError) as error:
+        except OSError as error:
             raise ConfigError(f"checkpoint {folder} cannot be read: {error}") from error
-        if altered:
-            raise ConfigError(
-                f"checkpoint {folder} was altered ({', '.join(altered)}): remove it to continue from the one before"
-            )
-        averaged = folder / "averaged.safetensors"
-        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-        weights = load_file(folder / "weights.safetensors")
-        kept = load_file(averaged) if averaged.is_file() else None
-        return record["step"], RunState(weights, kept, state, record["position"], record["config"])
+        if altered or record["step"] != self.steps()[-1]:
+            raise ConfigError(f"checkpoint {folder} was altered ({', '.join(altered) or RECORD}): {ahead}")
+        try:
+            state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+            weights = load_file(folder / WEIGHTS)
+            averaged = load_file(folder / AVERAGED) if AVERAGED in record["sha256"] else None
+        except Exception as error:  # a file made by somebody else raises whatever it pleases
+            raise ConfigError(f"checkpoint {folder} cannot be loaded: {first_line(error)}") from error
+        if not isinstance(state, dict) or not {"optimizer", "scaler", "generators"} <= state.keys():
+            raise ConfigError(f"checkpoint {folder} cannot be loaded: {STATE} holds no state of a run")
+        return record["step"], RunState(weights, averaged, state, record["position"], record["config"])
 
     def read_skipped(self) -> dict[str, str]:
         """Photographs that ``skipped.csv`` lists, with the reason."""
@@ -224,9 +269,9 @@ class RunFolder:
 
 
 def _write_checkpoint(folder: Path, step: int, run_state: RunState) -> None:
-    files = {"weights.safetensors": _tensor_bytes(run_state.weights), "state.pt": _state_bytes(run_state.state)}
+    files = {WEIGHTS: _tensor_bytes(run_state.weights), STATE: _state_bytes(run_state.state)}
     if run_state.averaged is not None:
-        files["averaged.safetensors"] = _tensor_bytes(run_state.averaged)
+        files[AVERAGED] = _tensor_bytes(run_state.averaged)
     for name, content in files.items():
         _write_flushed(folder / name, content)
     record = {
@@ -235,7 +280,7 @@ def _write_checkpoint(folder: Path, step: int, run_state: RunState) -> None:
         "config": run_state.config,
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())},
     }
-    _write_flushed(folder / "checkpoint.json", json.dumps(record, indent=1, sort_keys=True).encode())
+    _write_flushed(folder / RECORD, json.dumps(sealed(record), indent=1, sort_keys=True).encode())
     _flush_folder(folder)
 
 
@@ -284,7 +329,7 @@ class CsvLog:
 
     def __init__(self, path: Path, columns: Sequence[str], last_step: int) -> None:
         self.columns = list(columns)
-        kept = [row for row in read_csv(path) if int(row["step"]) <= last_step]
+        kept = [row for row in read_log(path) if int(row["step"]) <= last_step]
         write_csv(path, self.columns, kept)
         self._file = path.open("a", newline="", encoding="utf-8")
         self._writer = csv.DictWriter(self._file, self.columns, lineterminator="\n")
@@ -299,12 +344,35 @@ class CsvLog:
         self._file.close()
 
 
+def read_log(path: Path) -> list[dict[str, str]]:
+    """Rows of a :class:`CsvLog`: a step and figures; see :func:`read_csv`.
+
+    Raises:
+        ConfigError: A cell that is not empty holds no number, or a row no step.
+    """
+    rows = read_csv(path)
+    for number, row in enumerate(rows, 1):
+        try:
+            int(row["step"])
+            _ = [float(value) for value in row.values() if value]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"{path}, row {number}: no figures of a step ({first_line(error)})") from error
+    return rows
+
+
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file; none where it is missing. A row cut off by an interruption is left out."""
+    """Rows of a CSV file; none where it is missing. A row cut off by an interruption is left out.
+
+    Raises:
+        ConfigError: It is no CSV file.
+    """
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if None not in row.values()]
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [row for row in csv.DictReader(file) if None not in (*row, *row.values())]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{path} cannot be read: {first_line(error)}") from error
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from qualiclip_plugin.checkpoint import save_checkpoint
-from qualiclip_plugin.errors import ConfigError, out_of_memory
+from qualiclip_plugin.errors import ConfigError, WeightsError, first_line, out_of_memory
 from qualiclip_plugin.model import QualiCLIP
 from qualiclip_plugin.training.batches import Batch, degraded_batches, images_in_step
 from qualiclip_plugin.training.config import TrainConfig
@@ -139,7 +139,13 @@ class Trainer:
         from qualiclip_plugin.weights import load_model
 
         if self.resume:
-            model = load_model(str(self.folder.path / "start.safetensors"), inference=False)
+            try:
+                model = load_model(str(self.folder.path / "start.safetensors"), inference=False)
+            except WeightsError as error:
+                raise ConfigError(
+                    f"{error}; without its starting weights the run cannot go on: delete {self.folder.path} and "
+                    "start it again"
+                ) from error
         elif self.config.weights == LITE_START:
             model = starting_model()
         else:
@@ -173,10 +179,11 @@ class Trainer:
             return
         self.step, checkpoint = loaded
         self.position = checkpoint.position
-        self.learner.restore(checkpoint.weights, checkpoint.averaged, checkpoint.state)
-        generators = checkpoint.state["generators"]
-        if self.accelerator.process_index < len(generators):
-            set_generator_states(generators[self.accelerator.process_index])
+        with fitting(self.folder.path):
+            self.learner.restore(checkpoint.weights, checkpoint.averaged, checkpoint.state)
+            generators = checkpoint.state["generators"]
+            if self.accelerator.process_index < len(generators):
+                set_generator_states(generators[self.accelerator.process_index])
 
     def batches(self) -> Iterator[Batch]:
         """Degraded crops of this process for every step from the current one on."""
@@ -300,6 +307,15 @@ class Trainer:
         self.display.say(f"weights moved: {describe_movement(moved)}")
         self.display.say(f"saved {path}")
         return path
+
+
+@contextmanager
+def fitting(folder: Path) -> Iterator[None]:
+    """Turn what torch raises for tensors and states of another run into an error that names the folder."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(f"the checkpoint in {folder} does not fit this run: {first_line(error)}") from error
 
 
 def read_figures(values: dict[str, Tensor], step: int) -> dict[str, float]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from qualiclip_plugin.distortions import GROUPS, get_table
 from qualiclip_plugin.files import atomic_write
-from qualiclip_plugin.training.run_folder import RunFolder, read_csv
+from qualiclip_plugin.training.run_folder import RunFolder, read_log
 from qualiclip_plugin.training.run_logs import FIGURES
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def plot_training(folder: RunFolder, table: str, moved: Mapping[str, Mapping[str
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    rows, validation = read_csv(folder.path / "log.csv"), read_csv(folder.path / "validation.csv")
+    rows, validation = read_log(folder.path / "log.csv"), read_log(folder.path / "validation.csv")
     figure, axes = plt.subplot_mosaic(LAYOUT, figsize=(12, 10), layout="constrained", height_ratios=(2, 3))
     for panel in axes.values():
         panel.spines[["top", "right"]].set_visible(False)

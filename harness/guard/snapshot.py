@@ -1,0 +1,193 @@
+"""Snapshots: the score of every image by some scorers, the figures over them, and the versions that made them.
+
+Scores are always computed anew: a cache would hide what is looked for. A baseline is a stored snapshot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness import statistics as st
+from harness.data.loading import Decoded
+from harness.guard.images import PRISTINE, guard_images
+from harness.schemas import BASELINE
+from harness.scorers import Scorer, ScorerError, create_scorer
+from qualiclip_plugin.documents import check_json, read_json
+from qualiclip_plugin.errors import QualiCLIPError
+from qualiclip_plugin.files import atomic_write, sha256_file
+from qualiclip_plugin.images import images_in, read_image
+from qualiclip_plugin.prompts import PROMPT_PAIRS
+
+Pixels = NDArray[np.uint8]
+
+SCHEMA_VERSION = 1
+GUARD_SCORERS = ("qualiclip-lite", "niqe", "piqe", "entropy")
+"""Scorers of the project's own baseline; those that cannot start when it is taken are left out and named."""
+VERSIONS = ("qualiclip-plugin", "torch", "torchvision", "pyiqa", "open_clip_torch", "timm", "numpy", "Pillow")
+
+
+class IncomparableError(QualiCLIPError):
+    """Baseline and present cannot be compared: no baseline, another image set, a scorer that does not start."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Scores of some images by some scorers; see the module.
+
+    Attributes:
+        images: Image name to the SHA-256 of its pixels.
+        scorers: Scorer name to ``lower_better``, ``precision``, ``identity``, ``scores``, ``failures``, ``figures``
+            and, for the QualiCLIP metrics, ``prompts``.
+        unavailable: Scorers that could not start, with the reason.
+        versions: Package versions.
+        date: When it was taken, UTC.
+        files: Image name to the SHA-256 of its file; none for pictures that are generated.
+    """
+
+    images: dict[str, str]
+    scorers: dict[str, dict[str, Any]]
+    unavailable: dict[str, str]
+    versions: dict[str, str]
+    date: str
+    files: dict[str, str] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Images to guard.
+
+    Attributes:
+        pixels: Name to RGB, uint8 (H, W, 3).
+        files: Name to the SHA-256 of the file; empty for pictures that are generated.
+    """
+
+    pixels: Mapping[str, Pixels]
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_images(folder: str | os.PathLike[str] | None) -> Pictures:
+    """The images to guard: those under ``folder`` by relative path, or the project's own.
+
+    Raises:
+        ImageError: One of them cannot be read, or the folder holds none.
+    """
+    if folder is None:
+        return Pictures(guard_images())
+    root = Path(folder)
+    paths = {path.relative_to(root).as_posix(): path for path in images_in([root])}
+    pixels = {name: read_image(path).permute(1, 2, 0).numpy() for name, path in paths.items()}
+    return Pictures(pixels, {name: sha256_file(path) for name, path in paths.items()})
+
+
+def take_snapshot(
+    pictures: Pictures, scorers: Sequence[str], *, device: str = "cpu", precision: str = "fp32"
+) -> Snapshot:
+    """Score every image with every scorer.
+
+    Args:
+        pictures: The images.
+        scorers: Names as in ``iqa-harness run``.
+        device: Where to run.
+        precision: Of the QualiCLIP metrics whose names do not say ``@precision=``.
+    """
+    taken: dict[str, dict[str, Any]] = {}
+    unavailable = {}
+    for name in scorers:
+        try:
+            scorer = create_scorer(name, device=device, precision=precision)
+        except ScorerError as error:
+            unavailable[name] = str(error).splitlines()[0]
+            continue
+        taken[name] = {**_declared(scorer), **_scores(scorer, pictures.pixels)}
+    hashes = {name: hashlib.sha256(pixels.tobytes()).hexdigest() for name, pixels in sorted(pictures.pixels.items())}
+    return Snapshot(
+        images=hashes,
+        scorers=taken,
+        unavailable=unavailable,
+        versions={package: metadata.version(package) for package in VERSIONS},
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        files=dict(sorted(pictures.files.items())),
+    )
+
+
+def _declared(scorer: Scorer) -> dict[str, Any]:
+    """What a scorer says of itself; a change is a finding whether or not a score moved."""
+    declared = {
+        "lower_better": scorer.lower_better,
+        "precision": scorer.identity.get("options", {}).get("precision", "fp32"),
+        "identity": dict(scorer.identity),
+    }
+    if str(scorer.identity.get("metric", "")).startswith("qualiclip"):
+        # They reach the scores of weights that bring no prompt features, which need a download.
+        declared["prompts"] = [" / ".join(pair) for pair in PROMPT_PAIRS]
+    return declared
+
+
+def _scores(scorer: Scorer, images: Mapping[str, Pixels]) -> dict[str, Any]:
+    from harness.engine import BatchLimit, Options, Silent, score_batch
+
+    scores: dict[str, float] = {}
+    failures: dict[str, str] = {}
+    # One image at a time: what else is scored must not be able to hide a change.
+    limit = BatchLimit(Options(batch_size=1), scorer)
+    for index, (name, pixels) in enumerate(sorted(images.items())):
+        item = Decoded(index, np.ascontiguousarray(pixels.transpose(2, 0, 1)), "")
+        for row in score_batch(scorer, [item], limit, Silent()):
+            if row["error"]:
+                failures[name] = row["error"]
+            else:
+                scores[name] = row["score"]
+    return {
+        "scores": scores,
+        "failures": failures,
+        "figures": figures(scores, lower_better=scorer.lower_better),
+    }
+
+
+def figures(scores: Mapping[str, float], *, lower_better: bool) -> dict[str, float]:
+    """Summary of some scores: mean, worst and, for the project's own pictures, the D-test; empty without scores."""
+    if not scores:
+        return {}
+    values = np.array(list(scores.values()))
+    result = {"mean": float(values.mean()), "worst": float(values.max() if lower_better else values.min())}
+    pristine = [name.endswith(f"/{PRISTINE}") for name in scores]
+    separation = st.d_test(st.oriented(values, lower_better=lower_better), pristine)
+    return result | ({"d_test": float(separation.value)} if separation.defined else {})
+
+
+def write_baseline(path: Path, snapshot: Snapshot) -> None:
+    """Write a snapshot as the new baseline, in one step."""
+    with atomic_write(path, "w") as file:
+        json.dump(asdict(snapshot), file, indent=1, sort_keys=True, allow_nan=False)
+        file.write("\n")
+
+
+def read_baseline(path: Path) -> Snapshot:
+    """Read a baseline.
+
+    Raises:
+        IncomparableError: It is missing, not a baseline, or of another schema version.
+    """
+    if not path.exists():
+        raise IncomparableError(f"no baseline at {path}; --update takes one")
+    what = "a baseline"
+    content = read_json(path, IncomparableError, what)
+    version = content.get("schema_version")
+    if isinstance(version, int) and version != SCHEMA_VERSION:
+        raise IncomparableError(
+            f"{path}: schema version {version}, this harness reads {SCHEMA_VERSION}; remove it to take a new one"
+        )
+    check_json(content, BASELINE, IncomparableError, f"{path}: not {what}")
+    return Snapshot(**content)
