@@ -1,4 +1,4 @@
-"""Command line: ``qualiclip score | degrade | train | export | weights``. Heavy imports wait until use."""
+"""Command line: ``qualiclip score | degrade | train | export | bench | weights``. Heavy imports wait until use."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qualiclip_plugin import __version__
+from qualiclip_plugin.bench.cli import bench_app
 from qualiclip_plugin.command_line import run
 from qualiclip_plugin.errors import ConfigError
 from qualiclip_plugin.training.cli import train_command
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 weights_app = typer.Typer(help="The weights that are known, where they are, and fetching them.", no_args_is_help=True)
 app.add_typer(weights_app, name="weights")
+app.add_typer(bench_app, name="bench")
 app.command("train")(train_command)
 
 

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from qualiclip_plugin.errors import ConfigError, first_line
 from qualiclip_plugin.inference import prepare_for_inference
-from qualiclip_plugin.towers import ConvTower
+from qualiclip_plugin.tiling import TILE_PIXELS
+from qualiclip_plugin.towers import ConvTower, StagePoolTower
 from qualiclip_plugin.tracing import EXAMPLE_SIZE, for_graphs
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ def prepare_for_scoring(model: QualiCLIP, runtime: str = "eager", device: str | 
     # OpenVINO rounds by itself, from weights in fp32.
     prepare_for_inference(model, "fp32" if runtime == "openvino" else model.precision)
     model.to(device)
+    if runtime == "openvino" and isinstance(model.image_encoder, StagePoolTower) and model.tile_pixels == TILE_PIXELS:
+        model.tile_pixels = TILE_PIXELS // 2  # OpenVINO holds the widest map of these networks twice
     if runtime != "eager":
         _use(model.image_encoder, runtime, model.precision)
     return model

@@ -2,8 +2,8 @@
 
 ::
 
-    python -m qualiclip_plugin.bench.scale --images 600 --pools 1,2
-    python -m qualiclip_plugin.bench.scale --images 20000 --device cuda --pools 1     # on a machine with a GPU
+    qualiclip bench scale --images 600 --pools 1,2
+    qualiclip bench scale --images 20000 --device cuda --pools 1     # on a machine with a GPU
 
 Rates are images a second on the clock. The rate of a pool is that of its last three quarters, without the start.
 """
@@ -85,8 +85,8 @@ class Report:
     pools: tuple[Pool, ...]
 
 
-def photographs(folder: Path, number: int) -> list[Path]:
-    """Write JPEG files of ``SIZE``: photographs of the scikit-image wheel, each a crop of its own."""
+def photographs(folder: Path, number: int, size: tuple[int, int] | None = None) -> list[Path]:
+    """Write JPEG files of ``size`` (``SIZE``): photographs of the scikit-image wheel, each a crop of its own."""
     from PIL import Image
     from skimage import data
 
@@ -97,7 +97,7 @@ def photographs(folder: Path, number: int) -> list[Path]:
         picture = sources[index % len(sources)]
         left, top = index % 29, index % 31
         crop = picture.crop((left, top, picture.width - 31 + left, picture.height - 31 + top))
-        crop.resize(SIZE, Image.Resampling.BICUBIC).save(folder / f"{index:06d}.jpg", quality=QUALITY)
+        crop.resize(size or SIZE, Image.Resampling.BICUBIC).save(folder / f"{index:06d}.jpg", quality=QUALITY)
     return sorted(folder.iterdir())
 
 
@@ -133,8 +133,8 @@ def measure(files: Sequence[Path], weights: str, device: str, pools: Iterable[in
         )
 
 
-def machine(device: str) -> dict[str, Any]:
-    """Where and when, for the record."""
+def machine(device: str, *libraries: str) -> dict[str, Any]:
+    """Where and when, for the record, with the versions of further libraries."""
     import torch
 
     from qualiclip_plugin.provenance import versions
@@ -145,7 +145,7 @@ def machine(device: str) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "load": [round(value, 2) for value in os.getloadavg()],
         "date": datetime.now(timezone.utc).date().isoformat(),
-        "versions": versions(),
+        "versions": versions(*libraries),
     }
 
 
@@ -284,7 +284,3 @@ def scale_command(
         with atomic_write(output, "w") as file:
             file.write(json.dumps(asdict(report), indent=1) + "\n")
     typer.echo(to_markdown(report, price))
-
-
-if __name__ == "__main__":
-    typer.run(scale_command)

@@ -1,0 +1,202 @@
+"""``qualiclip bench score``: time of a score beside pyiqa's own class with the same weights, as ratios of one run."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qualiclip_plugin.errors import ConfigError
+from qualiclip_plugin.files import atomic_write
+
+if TYPE_CHECKING:
+    from qualiclip_plugin.bench.bench_score import Bench
+
+SIZES = ((512, 384), (1024, 768), (3840, 2160))
+QUICK_SIZES = ((240, 224),)
+RESULTS = Path("results/benchmarks/score.json")
+BEGIN, END = "<!-- bench score: begin -->", "<!-- bench score: end -->"
+"""Between these lines of a document stands what the command writes."""
+
+
+class _Settings:
+    """A pytest plugin that hands a test what it measures."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+
+    def pytest_generate_tests(self, metafunc: Any) -> None:
+        """Give ``bench`` and every ``size`` to the test that asks for them."""
+        metafunc.parametrize(("bench", "size"), [(self.bench, size) for size in self.bench.files])
+
+
+def measure(sizes: Sequence[tuple[int, int]], rounds: int, device: str) -> dict[str, Any]:
+    """Measure all rivals at all sizes.
+
+    Args:
+        sizes: Width and height of the images.
+        rounds: Calls of every rival at the smallest size; larger images get fewer, at least two.
+        device: ``cpu`` or ``cuda``.
+
+    Returns:
+        What pytest-benchmark writes; ``extra_info`` of every benchmark has the rivals.
+
+    Raises:
+        ConfigError: pytest-benchmark is missing, or a measurement failed.
+    """
+    from qualiclip_plugin.bench.bench_score import Bench
+    from qualiclip_plugin.bench.meters import matrix_rate
+    from qualiclip_plugin.bench.rivals import WAYS, build_rivals, memory_settings, official_weights
+    from qualiclip_plugin.bench.scale import machine, photographs
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        official, kind = official_weights(folder)
+        rivals, missing = build_rivals(official, device)
+        number = {size: max(2, rounds * sizes[0][0] * sizes[0][1] // (size[0] * size[1])) for size in sizes}
+        facts = {
+            "machine": machine(device, "openvino", "pyiqa"),
+            "environment": memory_settings(),
+            "weights": kind,
+            "missing": missing,
+            "matrix_rate": {precision: matrix_rate(precision, device) for precision in {p for _, p in WAYS[device]}},
+        }
+        files = {}
+        for size in sizes:
+            (place := folder / f"{size[0]}x{size[1]}").mkdir()
+            files[size] = photographs(place, min(number[size], 4), size)
+        return _run(Bench(rivals, files, number, device, facts), folder / "score.json")
+
+
+def _run(bench: Bench, output: Path) -> dict[str, Any]:
+    try:
+        import pytest
+        import pytest_benchmark  # noqa: F401
+    except ImportError as error:
+        raise ConfigError('"qualiclip bench score" needs: pip install "qualiclip-plugin[bench]"') from error
+    case = Path(__file__).with_name("bench_score.py")
+    options = ["-q", "-s", "-c", os.devnull, "--rootdir", str(output.parent), "-p", "no:cacheprovider"]
+    options += ["--benchmark-quiet", f"--benchmark-json={output}"]
+    if pytest.main([*options, str(case)], plugins=[_Settings(bench)]) or not output.exists():
+        raise ConfigError("the measurement failed: see above")
+    result: dict[str, Any] = json.loads(output.read_text())
+    result["machine_info"].pop("node", None)  # names of the machine, folder and branch say nothing of the figures
+    for name in ("project", "branch"):
+        result["commit_info"].pop(name, None)
+    for measured in result["benchmarks"]:
+        measured.pop("params", None)  # the rivals themselves, as text
+        measured.pop("param", None)
+    return result
+
+
+def speedup(row: Mapping[str, Any], reference: Mapping[str, Any]) -> float:
+    """How many times faster than the reference: the median of the ratios of the rounds."""
+    return statistics.median(theirs / ours for theirs, ours in zip(reference["seconds"], row["seconds"], strict=True))
+
+
+def to_markdown(result: Mapping[str, Any]) -> str:
+    """One table for every size, and where they were measured."""
+    facts = result["benchmarks"][0]["extra_info"]
+    machine = facts["machine"]
+    libraries = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    rates = ", ".join(f"{1e-9 * rate:.0f} in {name}" for name, rate in sorted(facts["matrix_rate"].items()))
+    lines = [
+        f"{machine['processor']}, {machine['cores']} cores, {machine['device']}, load average {machine['load'][0]}, "
+        f"{machine['date']}; {libraries}. Weights of `qualiclip`: {facts['weights']}. "
+        f"Matrix products: {rates} (10^9 operations a second)."
+    ]
+    if facts["environment"]:
+        lines.append(f"Environment: {', '.join(f'{name}={value}' for name, value in facts['environment'].items())}.")
+    lines += [f"Not measured: {name} ({reason})." for name, reason in facts["missing"].items()]
+    for measured in result["benchmarks"]:
+        lines += ["", *_table(measured["extra_info"])]
+    return "\n".join(lines)
+
+
+def _table(facts: Mapping[str, Any]) -> list[str]:
+    from qualiclip_plugin.bench.rivals import REFERENCE
+
+    rows, (width, height) = facts["rivals"], facts["size"]
+    counted: dict[str, int] = {}
+    for row in rows.values():
+        counted[row["network"]] = max(counted.get(row["network"], 0), row["operations"])
+    rounds = len(rows[REFERENCE]["seconds"])
+    lines = [
+        f"| {width}x{height}, {rounds} rounds | ms | times pyiqa's speed | score - pyiqa's or fp32's "
+        "| 10^9 operations | share of matrix rate | peak memory, MB | files a second | not the network |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        lines.append(f"| {name} | {' | '.join(_cells(row, rows, counted[row['network']], facts['matrix_rate']))} |")
+    return lines
+
+
+def _cells(row: Mapping[str, Any], rows: Mapping[str, Any], operations: int, rates: Mapping[str, float]) -> list[str]:
+    from qualiclip_plugin.bench.rivals import REFERENCE
+
+    median = statistics.median(row["seconds"])
+    first = REFERENCE if row["network"] == "qualiclip" else f"{row['network']}, eager fp32"
+    difference = f"{row['score'] - rows[first]['score']:+.1e}" if first in rows and row is not rows[first] else ""
+    files = statistics.median(row["file_seconds"]) if row["file_seconds"] else None
+    return [
+        f"{1000 * median:.1f}",
+        f"{speedup(row, rows[REFERENCE]):.2f}",
+        difference,
+        f"{1e-9 * operations:.2f}" if operations else "",
+        f"{operations / median / rates[row['precision']]:.2f}" if operations else "",
+        f"{row['peak_memory'] / 1e6:.0f}" if row["peak_memory"] is not None else "",
+        f"{1 / files:.1f}" if files else "",
+        f"{max(0.0, 1 - _network_share(row)):.2f}" if files else "",
+    ]
+
+
+def _network_share(row: Mapping[str, Any]) -> float:
+    return statistics.median(alone / whole for alone, whole in zip(row["seconds"], row["file_seconds"], strict=True))
+
+
+def write_into(document: Path, text: str) -> None:
+    """Put ``text`` between the two lines ``BEGIN`` and ``END`` of a document.
+
+    Raises:
+        ConfigError: It has no such lines.
+    """
+    before, begin, rest = document.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ConfigError(f"{document} has no lines {BEGIN} and {END}")
+    with atomic_write(document, "w") as file:
+        file.write(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+
+
+def score_command(
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    rounds: Annotated[int, typer.Option(min=2, help="At the smallest size; larger images get fewer.")] = 12,
+    quick: Annotated[bool, typer.Option("--quick", help="One tiny size, two rounds: whether it runs.")] = False,
+    output: Annotated[Path, typer.Option(help="JSON file of pytest-benchmark.")] = RESULTS,
+    document: Annotated[
+        Path | None, typer.Option(help="Also put the tables into this Markdown file, between its marks.")
+    ] = None,
+    from_json: Annotated[
+        bool, typer.Option("--from-json", help="Measure nothing: tables from the file --output.")
+    ] = False,
+) -> None:
+    """Measure scores of this project beside pyiqa's own class with the same weights, and other metrics."""
+    if device not in ("cpu", "cuda"):
+        raise ConfigError(f"device {device!r}: cpu or cuda is measured")
+    if from_json:
+        result = json.loads(output.read_text())
+    else:
+        result = measure(QUICK_SIZES, 2, device) if quick else measure(SIZES, rounds, device)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(output, "w") as file:
+            file.write(json.dumps(result, indent=1) + "\n")
+    text = to_markdown(result)
+    if document is not None:
+        write_into(document, text)
+    typer.echo(text)
