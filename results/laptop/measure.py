@@ -38,16 +38,6 @@ TRIALS: dict[str, list[str]] = {
     SHIPPED: [],
     "another seed: other photographs held out, other draws": ["seed=1"],
     "neither ranking across contents nor a pull to the start": ["content_weight=0", "start_pull=0"],
-    "three times the learning rate": ["learning_rate=3e-4"],
-    "the last stage of the trunk trains too": ["train_layers=2"],
-    "the paper's losses, four stages, 1e-3": [
-        "reduction=sum",
-        "ranking_margin=0.0675",
-        "content_weight=0",
-        "start_pull=0",
-        "train_layers=4",
-        "learning_rate=1e-3",
-    ],
 }
 """Name -> what differs from ``laptop``."""
 
