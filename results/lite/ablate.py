@@ -98,6 +98,7 @@ def main() -> None:
     parser.add_argument("--names", type=Path, required=True, help="names of those not trained on, one a line")
     parser.add_argument("--scored", type=Path, required=True, help="imagefolder with metadata.csv (file_name, mos)")
     parser.add_argument("--features", type=Path, required=True, help="file that keeps the features (.pt)")
+    parser.add_argument("--batches", type=int, help="of crops, for a quick look; default: as many as the recipe takes")
     arguments = parser.parse_args()
     if not arguments.features.exists():
         torch.save(features(arguments), arguments.features)
@@ -115,6 +116,8 @@ def main() -> None:
 def features(arguments: argparse.Namespace) -> dict[str, Any]:
     """Pooled features of the training crops, of the ladders of the held-out photographs and of the scored images."""
     config, model = load_config("lite"), starting_model()
+    if arguments.batches:
+        config = load_config("lite", [f"head.batches={arguments.batches}"])
     seen = training_features(config, model, str(arguments.photos))
     model.eval()
     prepare_for_inference(model.image_encoder)
