@@ -91,10 +91,15 @@ def prepare_for_inference(module: nn.Module, precision: str = "fp32") -> nn.Modu
 
 def _lower(tower: ConvTower, dtype: torch.dtype) -> None:
     tower.dtype = dtype
+    round_kernels(tower, dtype)
     for convolution in tower.lowered():
-        weight = rounded_kernels(convolution.weight, dtype)
         convolution.to(dtype)
-        convolution.weight.data.copy_(weight)
+
+
+def round_kernels(tower: ConvTower, dtype: torch.dtype) -> None:
+    """Make the kernels of a tower exact in ``dtype``, in place, whatever type they are kept in."""
+    for convolution in tower.lowered():
+        convolution.weight.data.copy_(rounded_kernels(convolution.weight, dtype))
 
 
 def rounded_kernels(weight: Tensor, dtype: torch.dtype) -> Tensor:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from qualiclip_plugin.errors import ConfigError, first_line
-from qualiclip_plugin.inference import prepare_for_inference
+from qualiclip_plugin.inference import PRECISIONS, prepare_for_inference, round_kernels
 from qualiclip_plugin.tiling import TILE_PIXELS
 from qualiclip_plugin.towers import ConvTower, StagePoolTower
 from qualiclip_plugin.tracing import EXAMPLE_SIZE, for_graphs
@@ -61,8 +61,10 @@ def prepare_for_scoring(model: QualiCLIP, runtime: str = "eager", device: str | 
         ConfigError: The runtime does not serve this network, device or precision, or something it needs is missing.
     """
     check_runtime(runtime)
-    # OpenVINO rounds by itself, from weights in fp32.
+    # OpenVINO takes weights in fp32 and rounds by itself, but not so that kernels keep their sums.
     prepare_for_inference(model, "fp32" if runtime == "openvino" else model.precision)
+    if runtime == "openvino" and isinstance(model.image_encoder, ConvTower):
+        round_kernels(model.image_encoder, PRECISIONS[model.precision])
     model.to(device)
     if runtime == "openvino" and isinstance(model.image_encoder, StagePoolTower) and model.tile_pixels == TILE_PIXELS:
         model.tile_pixels = TILE_PIXELS // 2  # OpenVINO holds the widest map of these networks twice

@@ -32,7 +32,7 @@ VIT = {"embed_dim": 16, "vision_cfg": {"layers": 1, "width": 64, "patch_size": 1
 # At sides that are no sum of eight powers of two, arithmetic on sizes in bf16 would show.
 SIZES = {"fp32": [(448, 480), (32, 32), (285, 407), (33, 480)], "bf16": [(448, 480), (285, 407)]}
 TILE = 300**2
-TOLERANCES = {"fp32": 1e-5, "bf16": 2e-3}
+TOLERANCES = {"fp32": 1e-5, "bf16": 5e-3}
 
 
 @pytest.fixture(scope="module")
