@@ -98,9 +98,7 @@ def main() -> None:
     parser.add_argument("--names", type=Path, required=True, help="names of those not trained on, one a line")
     parser.add_argument("--scored", type=Path, required=True, help="imagefolder with metadata.csv (file_name, mos)")
     parser.add_argument("--features", type=Path, required=True, help="file that keeps the features (.pt)")
-    parser.add_argument(
-        "--batches", type=int, help="of crops, for a quick look; default: those of the recipe"
-    )
+    parser.add_argument("--batches", type=int, help="of crops, for a quick look; default: those of the recipe")
     arguments = parser.parse_args()
     if not arguments.features.exists():
         torch.save(features(arguments), arguments.features)
