@@ -115,6 +115,8 @@ def rounded_kernels(weight: Tensor, dtype: torch.dtype) -> Tensor:
     Returns:
         (O, I, H, W), in ``dtype``; no weight is off by more than two units in the last place of the largest.
     """
+    if weight.dtype == dtype:
+        return weight.detach()  # as in every model that is loaded in fp32
     kernels = weight.detach().double().flatten(2)
     order = kernels.abs().argsort(-1, descending=True)
     ranked = kernels.gather(-1, order)

@@ -125,11 +125,12 @@ class QualiCLIP(nn.Module):
         with autocast(self._precision, images.device, self.image_encoder):
             features = self._encode_in_tiles(images)
             if features is None:
-                features = self.image_encoder(self._normalise(images))
+                features = self.image_encoder(self.normalise(images))
         features = features.float()
         return features / features.norm(dim=-1, keepdim=True)
 
-    def _normalise(self, images: Tensor) -> Tensor:
+    def normalise(self, images: Tensor) -> Tensor:
+        """Images as :meth:`encode_image` takes them -> what the tower was trained on, (N, 3, H, W), channels last."""
         if images.dtype == torch.uint8:
             images = to_float(images)
         return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
@@ -144,7 +145,7 @@ class QualiCLIP(nn.Module):
         inputs = (images, *self.image_encoder.parameters())
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
             return None
-        encode = partial(encode_in_tiles, self.image_encoder, normalise=self._normalise)
+        encode = partial(encode_in_tiles, self.image_encoder, normalise=self.normalise)
         return torch.cat([encode(image, tile_pixels=self.tile_pixels) for image in images.split(1)])
 
     def similarities(self, images: Tensor) -> Tensor:

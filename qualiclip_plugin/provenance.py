@@ -21,6 +21,14 @@ def versions(*more: str) -> dict[str, str]:
     return found
 
 
+def processor_name() -> str:
+    """What the processor is called, or its kind where the system does not say."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def git_revision() -> str | None:
     """The revision of the checkout that this package runs from, ``+changes`` where files differ; None without one."""
     package = Path(__file__).parent

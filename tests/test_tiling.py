@@ -64,14 +64,14 @@ def small_tile(encoder: nn.Module, more: int = 0) -> int:
 def test_features_equal_those_of_the_whole_image(model, photo, size, more):
     encoder = model.image_encoder
     image = photo[:, :, : size[0], : size[1]]
-    whole = encoder(model._normalise(image))
-    tiled = encode_in_tiles(encoder, image, model._normalise, small_tile(encoder, more))
+    whole = encoder(model.normalise(image))
+    tiled = encode_in_tiles(encoder, image, model.normalise, small_tile(encoder, more))
     torch.testing.assert_close(tiled, whole, rtol=0, atol=TOLERANCE * whole.abs().max().item())
 
 
 def test_the_halo_is_not_wider_than_needed(model, photo, monkeypatch):
     encoder = model.image_encoder
-    whole = encoder(model._normalise(photo))
+    whole = encoder(model.normalise(photo))
     true_reach = reach
 
     def shorter(*parts):
@@ -79,7 +79,7 @@ def test_the_halo_is_not_wider_than_needed(model, photo, monkeypatch):
         return stride, halo - stride
 
     monkeypatch.setattr(tiling, "reach", shorter)
-    tiled = encode_in_tiles(encoder, photo, model._normalise, small_tile(encoder))
+    tiled = encode_in_tiles(encoder, photo, model.normalise, small_tile(encoder))
     assert (tiled - whole).abs().max() > 10 * TOLERANCE * whole.abs().max()
 
 
@@ -135,7 +135,7 @@ def test_towers_that_see_everything_at_once_are_not_tiled():
 
 def test_too_small_tiles_are_refused(model, photo):
     with pytest.raises(ConfigError, match="too small"):
-        encode_in_tiles(model.image_encoder, photo, model._normalise, 64**2)
+        encode_in_tiles(model.image_encoder, photo, model.normalise, 64**2)
 
 
 SIZE_OF_A_HUNDRED_MEGAPIXELS = (11548, 8660)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -137,23 +136,16 @@ def machine(device: str, *libraries: str) -> dict[str, Any]:
     """Where and when, for the record, with the versions of further libraries."""
     import torch
 
-    from qualiclip_plugin.provenance import versions
+    from qualiclip_plugin.provenance import processor_name, versions
 
     return {
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": os.cpu_count(),
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "load": [round(value, 2) for value in os.getloadavg()],
         "date": datetime.now(timezone.utc).date().isoformat(),
         "versions": versions(*libraries),
     }
-
-
-def _processor() -> str:
-    facts = Path("/proc/cpuinfo")
-    lines = facts.read_text().splitlines() if facts.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 @contextmanager

@@ -60,9 +60,9 @@ def collect_ladders(
     Raises:
         ConfigError: The network has another tower, or a photograph gets several distortions.
     """
-    tower = deepcopy(stage_pool_tower(model)).to(device)
-    prepare_for_inference(tower)
-    mean, std = model.mean.to(device), model.std.to(device)
+    fast = deepcopy(model).to(device)
+    prepare_for_inference(fast)
+    tower = stage_pool_tower(fast)
     features, kinds, relevant = [], [], []
     for step, batch in enumerate(crops):
         plan = draw_plan(config, step)
@@ -71,8 +71,7 @@ def collect_ladders(
         with torch.inference_mode():
             # The second crop of a pair would tell little that is new about the photograph.
             images = degrade(to_float(batch[:, 0].to(device)), plan, include_pristine=True)
-            normalised = (images.flatten(0, 1) - mean) / std
-            pooled = tower.pool(normalised.contiguous(memory_format=torch.channels_last))
+            pooled = tower.pool(fast.normalise(images.flatten(0, 1)))
         features.append(pooled.unflatten(0, images.shape[:2]).cpu().clone())
         kinds += [names[0] for names in plan.kinds]
         relevant.append(relevant_pairs(plan, config))

@@ -146,7 +146,7 @@ def training_features(config: TrainConfig, model: QualiCLIP, photos: str) -> Lad
 
 @torch.inference_mode()
 def pooled(model: QualiCLIP, images: Tensor) -> Tensor:
-    return stage_pool_tower(model).pool((images - model.mean) / model.std)
+    return stage_pool_tower(model).pool(model.normalise(images))
 
 
 def fitted(seen: LadderFeatures, trial: Trial) -> Qualities:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import resource
 import statistics
 import tempfile
@@ -31,7 +30,7 @@ from qualiclip_plugin.checkpoint import CLIP_MEAN, CLIP_STD, save_checkpoint
 from qualiclip_plugin.errors import WeightsError
 from qualiclip_plugin.model import QualiCLIP
 from qualiclip_plugin.prompts import ATTRIBUTES, paired_features
-from qualiclip_plugin.provenance import versions
+from qualiclip_plugin.provenance import processor_name, versions
 from qualiclip_plugin.training.config import load_config
 from qualiclip_plugin.training.draws import draw_plan
 from qualiclip_plugin.training.photos import SKIMAGE
@@ -122,10 +121,7 @@ def device_text(device: torch.device) -> str:
     """The GPU's or the processor's name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
+    return f"{processor_name()}, {torch.get_num_threads()} threads"
 
 
 def table(name: str, case: Case, seconds: dict[str, Seconds]) -> str:
