@@ -14,7 +14,7 @@ from harness.engine import Silent
 from harness.leaderboard import table
 from harness.report.data import Cell, ladders_of, load_cell
 from harness.runner import RunRequest, run_all
-from harness.scorers import Scorer
+from harness.scorers.kinds import Scorer
 from harness.store import Store, StoreError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def evaluate(
     """Score datasets, as far as not done before, and return the leaderboard.
 
     Args:
-        scorers: Names as on the command line, or started scorers (:class:`harness.scorers.Scorer`).
+        scorers: Names as on the command line, or started scorers (:class:`harness.scorers.kinds.Scorer`).
         datasets: Names, folders or ``NAME=FOLDER``.
         output: Results folder.
         **options: Fields of :class:`harness.runner.RunRequest`, such as ``device`` or ``settings``.

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from harness.data.datasets import ImageSet
 from harness.engine import RECORDED_PACKAGES, Options, Reporter, Silent, scored_rows
-from harness.scorers import Scorer, ScorerError, device_name, reading_code
+from harness.scorers.identity import device_name, reading_code
+from harness.scorers.kinds import Scorer
+from harness.scorers.names import ScorerError
 from qualiclip_plugin.scoring.cluster import make_pool, map_on
 
 if TYPE_CHECKING:

@@ -17,7 +17,9 @@ from harness.data.datasets import ImageSet
 from harness.data.loading import Decoded, batches, decoded, in_background
 from harness.figures import Directions, Settings, cell_figures, join_scores
 from harness.parquet import DamagedError
-from harness.scorers import Facts, Scorer, ScorerError, code_hash, facts, reading_code
+from harness.scorers.identity import code_hash, reading_code
+from harness.scorers.kinds import Scorer
+from harness.scorers.names import Facts, ScorerError, facts
 from harness.store import SCHEMA_VERSION, ScoreKey, Store
 from qualiclip_plugin.errors import out_of_memory
 

@@ -10,7 +10,8 @@ from tabulate import tabulate
 from harness.data.specs import catalogue
 from harness.formats import one_line
 from harness.progress import track
-from harness.scorers import availability, known_scorers, lower_better
+from harness.scorers.create import availability
+from harness.scorers.names import known_scorers, lower_better
 
 
 def dataset_table(include: Iterable[Path] = ()) -> str:

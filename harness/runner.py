@@ -14,7 +14,9 @@ from harness.engine import Options, Reporter, evaluate, unavailable_cell
 from harness.figures import Settings
 from harness.formats import render
 from harness.leaderboard import table, timings, to_csv
-from harness.scorers import DEFAULT_SCORERS, Scorer, ScorerError, create_scorer, pick_device
+from harness.scorers.create import create_scorer, pick_device
+from harness.scorers.kinds import Scorer
+from harness.scorers.names import DEFAULT_SCORERS, ScorerError
 from harness.store import Store
 from qualiclip_plugin.errors import ConfigError
 

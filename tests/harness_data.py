@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from harness.scorers import Scorer
+from harness.scorers.kinds import Scorer
 
 
 def picture(seed: int, size: tuple[int, int] = (40, 48)) -> np.ndarray:

@@ -20,7 +20,8 @@ from harness.data.loading import Decoded
 from harness.figures import Settings
 from harness.niqe import fit_niqe, sharp_features
 from harness.report import write_report
-from harness.scorers import ScorerError, availability, create_scorer
+from harness.scorers.create import availability, create_scorer
+from harness.scorers.names import ScorerError
 from harness.store import StoreError
 from qualiclip_plugin.errors import DatasetError
 from tests.harness_data import brightness, fake_scorer, opinion_folder, write_metadata

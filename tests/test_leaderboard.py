@@ -288,7 +288,7 @@ def test_reported_numbers_stand_beside_ours_with_a_source() -> None:
 
 def test_reported_names_exist() -> None:
     from harness.data.specs import shipped_specs
-    from harness.scorers import known_scorers
+    from harness.scorers.names import known_scorers
 
     assert {scorer for scorer, _, _ in reported()} <= set(known_scorers())
     assert {dataset for _, dataset, _ in reported()} <= set(shipped_specs())

@@ -17,7 +17,7 @@ from harness.figures import Directions, Settings, cell_figures
 from harness.formats import render
 from harness.leaderboard import table, timings, to_csv
 from harness.report.data import load_cell
-from harness.scorers import create_scorer
+from harness.scorers.create import create_scorer
 from harness.store import Store
 
 ROOT = Path(__file__).parents[1]

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
-from harness.scorers import create_scorer
+from harness.scorers.create import create_scorer
 from qualiclip_plugin.backbones import build_image_encoder
 from qualiclip_plugin.checkpoint import CLIP_MEAN, CLIP_STD, save_checkpoint
 from qualiclip_plugin.cli import app

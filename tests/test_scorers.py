@@ -10,18 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from harness.scorers import (
-    DEFAULT_SCORERS,
-    ScorerError,
-    _same_in_batches,
-    code_hash,
-    create_scorer,
-    facts,
-    known_scorers,
-    lower_better,
-    parse_name,
-    weights_hash,
-)
+from harness.scorers.create import create_scorer
+from harness.scorers.identity import code_hash, weights_hash
+from harness.scorers.kinds import _same_in_batches
+from harness.scorers.names import DEFAULT_SCORERS, ScorerError, facts, known_scorers, lower_better, parse_name
 
 
 @pytest.fixture

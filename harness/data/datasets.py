@@ -17,7 +17,7 @@ from harness.data.labels import labels_hash
 from harness.data.metadata import local_spec
 from harness.data.sources import image_bytes, load
 from harness.data.specs import DatasetSpec, catalogue, find_spec
-from harness.scorers import code_hash
+from harness.scorers.identity import code_hash
 from harness.statistics import MIN_IMAGES
 from qualiclip_plugin.errors import DatasetError
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from harness.data.cache import cache_folder, write_manifest
 from harness.data.specs import DatasetSpec
-from harness.scorers import code_hash
+from harness.scorers.identity import code_hash
 from qualiclip_plugin.errors import DatasetError
 from qualiclip_plugin.files import atomic_folder, sha256_file
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from harness.scorers import Scorer
+    from harness.scorers.kinds import Scorer
 
 
 @cache
 def _scorer(metric: str) -> Scorer:
     # Loaded once per test session: starting a metric takes longer than scoring a picture.
-    from harness.scorers import create_scorer
+    from harness.scorers.create import create_scorer
 
     return create_scorer(metric, device="cpu")
 

@@ -22,7 +22,9 @@ from harness import statistics as st
 from harness.data.loading import Decoded
 from harness.guard.images import PRISTINE, guard_images
 from harness.schemas import BASELINE
-from harness.scorers import Scorer, ScorerError, create_scorer
+from harness.scorers.create import create_scorer
+from harness.scorers.kinds import Scorer
+from harness.scorers.names import ScorerError
 from qualiclip_plugin.documents import check_json, read_json
 from qualiclip_plugin.errors import QualiCLIPError
 from qualiclip_plugin.files import atomic_write, sha256_file

@@ -30,7 +30,7 @@ from PIL import Image
 
 from harness.data.datasets import open_dataset
 from harness.engine import evaluate
-from harness.scorers import create_scorer
+from harness.scorers.create import create_scorer
 from harness.store import Store
 from qualiclip_plugin.images import images_in, read_image, to_float
 from tests.harness_data import opinion_folder, write_metadata

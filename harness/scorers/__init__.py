@@ -1,0 +1,1 @@
+"""What is compared: anything that turns images into one number each, with a declared direction."""

@@ -1,0 +1,219 @@
+"""The kinds of scorers: this project's metrics, pyiqa's, functions and commands, each started and identified."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.scorers.identity import by_content, code_hash, device_name, model_code, versions, weights_hash
+from harness.scorers.names import COMMAND, OURS, Facts, ScorerError, facts, known_scorers, pyiqa_names
+from qualiclip_plugin.errors import did_you_mean
+from qualiclip_plugin.files import sha256_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+COMMAND_BATCH_PIXELS = 32_000_000
+"""Starting a process for every image would cost more than most scorers do."""
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A scorer that has started.
+
+    Attributes:
+        name: As asked for, options included.
+        lower_better: Its declared direction.
+        score: Images (N, 3, H, W), RGB in [0, 1], to scores (N,).
+        identity: Everything that may change a score.
+        device: Where it runs, in words.
+        facts: What is known of its training.
+        parameters: Number of parameters; none where unknown.
+        batches: Whether it accepts several images at once.
+        batch_pixels: Most pixels in a batch; 0: by device.
+    """
+
+    name: str
+    lower_better: bool
+    score: Callable[[Tensor], Tensor]
+    identity: Mapping[str, Any]
+    device: str = "cpu"
+    facts: Facts = field(default_factory=Facts)
+    parameters: int | None = None
+    batches: bool = True
+    batch_pixels: int = 0
+
+
+def start_ours(name: str, base: str, options: dict[str, Any], device: str, precision: str) -> Scorer:
+    from qualiclip_plugin.weights import load_model
+
+    settings = {"weights": OURS.get(base, base), "precision": precision, **options}
+    model = load_model(device=device, **settings)
+    weights = settings.pop("weights")
+    identity = {
+        "metric": base,
+        "options": {**settings, "weights": Path(str(weights)).name},
+        "code": model_code(),
+        "weights": weights_hash(model),
+        "device": device.split(":", maxsplit=1)[0],
+        **versions("torch", "open_clip_torch", "timm"),
+        **(versions("openvino") if settings.get("runtime") == "openvino" else {}),
+    }
+    return Scorer(
+        name=name,
+        lower_better=False,
+        score=lambda images: _no_grad(model, images.to(device)),
+        identity=identity,
+        device=device_name(device),
+        facts=facts(name),
+        parameters=sum(tensor.numel() for tensor in model.parameters()),
+        # One by one as `qualiclip score` does on a CPU, so that both give a file the same score to the last bit.
+        batches=device != "cpu",
+    )
+
+
+def start_pyiqa(name: str, base: str, options: dict[str, Any], device: str) -> Scorer:
+    import pyiqa
+
+    if base not in pyiqa_names():
+        hint = did_you_mean(base, known_scorers(), cutoff=0.4) or "; `iqa-harness list scorers` prints all"
+        raise ScorerError(f"no scorer named {base!r}{hint}")
+    with _only_tensors():
+        metric = pyiqa.create_metric(base, device=device, **options)
+    identity = {
+        "metric": base,
+        "options": {key: by_content(value) for key, value in options.items()},
+        "weights": weights_hash(metric.net),
+        "device": device.split(":", maxsplit=1)[0],
+        **versions("pyiqa", "torch"),
+    }
+    return Scorer(
+        name=name,
+        lower_better=bool(metric.lower_better),
+        score=lambda images: _no_grad(metric, images.to(device)),
+        identity=identity,
+        device=device_name(device),
+        facts=facts(name),
+        parameters=sum(tensor.numel() for tensor in metric.net.parameters()),
+        # On a CPU batches gain nothing, and single images are what pyiqa's own numbers are made of.
+        batches=device != "cpu" and _same_in_batches(metric, device),
+    )
+
+
+@contextlib.contextmanager
+def _only_tensors() -> Iterator[None]:
+    """Make torch refuse weight files that want to run code, also where pyiqa asks for the opposite."""
+    variable = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(variable)
+    os.environ[variable] = "1"
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        raise ScorerError("its weights were refused: loading them could run code") from error
+    finally:
+        os.environ.pop(variable)
+        if before is not None:
+            os.environ[variable] = before
+
+
+def start_callable(name: str, base: str, options: dict[str, Any], device: str) -> Scorer:
+    module_name, _, function_name = base.partition(":")
+    module = import_module(module_name)
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise ScorerError(f"{module_name} has no function {function_name!r}")
+    direction = options.pop("lower_better", getattr(function, "lower_better", None))
+    if not isinstance(direction, bool):
+        raise ScorerError(f"{name}: declare its direction: {base}@lower_better=true or false")
+    source = getattr(module, "__file__", None)
+    identity = {
+        "callable": base,
+        "options": options,
+        "code": code_hash([Path(source)]) if source else "",
+        "device": device.split(":", maxsplit=1)[0],
+        **versions("torch"),
+    }
+    return Scorer(
+        name=name,
+        lower_better=direction,
+        score=lambda images: function(images.to(device), **options),
+        identity=identity,
+        device=device_name(device),
+        facts=facts(name),
+    )
+
+
+def start_command(name: str, base: str, options: dict[str, Any]) -> Scorer:
+    words = shlex.split(base.removeprefix(COMMAND))
+    direction = options.get("lower_better")
+    if not words or shutil.which(words[0]) is None:
+        raise ScorerError(f"{name}: no program {words[0] if words else ''!r}")
+    if not isinstance(direction, bool):
+        raise ScorerError(f"{name}: declare its direction: {base}@lower_better=true or false")
+    files = {Path(word).name: sha256_file(word) for word in words if Path(word).is_file()}
+    return Scorer(
+        name=name,
+        lower_better=direction,
+        score=lambda images: _run_command(words, images),
+        identity={"command": [Path(word).name if Path(word).is_file() else word for word in words], "files": files},
+        device="command",
+        facts=facts(name),
+        batch_pixels=COMMAND_BATCH_PIXELS,
+    )
+
+
+def _run_command(words: Sequence[str], images: Tensor) -> Tensor:
+    """Give images as PNG files, read a JSON list of numbers, or an object file name -> number."""
+    import torch
+    from torchvision.utils import save_image  # type: ignore[import-untyped]
+
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [str(Path(folder, f"{index:05d}.png")) for index in range(len(images))]
+        for path, image in zip(paths, images, strict=True):
+            save_image(image, path)
+        # The command is the user's own, from their command line.
+        done = subprocess.run([*words, *paths], capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ScorerError(f"{words[0]} ended with {done.returncode}: {last}")
+    try:
+        answer = json.loads(done.stdout)
+        numbers = [answer[Path(path).name] for path in paths] if isinstance(answer, dict) else answer
+        return torch.tensor(numbers, dtype=torch.float64)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ScorerError(f"{words[0]} did not print a JSON list of numbers or an object by file name") from error
+
+
+def _same_in_batches(metric: Callable[[Tensor], Tensor], device: str) -> bool:
+    """Whether a metric gives images the same scores together as alone; some mix a batch or fail on it."""
+    import torch
+
+    images = torch.rand(2, 3, 256, 256, generator=torch.Generator().manual_seed(0)).to(device)
+    try:
+        together = _no_grad(metric, images).flatten()
+        alone = torch.cat([_no_grad(metric, image[None]).flatten() for image in images])
+    except Exception:
+        return False
+    return together.shape == alone.shape and bool(torch.allclose(together, alone, rtol=1e-3, atol=1e-4))
+
+
+def _no_grad(network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    import torch
+
+    from qualiclip_plugin.inference import exact_fp32
+
+    # Metrics that crop at random then give one image the same score in every run.
+    torch.manual_seed(0)
+    with torch.no_grad(), exact_fp32():
+        return network(images)

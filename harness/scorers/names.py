@@ -1,0 +1,138 @@
+"""What is known of a scorer by its name, before it starts: options, training, direction."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from qualiclip_plugin.documents import parse_yaml
+from qualiclip_plugin.errors import ConfigError, QualiCLIPError
+
+DEFAULT_SCORERS = ("qualiclip-lite", "piqe", "entropy", "niqe", "clipiqa", "qualiclip")
+OURS = {"qualiclip": "official", "qualiclip-lite": "lite", "qualiclip-clip": "clip"}
+"""This project's metrics: the weight name that each one loads."""
+
+COMMAND = "cmd:"
+
+DECLARATIONS = ("opinion_aware", "trained_on", "licence")
+"""Options that say what is known of a scorer, of any kind, and are not given to it; datasets are joined by ``+``."""
+
+OTHER_WEIGHTS = frozenset({"pretrained", "pretrained_model_path", "model_type", "model_name", "backbone"})
+"""Options of pyiqa's metrics with which what is known of the metric no longer holds."""
+
+NOT_PER_IMAGE = frozenset({"fid", "sfid", "fid_dinov2", "inception_score"})
+"""Metrics that pyiqa counts as no-reference but that score a set of images as a whole."""
+
+TABLE = Path(__file__).parent.parent / "scorers.csv"
+
+
+class ScorerError(QualiCLIPError):
+    """A scorer is unknown, or cannot start here."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a scorer without starting it.
+
+    Attributes:
+        opinion_aware: Whether human opinion scores entered its training; none where unknown.
+        trained_on: Datasets whose opinions it has seen; ``?`` where not all are known.
+        licence: Terms of the weights, where known.
+    """
+
+    opinion_aware: bool | None = None
+    trained_on: tuple[str, ...] = ()
+    licence: str = ""
+
+
+def parse_name(name: str) -> tuple[str, dict[str, Any]]:
+    """Split ``NAME@option=value,...`` into the name and its options; values are read as YAML scalars.
+
+    Raises:
+        ScorerError: An option without ``=``.
+    """
+    base, _, text = name.partition("@")
+    if name.startswith(COMMAND):
+        # A command may hold an @ of its own; options stand behind the last one.
+        base, _, text = name.rpartition("@")
+        if "=" not in text or not base:
+            base, text = name, ""
+    options = {}
+    for item in filter(None, text.split(",")):
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise ScorerError(f"{name}: {item!r} is not option=value")
+        try:
+            options[key.strip()], _ = parse_yaml(value, name)
+        except ConfigError as error:
+            raise ScorerError(str(error)) from error
+    return base, options
+
+
+def facts(name: str) -> Facts:
+    """What is known of a scorer's training, from its options, its card or ``scorers.csv``, in this order.
+
+    Raises:
+        ScorerError: The options contradict each other.
+    """
+    base, options = parse_name(name)
+    return _declared(name, _known(base, options), options)
+
+
+def known_scorers() -> Mapping[str, Facts]:
+    """Every scorer known by name: ours and pyiqa's no-reference metrics."""
+    return {name: facts(name) for name in sorted({*OURS, *pyiqa_names()})}
+
+
+def lower_better(name: str) -> bool:
+    """Declared direction of a scorer known by name; every metric of this project is higher-better."""
+    from pyiqa.default_model_configs import DEFAULT_CONFIGS
+
+    return bool(DEFAULT_CONFIGS.get(parse_name(name)[0], {}).get("lower_better"))
+
+
+def is_ours(base: str) -> bool:
+    """Whether a name without options is a metric of this project."""
+    return base in OURS or base.startswith("qualiclip+")
+
+
+@cache
+def pyiqa_names() -> frozenset[str]:
+    from pyiqa.default_model_configs import DEFAULT_CONFIGS
+
+    named = {name for name, row in DEFAULT_CONFIGS.items() if row.get("metric_mode") == "NR"}
+    return frozenset(named - NOT_PER_IMAGE)
+
+
+def _known(base: str, options: Mapping[str, Any]) -> Facts:
+    if is_ours(base):
+        from qualiclip_plugin.weights import load_cards
+
+        card = load_cards().get(str(options.get("weights", OURS.get(base, base))))
+        return Facts(card.opinion_aware, card.seen, card.licence) if card else Facts()
+    # Other weights were trained on something else.
+    return Facts() if options.keys() & OTHER_WEIGHTS else _facts_table().get(base, Facts())
+
+
+def _declared(name: str, known: Facts, options: Mapping[str, Any]) -> Facts:
+    aware, licence = options.get("opinion_aware", known.opinion_aware), str(options.get("licence", known.licence))
+    trained_on = tuple(filter(None, str(options.get("trained_on", "+".join(known.trained_on))).split("+")))
+    if "trained_on" in options and "opinion_aware" not in options:
+        aware = bool(trained_on)
+    if not (aware is None or isinstance(aware, bool)) or (aware is False and trained_on):
+        raise ScorerError(f"{name}: opinion_aware is true or false, and trained_on needs true")
+    return Facts(aware, trained_on, licence)
+
+
+@cache
+def _facts_table() -> Mapping[str, Facts]:
+    known = {"yes": True, "no": False}
+    with TABLE.open(encoding="utf-8", newline="") as file:
+        return {
+            row["name"]: Facts(known.get(row["opinion_aware"]), tuple(row["trained_on"].split()), row["licence"])
+            for row in csv.DictReader(file)
+        }
