@@ -108,7 +108,8 @@ def score(
         int, typer.Option(min=0, help="Larger images are refused before they are decoded; 0: 134 million.")
     ] = 0,
     tile_pixels: Annotated[
-        int, typer.Option(min=0, help="Larger images are computed in tiles of so many pixels; 0: 8 million.")
+        int,
+        typer.Option(min=0, help="Larger images are computed in tiles of so many pixels; 0: by the image's size."),
     ] = 0,
     output: Annotated[
         Path | None,

@@ -17,7 +17,7 @@ from torch import Tensor, einsum, nn
 from qualiclip_plugin.errors import ImageError
 from qualiclip_plugin.images import to_float
 from qualiclip_plugin.inference import autocast, check_precision
-from qualiclip_plugin.tiling import TILE_PIXELS, can_tile, encode_in_tiles
+from qualiclip_plugin.tiling import automatic_tile, can_tile, encode_in_tiles
 
 MIN_SIZE = 32
 """Smallest height and width in pixels: the total stride of the convolutional towers."""
@@ -69,7 +69,7 @@ class QualiCLIP(nn.Module):
         precision: ``fp32``, ``fp16`` or ``bf16`` of the image tower; the score itself is fp32.
         tile_pixels: Images with more pixels are encoded in tiles of at most so many, which bounds the memory and
             leaves the score the same up to rounding (see ``tiling``). It applies to convolutional towers, in
-            evaluation mode, where no gradient is asked for; ``None`` never tiles.
+            evaluation mode, where no gradient is asked for; 0 chooses by the image, ``None`` never tiles.
     """
 
     reads_bytes = True
@@ -89,7 +89,7 @@ class QualiCLIP(nn.Module):
         *,
         backbone: Mapping[str, Any],
         precision: str = "fp32",
-        tile_pixels: int | None = TILE_PIXELS,
+        tile_pixels: int | None = 0,
     ) -> None:
         super().__init__()
         self.tile_pixels = tile_pixels
@@ -140,13 +140,17 @@ class QualiCLIP(nn.Module):
         # A compiled or exported graph has no place for a number of tiles that depends on the image.
         if self.tile_pixels is None or self.training or torch.compiler.is_compiling():
             return None
-        if images.shape[2] * images.shape[3] <= self.tile_pixels or not can_tile(self.image_encoder):
+        if not can_tile(self.image_encoder):
+            return None
+        pixels = images.shape[2] * images.shape[3]
+        tile_pixels = self.tile_pixels or automatic_tile(self.image_encoder, pixels)
+        if pixels <= tile_pixels:
             return None
         inputs = (images, *self.image_encoder.parameters())
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
             return None
         encode = partial(encode_in_tiles, self.image_encoder, normalise=self.normalise)
-        return torch.cat([encode(image, tile_pixels=self.tile_pixels) for image in images.split(1)])
+        return torch.cat([encode(image, tile_pixels=tile_pixels) for image in images.split(1)])
 
     def similarities(self, images: Tensor) -> Tensor:
         """Cosine similarities (N, P, 2) of images (N, 3, H, W) in [0, 1] to the prompt pairs."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import torch
@@ -22,7 +23,6 @@ from torch import Tensor, nn
 
 from qualiclip_plugin.errors import ConfigError, first_line
 from qualiclip_plugin.inference import PRECISIONS, prepare_for_inference, round_kernels
-from qualiclip_plugin.tiling import TILE_PIXELS
 from qualiclip_plugin.towers import ConvTower, StagePoolTower
 from qualiclip_plugin.tracing import EXAMPLE_SIZE, for_graphs
 
@@ -66,8 +66,8 @@ def prepare_for_scoring(model: QualiCLIP, runtime: str = "eager", device: str | 
     if runtime == "openvino" and isinstance(model.image_encoder, ConvTower):
         round_kernels(model.image_encoder, PRECISIONS[model.precision])
     model.to(device)
-    if runtime == "openvino" and isinstance(model.image_encoder, StagePoolTower) and model.tile_pixels == TILE_PIXELS:
-        model.tile_pixels = TILE_PIXELS // 2  # OpenVINO holds the widest map of these networks twice
+    if runtime == "openvino" and isinstance(model.image_encoder, StagePoolTower):
+        model.image_encoder.tile_bytes = 400  # OpenVINO holds the widest map of these networks twice
     if runtime != "eager":
         _use(model.image_encoder, runtime, model.precision)
     return model
@@ -145,12 +145,29 @@ def check_openvino(precision: str, device: torch.device) -> None:
     if device.type != "cpu":
         raise ConfigError(f"the runtime 'openvino' computes on the CPU, not on {device}")
     try:
-        import openvino
+        able = _openvino().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     except ImportError as error:
         raise ConfigError('the runtime "openvino" needs: pip install "qualiclip-plugin[openvino]"') from error
-    able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if precision.upper() not in able:
         raise ConfigError(f"OpenVINO computes no {precision} on this processor (it does {', '.join(able)})")
+
+
+def _openvino() -> Any:
+    """OpenVINO's ``Core``."""
+    import openvino
+
+    return _only(openvino.Core)
+
+
+@cache
+def _only(kind: type) -> Any:
+    """The only instance of a class in this process.
+
+    Each ``Core`` has a plugin of its own that replaces the thread's signal stack (OpenVINO 2026.4) and gives back the
+    one it found when it goes. Of two that go in the order they came, the second gives back what the first has
+    unmapped, and the next signal, such as the end of a child process, ends this one.
+    """
+    return kind()
 
 
 class OpenVINOPart(FastPart):
@@ -176,7 +193,7 @@ class OpenVINOPart(FastPart):
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         }
-        self._compiled = openvino.Core().compile_model(_channels_last(graph), "CPU", settings)
+        self._compiled = _openvino().compile_model(_channels_last(graph), "CPU", settings)
         self._several = len(graph.outputs) > 1
         self._lock = threading.Lock()  # a graph holds the memory of one call
 

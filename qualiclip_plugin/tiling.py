@@ -16,10 +16,13 @@ rest, whose halo is wide, is computed in larger tiles and summed up. Towers with
 
 from __future__ import annotations
 
+import ctypes
 import math
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
+from typing import TypeGuard
 
 import torch
 from timm.layers import Conv2dSame
@@ -27,10 +30,10 @@ from timm.models._efficientnet_blocks import ConvBnAct, DepthwiseSeparableConv, 
 from torch import Tensor, nn
 
 from qualiclip_plugin.errors import ConfigError
-from qualiclip_plugin.towers import ResNetTower, StagePoolTower
+from qualiclip_plugin.towers import ConvTower, ResNetTower, StagePoolTower
 
-TILE_PIXELS = 2**23
-"""Pixels read at once by default, halo included: just above 3840 x 2160. Larger images are computed in tiles."""
+TILE_MEMORY = 1_850_000_000
+"""What a tile takes by default, in bytes. Of a larger image more remains, and its tiles are smaller by as much."""
 LATE_TILE = 4
 """How much larger the tiles of the second pass are: past 1/8 of the resolution a pixel takes a quarter of the memory
 or less."""
@@ -58,28 +61,17 @@ class Span:
         return slice((self.start - first) // stride, None if self.stop is None else (self.stop - first) // stride)
 
 
-def spans(length: int, longest: int, halo: int, stride: int) -> list[Span]:
-    """Cut an axis into spans of about equal length.
+def divisions(length: int, halo: int, stride: int) -> list[list[Span]]:
+    """All ways to cut an axis into spans of equal length, but for the last: from one span to one for every stride.
 
     Args:
         length: Pixels along the axis.
-        longest: Most pixels that a span may read.
         halo: Pixels of neighbourhood that kept features need on each side, a multiple of ``stride``.
         stride: Total stride of the tower.
-
-    Raises:
-        ConfigError: ``longest`` has no room for anything beside the halos.
     """
-    if length <= longest:
-        return [Span(slice(0, length), 0, None)]
-    # The right end is moved by less than a stride to be congruent to the image's.
-    room = (longest - 2 * halo) // stride * stride - stride
-    if room < stride:
-        raise ConfigError(f"tiles of {longest} pixels a side are too small: this network needs {2 * (halo + stride)}")
     steps = -(-length // stride)
-    size = -(-steps // -(-length // room)) * stride
-    starts = range(0, length, size)
-    return [_span(start, start + size, length, halo, stride) for start in starts]
+    sizes = dict.fromkeys(-(-steps // count) * stride for count in range(1, steps + 1))
+    return [[_span(start, start + size, length, halo, stride) for start in range(0, length, size)] for size in sizes]
 
 
 def _span(start: int, stop: int, length: int, halo: int, stride: int) -> Span:
@@ -88,7 +80,7 @@ def _span(start: int, stop: int, length: int, halo: int, stride: int) -> Span:
     return Span(slice(max(0, start - halo), min(end, length)), start, None if last else stop)
 
 
-def can_tile(tower: nn.Module) -> bool:
+def can_tile(tower: nn.Module) -> TypeGuard[ConvTower]:
     """Whether each feature depends on a bounded neighbourhood, so that tiles can stand for the whole image."""
     if isinstance(tower, StagePoolTower):
         blocks = (block for stage in tower.trunk.blocks.children() for block in stage.children())
@@ -97,6 +89,14 @@ def can_tile(tower: nn.Module) -> bool:
             for block in blocks
         )
     return isinstance(tower, ResNetTower)
+
+
+def automatic_tile(tower: ConvTower, pixels: int) -> int:
+    """Most pixels that are read at once of an image of ``pixels``, halo included, where nobody chose."""
+    whole = TILE_MEMORY // tower.tile_bytes
+    kept = round(tower.kept_bytes * max(0, pixels - whole))
+    # Below a quarter most of a tile would be halo.
+    return max(whole - kept // tower.tile_bytes, whole // 4)
 
 
 def check_tile(tower: nn.Module, tile_pixels: int) -> int:
@@ -108,14 +108,18 @@ def check_tile(tower: nn.Module, tile_pixels: int) -> int:
     smallest = 0
     if isinstance(tower, ResNetTower):
         smallest = _smallest(*reach(tower))
-    elif isinstance(tower, StagePoolTower) and can_tile(tower):
+    elif can_tile(tower) and isinstance(tower, StagePoolTower):
         blocks = tower.trunk.blocks
         stride, halo = reach(tower.trunk.conv_stem, blocks[: tower.early])
         late = _smallest(*reach(blocks[tower.early :])) * stride**2 // LATE_TILE
         smallest = max(_smallest(stride, halo), late)
     if tile_pixels < smallest:
-        raise ConfigError(f"tiles of {tile_pixels} pixels are too small: this network needs {smallest}")
+        raise _too_small(tile_pixels, smallest)
     return tile_pixels
+
+
+def _too_small(tile_pixels: int, smallest: int) -> ConfigError:
+    return ConfigError(f"tiles of {tile_pixels} pixels are too small: this network needs {smallest}")
 
 
 def _smallest(stride: int, halo: int) -> int:
@@ -153,7 +157,7 @@ def _first(value: int | tuple[int, ...]) -> int:
 
 
 def encode_in_tiles(
-    tower: nn.Module, image: Tensor, normalise: Callable[[Tensor], Tensor], tile_pixels: int = TILE_PIXELS
+    tower: nn.Module, image: Tensor, normalise: Callable[[Tensor], Tensor], tile_pixels: int
 ) -> Tensor:
     """Encode one image of any size, reading at most ``tile_pixels`` pixels at once.
 
@@ -183,14 +187,37 @@ def encode_in_tiles(
 
 
 def cut(image: Tensor, tile_pixels: int, stride: int, halo: int) -> list[tuple[Span, Span]]:
-    """Rows and columns of the tiles of an image (1, C, H, W), from top left to bottom right."""
+    """Rows and columns of the tiles of an image (1, C, H, W), from top left to bottom right.
+
+    Of the grids whose tiles read at most ``tile_pixels`` pixels this is the one that reads the fewest in all: what
+    lies in a halo is computed more than once.
+
+    Raises:
+        ConfigError: Tiles of that size have no room for anything beside the halos.
+    """
     height, width = image.shape[2:]
-    # A narrow image leaves more of the budget to its long side.
-    short = min(height, width, math.isqrt(tile_pixels))
-    longest = tile_pixels // short
-    rows = spans(height, short if height <= width else longest, halo, stride)
-    columns = spans(width, longest if height <= width else short, halo, stride)
-    return list(product(rows, columns))
+    narrow = [(_longest(columns), columns) for columns in divisions(width, halo, stride)]
+    grids = []
+    for rows in divisions(height, halo, stride):
+        most = tile_pixels // _longest(rows)
+        grids += [(rows, columns) for longest, columns in narrow if longest <= most][:1]
+    if not grids:
+        raise _too_small(tile_pixels, _smallest(stride, halo))
+    return list(product(*min(grids, key=lambda grid: _length(grid[0]) * _length(grid[1]))))
+
+
+def _release() -> None:
+    """Give freed memory back to the system; glibc alone keeps nearly a gigabyte of what tiles have used."""
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
+
+
+def _longest(axis: list[Span]) -> int:
+    return max(span.read.stop - span.read.start for span in axis)
+
+
+def _length(axis: list[Span]) -> int:
+    return sum(span.read.stop - span.read.start for span in axis)
 
 
 def _assembled(
@@ -216,6 +243,8 @@ def _assembled(
         part = features[:, :, row.kept(stride), column.kept(stride)]
         top, left = row.start // stride, column.start // stride
         whole[:, :, top : top + part.shape[2], left : left + part.shape[3]] = part
+        del pixels, features, part
+        _release()
     assert whole is not None  # noqa: S101 (narrows the type: an image has at least one tile)
     return whole
 
@@ -234,4 +263,6 @@ def _means(
             part = features[:, :, row.kept(stride), column.kept(stride)]
             sums[index] = sums[index] + part.sum((2, 3), dtype=torch.float32)
             counts[index] += part.shape[2] * part.shape[3]
+        del maps, features, part
+        _release()
     return torch.cat([total / count for total, count in zip(sums, counts, strict=True)], dim=1)

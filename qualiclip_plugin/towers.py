@@ -36,9 +36,13 @@ class ConvTower(nn.Module):
             each other one the map of the one before; the last may give several maps.
         dtype: The type of the weights of the convolutions where they were given one of their own, so that autocast
             must stay away; else ``None``.
+        tile_bytes: Memory that the maps of a tile take, in bytes a pixel, as measured.
+        kept_bytes: Memory that an image takes beside its tiles, the same way: its bytes, and the map that is kept.
     """
 
     parts: ClassVar[tuple[str, ...]]
+    tile_bytes: int
+    kept_bytes: float
     dtype: torch.dtype | None = None
 
     def lowered(self) -> Iterator[nn.Conv2d]:
@@ -60,6 +64,7 @@ class ResNetTower(ModifiedResNet, ConvTower):
     """
 
     parts = ("feature_map",)
+    tile_bytes, kept_bytes = 220, 13
     stem: Callable[[Tensor], Tensor]
     layer1: nn.Module
     layer2: nn.Module
@@ -97,6 +102,7 @@ class StagePoolTower(ConvTower):
     """
 
     parts = ("early_map", "stage_maps")
+    tile_bytes, kept_bytes = 300, 5.5
 
     def __init__(self, model: str, stages: Sequence[int], embed_dim: int, hidden: int = 0) -> None:
         super().__init__()

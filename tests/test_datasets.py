@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from harness.data import ladders
+from harness.data.cache import MANIFEST, check_cached
 from harness.data.datasets import open_dataset
 from harness.data.labels import LABELS
 from harness.data.loading import batches, decoded, in_background
@@ -413,3 +414,15 @@ def test_hub_datasets_are_read_by_column_name(tmp_path: Path) -> None:
     absent = dataclasses.replace(spec, columns=Columns(image="distorted", opinion="mos"))
     with pytest.raises(DatasetError, match="no column mos; found distorted, dmos"):
         open_dataset("paired", {"paired": absent})
+
+
+@pytest.mark.parametrize("content", ["{", '{"files": {"a.png": 1}}', '{"files": {}, "seal": "other"}'])
+def test_a_damaged_manifest_says_what_to_delete(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QUALICLIP_CACHE", str(tmp_path))
+    folder = tmp_path / "datasets" / "set"
+    folder.mkdir(parents=True)
+    (folder / MANIFEST).write_text(content)
+    with pytest.raises(DatasetError, match=f"not a manifest: .*; delete {folder} to have it made again"):
+        check_cached({str(folder / "a.png"): "0"})

@@ -100,6 +100,18 @@ def test_a_full_disk_is_named_and_keeps_the_last_good_checkpoint(
     assert_same(weights(output), weights(finished_run))
 
 
+def test_a_resumed_run_removes_what_a_kill_left_too_many(
+    run_settings, photo_folder: str, finished_run: Path, tmp_path: Path
+) -> None:
+    # Killed after the last checkpoint was moved into its place and before the old ones were removed.
+    kept = sorted(path.name for path in (finished_run / "checkpoints").iterdir())
+    shutil.copytree(finished_run, tmp_path / "run")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    shutil.copytree(checkpoints / kept[0], checkpoints / "step-00000001")
+    run(run_settings, photo_folder, tmp_path / "run", resume=True)
+    assert sorted(path.name for path in checkpoints.iterdir()) == kept
+
+
 def test_a_checkpoint_holds_its_configuration_and_every_state(run_settings, finished_run: Path) -> None:
     folder = finished_run / "checkpoints" / "step-00000006"
     record = json.loads((folder / "checkpoint.json").read_text())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -45,9 +46,10 @@ def photo(photographs) -> torch.Tensor:
 def needs(runtime: str, precision: str = "fp32") -> None:
     """Skip where the machine cannot."""
     if runtime == "openvino":
-        openvino = pytest.importorskip("openvino", reason="needs the extra openvino")
-        if precision.upper() not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            pytest.skip(f"this processor has no {precision}")
+        try:
+            check_openvino(precision, torch.device("cpu"))
+        except ConfigError as error:
+            pytest.skip(str(error))
     if runtime == "compiled" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         pytest.skip("torch.compile needs a C++ compiler on the CPU")
 
@@ -136,6 +138,23 @@ def test_openvino_that_is_missing_is_named(load, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ConfigError, match=r"pip install \"qualiclip-plugin\[openvino\]\""):
         load("lite", runtime="openvino")
+
+
+def test_signals_after_two_openvino_models_have_gone():
+    needs("openvino")
+    program = """
+import gc, os, signal
+from qualiclip_plugin.weights import load_model
+first, second = (load_model("lite", runtime="openvino") for _ in range(2))
+del first
+gc.collect()
+del second
+gc.collect()
+signal.signal(signal.SIGUSR1, lambda *_: print("received"))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "received\n"), done.stderr
 
 
 def test_openvino_stays_on_the_cpu():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from qualiclip_plugin.images import check_max_pixels, read_image
 from qualiclip_plugin.inference import prepare_for_inference
 from qualiclip_plugin.model import QualiCLIP
 from qualiclip_plugin.prompts import ATTRIBUTES
-from qualiclip_plugin.tiling import can_tile, encode_in_tiles, reach, spans
+from qualiclip_plugin.tiling import Span, automatic_tile, can_tile, cut, divisions, encode_in_tiles, reach
 from qualiclip_plugin.towers import ResNetTower, StagePoolTower
 from tests.conftest import TINY_BACKBONE, calibrate
 
@@ -35,7 +36,7 @@ TINY_STAGES = {
 LITE = {"embed_dim": 384, "vision_cfg": {"stage_pool": {"model": "tf_efficientnet_lite0", "stages": [5, 6]}}}
 RESNET50 = backbone_config("RN50")
 SIZES = [(285, 407), (322, 321), (260, 463), (431, 64), (33, 480), (320, 320)]
-TOLERANCE = 1e-5  # of the largest feature; the issue asks for 1e-4
+TOLERANCE = 1e-5  # of the largest feature
 
 
 @pytest.fixture(scope="module", params=[TINY_BACKBONE, TINY_STAGES], ids=["clip-resnet", "stage-pool"])
@@ -105,16 +106,37 @@ def test_the_model_tiles_large_images_by_itself(model, photo, monkeypatch):
 
 def test_spans_cover_every_pixel_once_and_keep_the_images_phase():
     for length in range(300, 700, 7):
-        cut = spans(length, 256, 64, 32)
-        assert [span.start for span in cut[1:]] == [span.stop for span in cut[:-1]]
-        assert cut[0].start == 0
-        assert cut[-1].stop is None
-        for span in cut:
-            assert span.read.start % 32 == 0
-            assert span.read.stop - span.read.start <= 256
-            assert (span.read.stop - span.read.start - length) % 32 == 0
-            assert span.read.start in (0, span.start - 64)
-            assert span.read.stop == length or span.read.stop >= span.stop + 64
+        ways = divisions(length, 64, 32)
+        assert ways[0] == [Span(slice(0, length), 0, None)]
+        assert len(ways[-1]) == math.ceil(length / 32)
+        for spans in ways:
+            assert [span.start for span in spans[1:]] == [span.stop for span in spans[:-1]]
+            assert spans[0].start == 0
+            assert spans[-1].stop is None
+            for span in spans:
+                assert span.read.start % 32 == 0
+                assert (span.read.stop - span.read.start - length) % 32 == 0
+                assert span.read.start == max(0, span.start - 64)
+                assert span.read.stop == length or span.read.stop >= span.stop + 64
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "tile", "shape"),
+    [
+        (2160, 3840, 2**23, (1, 1)),  # fits as a whole
+        (2160, 3840, 2**23 - 2**17, (1, 2)),  # just not
+        (3840, 2160, 2**22, (3, 1)),
+        (64, 40000, 2**21, (1, 2)),  # a narrow image leaves the budget to its long side
+        (8660, 11548, 2**23, (3, 6)),
+    ],
+)
+def test_the_grid_reads_as_little_as_its_tiles_allow(height, width, tile, shape):
+    tiles = cut(torch.empty(1, 1, 1, 1).expand(1, 1, height, width), tile, 32, 224)
+    rows, columns = zip(*tiles, strict=True)
+    assert (len({span.start for span in rows}), len({span.start for span in columns})) == shape
+    sizes = [[span.read.stop - span.read.start for span in pair] for pair in tiles]
+    assert max(tall * wide for tall, wide in sizes) <= tile
+    assert sum(tall * wide for tall, wide in sizes) < 1.6 * height * width
 
 
 def test_halos_of_the_shipped_networks():
@@ -131,6 +153,14 @@ def test_towers_that_see_everything_at_once_are_not_tiled():
     squeeze = {"stage_pool": {"model": "tf_efficientnet_b0", "stages": [1]}}
     for vision_config in (attention, squeeze):
         assert not can_tile(build_image_encoder({"embed_dim": 16, "vision_cfg": vision_config}))
+
+
+def test_tiles_by_default(model):
+    encoder = model.image_encoder
+    assert automatic_tile(encoder, 100) > 5e6
+    sizes = [automatic_tile(encoder, int(pixels)) for pixels in (1e6, 24e6, 100e6, 1e9)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] > 5e6 / 4
 
 
 def test_too_small_tiles_are_refused(model, photo):
@@ -173,9 +203,10 @@ def huge_files(tmp_path_factory) -> dict[str, Path]:
         (LITE, "png", "eager"),
         (LITE, "jpg", "openvino"),
         (LITE, "png", "openvino"),
-        (RESNET50, "jpg", "eager"),  # in openvino it takes more, which docs/scoring.md says
+        (RESNET50, "jpg", "eager"),
+        (RESNET50, "jpg", "openvino"),
     ],
-    ids=["lite-jpg-eager", "lite-png-eager", "lite-jpg-openvino", "lite-png-openvino", "RN50-jpg-eager"],
+    ids=["lite-jpg-eager", "lite-png-eager", "lite-jpg-openvino", "lite-png-openvino", "RN50-eager", "RN50-openvino"],
 )
 def test_from_a_file_of_a_hundred_megapixels_to_its_score_in_four_gigabytes(
     backbone, suffix, runtime, huge_files, tmp_path

@@ -59,6 +59,9 @@ def _manifest_above(place: Path) -> tuple[Path, dict[str, str]]:
     if folder is None:
         return place.parent, {}
     path, what = folder / MANIFEST, "a manifest"
-    content = read_json(path, DatasetError, what)
-    check_json(content, _SCHEMA, DatasetError, f"{path}: not {what}")
+    try:
+        content = read_json(path, DatasetError, what)
+        check_json(content, _SCHEMA, DatasetError, f"{path}: not {what}")
+    except DatasetError as error:
+        raise DatasetError(f"{error}; delete {folder} to have it made again") from error
     return folder, dict(content["files"])

@@ -220,6 +220,11 @@ class RunFolder:
                 f"the checkpoint of step {step} cannot be written to {parent} ({error.strerror or error}); "
                 f"{self.last_whole()}. Make room and continue with --resume"
             ) from error
+        self.prune(keep)
+
+    def prune(self, keep: int) -> None:
+        """Remove the checkpoints before the last ``keep``; a run that was killed may have left more."""
+        parent = self.path / "checkpoints"
         for old in self.steps()[:-keep]:
             # Renamed first: a kill in the middle leaves no checkpoint that lacks files.
             os.replace(parent / f"step-{old:08d}", parent / f".part-{old:08d}")

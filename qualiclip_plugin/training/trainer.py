@@ -186,6 +186,8 @@ class Trainer:
             generators = checkpoint.state["generators"]
             if self.accelerator.process_index < len(generators):
                 set_generator_states(generators[self.accelerator.process_index])
+        if self.main:
+            self.folder.prune(self.config.keep)
 
     def batches(self) -> Iterator[Batch]:
         """Degraded crops of this process for every step from the current one on."""

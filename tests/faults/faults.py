@@ -155,7 +155,7 @@ def _wrong_while_changing(trial: Trial, changing: set[str]) -> int:
     allowed = {expected.get(name) for name in changing}
     wrong = 0
     for name, value in trial.work.result(trial.output):
-        if " " not in name and value.split(" ")[0] not in ("", "nan"):
+        if " " not in name and value.split(" ")[0] not in ("", "nan", "None"):
             known = allowed if name in changing else {expected.get(name)}
             wrong += value not in known
     return wrong
