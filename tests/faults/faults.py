@@ -58,11 +58,16 @@ def quota(trial: Trial) -> Outcome:
 
 
 def full_disk(trial: Trial) -> Outcome:
-    """A file system of a random size, which is full before the work is done, or nearly so."""
+    """A file system with random room, from none at all to a little more than the work needs."""
     sizes = [path.stat().st_size for path in trial.undisturbed.rglob("*") if path.is_file()]
-    pages = trial.random.randint(1, sum(size // 4096 + 2 for size in sizes))
-    with mounted(trial.output, 4096 * pages):
-        outcome = trial.under(trial.run(), DECLARED)
+    pages = trial.random.randint(0, sum(size // 4096 + 2 for size in sizes))
+    with mounted(trial.output, 4096 * (pages + 1)):
+        # A file system without a size would be one without a limit.
+        ballast = trial.output / "ballast"
+        ballast.write_bytes(bytes(4096))
+        code = trial.run()
+        ballast.unlink()
+        outcome = trial.under(code, DECLARED)
         _mount("remount,size=256m", trial.output)
         return outcome + trial.compare()
 
