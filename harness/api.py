@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from harness import statistics as st
 from harness.engine import Silent
 from harness.leaderboard import table
 from harness.report.data import Cell, ladders_of, load_cell
 from harness.runner import RunRequest, run_all
 from harness.scorers.kinds import Scorer
+from harness.statistics.significance import no_outcome
 from harness.store import Store, StoreError
 
 if TYPE_CHECKING:
@@ -123,12 +122,16 @@ def _by_opinions(a: Any, b: Any, opinions: Any, rows: pd.DataFrame, draws: int, 
     fits = [st.fit_logistic4(scores, opinions) for scores in (a, b)]
     usable = all(not fit.reason and fit.rising for fit in fits)
     residuals = [fit.apply(scores) - opinions for fit, scores in zip(fits, (a, b), strict=True)] if usable else []
+    williams = st.williams_test(a, b, opinions)
+    variances = st.f_test(*residuals) if usable else no_outcome("the fit of a scorer is undefined or falls")
+    reasons = {"bootstrap": paired.reason, "Williams": williams.reason, "F": variances.reason}
     return {
         "first": st.srcc(a, opinions).value,
         "second": st.srcc(b, opinions).value,
         **_paired(paired),
-        "p_williams": st.williams_test(a, b, opinions).p_value,
-        "p_f": st.f_test(*residuals).p_value if usable else np.nan,
+        "p_williams": williams.p_value,
+        "p_f": variances.p_value,
+        "reason": "; ".join(f"{test}: {reason}" for test, reason in reasons.items() if reason),
     }
 
 
@@ -137,7 +140,12 @@ def _by_ladders(a: Any, b: Any, rows: pd.DataFrame, draws: int, seed: int) -> di
     if one is None or other is None:
         return {"reason": "no ladder of at least three levels"}
     paired = st.paired_mean(one.credited, other.credited, clusters=one.contents, draws=draws, seed=seed)
-    return {"first": float(one.credited.mean()), "second": float(other.credited.mean()), **_paired(paired)}
+    return {
+        "first": float(one.credited.mean()),
+        "second": float(other.credited.mean()),
+        **_paired(paired),
+        "reason": paired.reason or "Williams, F: need human scores",
+    }
 
 
 def _paired(paired: st.PairedBootstrap) -> dict[str, Any]:

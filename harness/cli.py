@@ -69,7 +69,10 @@ def run(
     from harness.formats import render
     from harness.progress import reporter
 
-    typer.echo(render(run_all(request, reporter(quiet=quiet, json_log=json_log))), nl=False)
+    cells = run_all(request, reporter(quiet=quiet, json_log=json_log))
+    typer.echo(render(cells), nl=False)
+    if not any(cell["subsets"] for cell in cells):
+        raise typer.Exit(1)  # no scorer could start
 
 
 @app.command()
@@ -84,7 +87,10 @@ def table(
     from harness.store import Store
 
     store = Store(output)
-    typer.echo(render(store.cells(), form, with_reported=reported), nl=False)
+    cells = list(store.cells())
+    if not cells:
+        raise QualiCLIPError(f"{output}: no results; `iqa-harness run --output {output}` makes some")
+    typer.echo(render(cells, form, with_reported=reported), nl=False)
     write_tables(store)
 
 
@@ -164,7 +170,8 @@ def fit_niqe_(
 
     paths = images_in([folder])
     patches = fit_niqe(track(paths, "Reading photographs", len(paths)), output)
-    typer.echo(f"{output}: fitted to {patches} patches; use --scorer niqe@pretrained_model_path={output}")
+    typer.echo(f"{output}: fitted to {patches} patches; use it as")
+    typer.echo(f"--scorer niqe@pretrained_model_path={output},opinion_aware=false")
 
 
 @app.command()
@@ -178,7 +185,8 @@ def compare(
     from harness.api import compare as compare_scorers
 
     frame = compare_scorers(first, second, output=output, draws=draws)
-    typer.echo(frame.to_markdown(index=False, floatfmt=".4f"))
+    shown = frame.astype(object).where(frame.notna(), None)
+    typer.echo(shown.to_markdown(index=False, floatfmt=".4f", missingval=""))
 
 
 def main() -> None:

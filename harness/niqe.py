@@ -51,7 +51,8 @@ def fit_niqe(paths: Iterable[str | os.PathLike[str]], target: str | os.PathLike[
     rows = [sharp_features(to_float(read_image(path))[None]) for path in paths]
     patches = np.concatenate(rows) if rows else np.empty((0, FEATURES))
     if len(patches) <= FEATURES:
-        raise DatasetError(f"{len(patches)} sharp patches of {PATCH} pixels, more than {FEATURES} are needed")
+        found = f"{len(rows)} photographs have {len(patches)} sharp patches of {PATCH} pixels"
+        raise DatasetError(f"{found}, more than {FEATURES} are needed: add photographs, or larger ones")
     buffer = io.BytesIO()
     model = {"mu_prisparam": patches.mean(axis=0)[None], "cov_prisparam": np.cov(patches, rowvar=False)}
     scipy.io.savemat(buffer, model)  # type: ignore[arg-type]  # any binary file will do

@@ -14,14 +14,15 @@ from typer.testing import CliRunner
 
 from harness.cli import app, main
 from harness.store import Store
+from qualiclip_plugin.errors import QualiCLIPError
 from tests.harness_data import opinion_folder, write_images
 
 FUNCTION = "tests.harness_data:brightness"
 
 
-def call(*arguments: str) -> str:
+def call(*arguments: str, code: int = 0) -> str:
     result = CliRunner().invoke(app, [*arguments], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == code, result.output
     return result.stdout
 
 
@@ -118,8 +119,14 @@ def test_a_scorer_that_cannot_start_keeps_the_measured_row(
     call("run", "--scorer", name, *options)
     measured = (tmp_path / "r/leaderboard.csv").read_text()
     (tmp_path / "weights.safetensors").unlink()
-    assert "unknown weights" in call("run", "--scorer", name, *options)
+    assert "unknown weights" in call("run", "--scorer", name, *options, code=1)
     assert (tmp_path / "r/leaderboard.csv").read_text() == measured
+
+
+def test_a_results_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(QualiCLIPError, match=f"{tmp_path / 'resluts'}: no results"):
+        call("table", "--output", str(tmp_path / "resluts"))
+    assert not (tmp_path / "resluts").exists()
 
 
 def test_lists() -> None:

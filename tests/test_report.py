@@ -21,7 +21,7 @@ from PIL import Image
 from harness.data.datasets import open_dataset
 from harness.engine import evaluate, unavailable_cell
 from harness.figures import Settings
-from harness.report import charts, data, write_report
+from harness.report import charts, data, environment, write_report
 from harness.report.charts import number
 from harness.report.overview import overview
 from harness.store import Store, StoreError
@@ -293,9 +293,11 @@ def test_seen_datasets_are_marked_and_enter_no_mean(results: Path) -> None:
     marked = rows[first[0].scorer]
     other, rated = marked["cells"]
     assert (rated["marks"], other["marks"]) == (["seen in training"], [])
-    assert marked["means"][0].value == pytest.approx(other["value"])
+    assert marked["means"][0]["value"] == pytest.approx(other["value"])
     unseen = rows[first[1].scorer]
-    assert unseen["means"][0].value == pytest.approx(np.mean([cell["value"] for cell in unseen["cells"]]))
+    assert unseen["means"][0]["value"] == pytest.approx(np.mean([cell["value"] for cell in unseen["cells"]]))
+    template = environment().get_template("index.html.j2")
+    assert "by images" in template.render(links=[], page="", lacking={}, **overview([*first, *second]))
 
 
 def renamed(cell: data.Cell, dataset: str) -> data.Cell:

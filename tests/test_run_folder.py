@@ -37,6 +37,10 @@ def test_folders_that_cannot_serve_are_refused_before_work(
     (tmp_path / "other" / "photo00.png").unlink()
     with pytest.raises(ConfigError, match="photographs"):
         run(run_settings, str(tmp_path / "other"), tmp_path / "run", resume=True)
+    swapped = shutil.copytree(photo_folder, tmp_path / "swapped")
+    shutil.copy(swapped / "photo00.png", swapped / "photo01.png")
+    with pytest.raises(ConfigError, match="photographs fingerprint"):
+        run(run_settings, str(swapped), tmp_path / "run", resume=True)
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot write"):
         run(run_settings, photo_folder, tmp_path / "file" / "run")
@@ -44,6 +48,15 @@ def test_folders_that_cannot_serve_are_refused_before_work(
     with pytest.raises(ConfigError, match="MB free"):
         run(run_settings, photo_folder, tmp_path / "full")
     assert not (tmp_path / "full" / "run.json").exists()
+
+
+def test_a_run_goes_on_after_its_photographs_have_moved(
+    run_settings, photo_folder: str, finished_run: Path, tmp_path: Path
+) -> None:
+    stop_after(run_settings, photo_folder, tmp_path / "run", 3)
+    moved = shutil.copytree(photo_folder, tmp_path / "moved")
+    run(run_settings, str(moved), tmp_path / "run", resume=True)
+    assert_same(weights(tmp_path / "run"), weights(finished_run))
 
 
 def test_a_run_that_left_nothing_but_its_starting_weights_can_begin_again(

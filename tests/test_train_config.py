@@ -40,10 +40,17 @@ def test_every_unverified_value_of_the_paper_says_so() -> None:
         "steps",
         "batch_size",
         "crop_size",
+        "crop_scale",
+        "crop_overlap",
+        "table",
+        "distortions",
+        "by_group",
+        "share_noise",
         "levels",
         "compositions",
         "pristine",
         "level_pairs",
+        "prompt_pairs",
         "reduction",
         "consistency_margin",
         "ranking_margin",
@@ -53,6 +60,7 @@ def test_every_unverified_value_of_the_paper_says_so() -> None:
         "weight_decay",
         "schedule",
         "batch_norm",
+        "mixed_precision",
     ]
     lines = (CONFIGS / "paper.yaml").read_text(encoding="utf-8").splitlines()
     for name in unverified:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.progress import track
 from harness.report import charts, terms
 from harness.report.cell_page import cell as cell_page
 from harness.report.data import Cell, contest, load_cells
@@ -94,12 +95,12 @@ def _write_site(
 
     write("index.html", "index.html.j2", **overview(cells))
     write("versions.html", "versions.html.j2", **versions(cells))
-    for name in names:
+    for name in track(names, "Comparing scorers", len(names)):
         own = [cell for cell in cells if cell.dataset == name]
         compared = contest(own, draws=draws, seed=seed)
         content = dataset_page(name, own, compared, gallery, specs.get(name))
         write(terms.dataset_page(name), "dataset.html.j2", **content)
-    for cell in cells:
+    for cell in track(cells, "Drawing cells", len(cells)):
         write(cell.page, "cell.html.j2", **cell_page(cell, gallery))
     for asset in ASSETS:
         shutil.copyfile(TEMPLATES / asset, folder / asset)

@@ -132,6 +132,8 @@ def _inversions(shown: Cell, gallery: Gallery) -> list[dict[str, Any]]:
 
 def _krasula(whole: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     stored = whole.get("krasula") or {}
+    if stored.get("reason"):
+        return [("all three figures", {"value": None, **stored})]
     names = {
         "different_similar": "Different from similar, AUC",
         "better_worse": "Better from worse, AUC",

@@ -12,6 +12,9 @@ from harness.report import charts
 from harness.report.data import Cell
 from harness.report.terms import BLOCKS, FIGURE_NAMES, MEANINGS, dataset_page
 
+MEANS = ("mean", "weighted", "rank")
+"""Over datasets, as :func:`harness.leaderboard.across_datasets` names them."""
+
 
 def overview(cells: Sequence[Cell]) -> dict[str, Any]:
     """The leaderboard over all datasets, in one block per kind of training."""
@@ -25,6 +28,7 @@ def overview(cells: Sequence[Cell]) -> dict[str, Any]:
         rows = [_row(name, chosen, datasets, means, whiskers) for name in names]
         rows.sort(key=_order)
         if rows:
+            mark_best(rows, "means", lower={MEANS.index("rank")})
             blocks.append({"title": title, "text": text, "rows": mark_best(rows)})
     figures = {name: "srcc" if _rated(cells, name) else "l_test" for name in datasets}
     columns = [
@@ -53,9 +57,9 @@ def short(cell: Cell, figure: str = "") -> dict[str, Any]:
     return {**ends, "reason": reason, "marks": marks, "page": cell.page}
 
 
-def mark_best(rows: list[dict[str, Any]], lower: Container[int] = ()) -> list[dict[str, Any]]:
-    """Mark the highest value of every column of ``cells``, the lowest of the columns ``lower``; ties share."""
-    for index, column in enumerate(zip(*(row["cells"] for row in rows), strict=True)):
+def mark_best(rows: list[dict[str, Any]], part: str = "cells", lower: Container[int] = ()) -> list[dict[str, Any]]:
+    """Mark the highest value of every column of a part, the lowest of the columns ``lower``; ties share."""
+    for index, column in enumerate(zip(*(row[part] for row in rows), strict=True)):
         values = [cell["value"] for cell in column if cell["value"] is not None]
         best = (min if index in lower else max)(values, default=None)
         for cell in column:
@@ -65,7 +69,8 @@ def mark_best(rows: list[dict[str, Any]], lower: Container[int] = ()) -> list[di
 
 def versions(cells: Sequence[Cell]) -> dict[str, Any]:
     """Everything that identifies the numbers: scorers, datasets, runs, packages and settings."""
-    measured = [cell for cell in cells if cell.measured]
+    # Published results may lack the labels of a dataset; what was measured on it stands in the cell all the same.
+    measured, absent = ([cell for cell in cells if bool(cell.content["subsets"]) is has] for has in (True, False))
     scorers = {(cell.scorer, _plain(cell.content["scorer"]["identity"])): cell for cell in measured}
     datasets = {(cell.dataset, cell.content["dataset"]["labels_hash"]): cell for cell in measured}
     return {
@@ -77,7 +82,7 @@ def versions(cells: Sequence[Cell]) -> dict[str, Any]:
         "runs": [{"cell": cell, **_run_facts(cell)} for cell in measured],
         "packages": _shared(_plain(cell.content["versions"]) for cell in measured),
         "settings": _shared(_plain(cell.content["settings"]) for cell in measured),
-        "absent": [{"cell": cell, "reason": cell.content.get("reason", "")} for cell in cells if not cell.measured],
+        "absent": [{"cell": cell, "reason": cell.content.get("reason", "")} for cell in absent],
     }
 
 
@@ -116,10 +121,10 @@ def _run_facts(cell: Cell) -> dict[str, Any]:
 
 
 def _facts(cells: Sequence[Cell]) -> dict[str, Any]:
-    measured = [cell for cell in cells if cell.measured]
+    measured = [cell for cell in cells if cell.content["subsets"]]
     return {
         "scorers": len({cell.scorer for cell in measured}),
-        "images": sum({cell.dataset: len(cell.rows) for cell in measured}.values()),
+        "images": sum({cell.dataset: cell.content["dataset"]["images"] for cell in measured}.values()),
         "dates": sorted({cell.content["date"][:10] for cell in measured}),
         "devices": sorted({device for cell in measured for device in cell.content["device"]}),
     }
@@ -143,14 +148,16 @@ def _row(
         "scorer": scorer,
         "cells": shown,
         "why": reasons.pop() if stopped else "",
-        "means": means.get(scorer, [st.undefined("never run on a dataset with human scores")] * 3),
+        "means": [
+            {"value": None if mean.reason else mean.value, "reason": mean.reason}
+            for mean in means.get(scorer, [st.undefined("never run on a dataset with human scores")] * len(MEANS))
+        ],
     }
 
 
 def _order(row: Mapping[str, Any]) -> list[float]:
     """Best mean first, then best on the first dataset, and so on; what is empty comes last."""
-    mean = row["means"][0]
-    values = [None if mean.reason else mean.value, *(cell["value"] for cell in row["cells"])]
+    values = [cell["value"] for cell in (row["means"][0], *row["cells"])]
     return [2.0 if value is None else -value for value in values]
 
 
@@ -175,10 +182,7 @@ def _nothing(reason: str) -> dict[str, Any]:
 def _means(cells: Sequence[Cell]) -> dict[str, list[st.Estimate]]:
     """Mean, mean weighted by images and average rank of each scorer; empty for fewer than two datasets."""
     rows = leaderboard.across_datasets([cell.content for cell in cells]).to_dict("records")
-    return {
-        row["scorer"]: [st.Estimate(row[kind], row["reason"]) for kind in ("mean", "weighted", "rank")]
-        for row in rows
-    }
+    return {row["scorer"]: [st.Estimate(row[kind], row["reason"]) for kind in MEANS] for row in rows}
 
 
 def _shared(texts: Iterable[str]) -> list[str]:

@@ -85,6 +85,8 @@ def _why_not(error: Exception) -> str:
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
     absent = "its weights are not on this machine and cannot be downloaded"
+    if isinstance(error, FileNotFoundError) and error.filename:
+        return f"there is no file {error.filename}"
     if isinstance(error, URLError):
         return f"{absent}: {error.reason}"
     hub = isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled)

@@ -6,6 +6,7 @@ Everything is read through Hugging Face ``datasets``, as rows (:class:`Photos`) 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,12 @@ class Photos:
     def name(self, index: int) -> str:
         """The path of a row's image, or its number where it has none."""
         return image_name(self.rows[index][self.column], index)
+
+    def stamp(self, index: int) -> str:
+        """What tells a photograph from another one in its place: the file's name and its size in bytes."""
+        image = self.rows[index][self.column]
+        size = len(image["bytes"]) if image.get("bytes") else os.path.getsize(image["path"])
+        return f"{Path(self.name(index)).name} {size}"
 
     def read(self, index: int) -> Tensor:
         """Decode one photograph to RGB, uint8, (3, H, W); raises ``ImageError``."""

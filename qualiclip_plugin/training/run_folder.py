@@ -174,10 +174,12 @@ class RunFolder:
         """
         run = self.read_run()
         changed = differences(run["config"], config)
+        # Where names and sizes of the photographs are known, the way to them does not matter.
+        ignored = "source" if photographs.get("fingerprint") else ""
         changed += [
             f"photographs {key}: {run['photographs'].get(key)} -> {value}"
             for key, value in photographs.items()
-            if run["photographs"].get(key) != value
+            if run["photographs"].get(key) != value and key != ignored
         ]
         if changed:
             raise ConfigError(f"{self.path} holds a run with other settings ({'; '.join(changed)})")

@@ -71,12 +71,12 @@ class TrainingPhotos:
         return list(held.values())
 
     def _indices_record(self, photos: Photos) -> dict[str, Any]:
-        # Names of a large dataset are costly to list; their number still tells most changes.
+        # The files of a large dataset are costly to list; their number still tells most changes.
         listed = len(photos) <= MOST_NAMES
         return {
             "trained_on": len(self._indices),
             "held_out": [Path(photos.name(index)).name for index in self._held_indices],
-            "fingerprint": f"{derive_seed(*map(photos.name, self._indices)):016x}" if listed else None,
+            "fingerprint": f"{derive_seed(*map(photos.stamp, self._indices)):016x}" if listed else None,
         }
 
     def fitting_crops(self, batches: int) -> Iterator[Tensor]:
