@@ -143,6 +143,9 @@ def sample_plan(
         raise ConfigError(f"distortions named twice: {', '.join(twice)}")
     if not ladder:
         raise ConfigError("a degradation plan needs at least one level")
+    shortest = min(kinds, key=lambda kind: len(kind.strengths))
+    if not 1 <= min(ladder) <= max(ladder) <= len(shortest.strengths):
+        raise ConfigError(f"levels {levels}: {shortest.name} has levels 1 to {len(shortest.strengths)}")
     if not 1 <= low <= high <= groups:
         raise ConfigError(f"{compositions} distortions per photograph: must be 1 to {groups}, one from each group")
 

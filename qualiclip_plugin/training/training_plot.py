@@ -88,7 +88,7 @@ def _plot_losses(axes: Axes, rows: Rows) -> None:
             axes.plot(steps, _column(rows, name), color=line.get_color(), alpha=0.25, linewidth=0.8)
     axes.set(xlabel="step")
     axes.set_ylim(bottom=0)
-    _legend(axes, "upper right")
+    _legend(axes, "best")
 
 
 def _plot_validation(axes: Axes, rows: Rows, validation: Rows) -> None:
