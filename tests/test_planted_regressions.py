@@ -58,7 +58,11 @@ PLANTS: dict[str, tuple[Callable[[Path], None], str, str]] = {
         "score",
     ),
     "flipped direction": (
-        edit("harness/scorers/kinds.py", "lower_better=bool(metric.lower_better)", "lower_better=not metric.lower_better"),
+        edit(
+            "harness/scorers/kinds.py",
+            "lower_better=bool(metric.lower_better)",
+            "lower_better=not metric.lower_better",
+        ),
         "entropy",
         "direction",
     ),

@@ -292,7 +292,7 @@ def test_limits_follow_the_direction(lower_better):
     then = snapshot_of({"x": 0.5}, lower_better)
     dropped = regression.check(now, then, {}, Limits(max_drop=0.1)).findings
     assert [finding.name for finding in dropped] == ["worst"]
-    with pytest.raises(IncomparableError, match="--max-drop needs m"):
+    with pytest.raises(IncomparableError, match="--max-drop needs the figures of m"):
         regression.check(now, None, {}, Limits(max_drop=0.1))
 
 

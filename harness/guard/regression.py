@@ -69,6 +69,10 @@ class Finding:
     allowed: str
 
 
+DROPS = ("mean", "worst")
+"""Figures of a baseline that ``--max-drop`` holds."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """Bounds on the quality of somebody's images, oriented so that higher is better.
@@ -206,8 +210,8 @@ def _held_to_limits(current: Snapshot, baseline: Snapshot | None, limits: Limits
     findings: list[Finding] = []
     for name, now in current.scorers.items():
         then = baseline.scorers.get(name) if baseline else None
-        if limits.max_drop is not None and then is None:
-            raise IncomparableError(f"--max-drop needs {name} in the baseline; --update takes one")
+        if limits.max_drop is not None and (then is None or not then["figures"].keys() >= set(DROPS)):
+            raise IncomparableError(f"--max-drop needs the figures of {name} in the baseline; --update takes them")
         findings += beyond_limits(name, now, limits, then["figures"] if then else None)
     checked = len(current.images) * len(current.scorers)
     return Comparison(findings, **_differences(current, baseline), checked=checked)
@@ -326,7 +330,7 @@ def beyond_limits(
     if limits.max_drop is not None and then_figures is not None:
         findings += [
             Finding(name, "figure", key, then_figures[key], now["figures"].get(key), f"drop <= {limits.max_drop:g}")
-            for key in ("mean", "worst")
+            for key in DROPS
             if key not in now["figures"] or sign * (then_figures[key] - now["figures"][key]) > limits.max_drop
         ]
     return findings
