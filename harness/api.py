@@ -154,5 +154,4 @@ def _paired(paired: st.PairedBootstrap) -> dict[str, Any]:
         "low": paired.low,
         "high": paired.high,
         "p_bootstrap": paired.p_value,
-        "reason": paired.reason,
     }

@@ -84,12 +84,12 @@ def table(
     """Rebuild leaderboard.csv and leaderboard.md from the stored results and print the table."""
     from harness.formats import render
     from harness.runner import write_tables
-    from harness.store import Store
+    from harness.store import Store, StoreError, no_results
 
     store = Store(output)
-    cells = list(store.cells())
+    cells = store.cells()
     if not cells:
-        raise QualiCLIPError(f"{output}: no results; `iqa-harness run --output {output}` makes some")
+        raise StoreError(no_results(output))
     typer.echo(render(cells, form, with_reported=reported), nl=False)
     write_tables(store)
 

@@ -43,6 +43,11 @@ _HASHED = re.compile(r"part-([0-9a-f]{64})")
 """Parts of earlier releases have shorter names, which say nothing of their content."""
 
 
+def no_results(folder: str | os.PathLike[str]) -> str:
+    """What to say of a results folder that holds none."""
+    return f"{folder}: no results; `iqa-harness run --output {folder}` makes some"
+
+
 @dataclass(frozen=True)
 class ScoreKey:
     """What makes two scores of one image the same measurement.

@@ -18,6 +18,7 @@ from qualiclip_plugin.errors import ImageError
 from qualiclip_plugin.images import to_float
 from qualiclip_plugin.inference import autocast, check_precision
 from qualiclip_plugin.tiling import automatic_tile, can_tile, encode_in_tiles
+from qualiclip_plugin.towers import ConvTower
 
 MIN_SIZE = 32
 """Smallest height and width in pixels: the total stride of the convolutional towers."""
@@ -140,11 +141,11 @@ class QualiCLIP(nn.Module):
         # A compiled or exported graph has no place for a number of tiles that depends on the image.
         if self.tile_pixels is None or self.training or torch.compiler.is_compiling():
             return None
-        if not can_tile(self.image_encoder):
+        if not isinstance(self.image_encoder, ConvTower):
             return None
         pixels = images.shape[2] * images.shape[3]
         tile_pixels = self.tile_pixels or automatic_tile(self.image_encoder, pixels)
-        if pixels <= tile_pixels:
+        if pixels <= tile_pixels or not can_tile(self.image_encoder):
             return None
         inputs = (images, *self.image_encoder.parameters())
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):

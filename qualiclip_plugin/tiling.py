@@ -16,13 +16,10 @@ rest, whose halo is wide, is computed in larger tiles and summed up. Towers with
 
 from __future__ import annotations
 
-import ctypes
 import math
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import TypeGuard
 
 import torch
 from timm.layers import Conv2dSame
@@ -30,6 +27,7 @@ from timm.models._efficientnet_blocks import ConvBnAct, DepthwiseSeparableConv, 
 from torch import Tensor, nn
 
 from qualiclip_plugin.errors import ConfigError
+from qualiclip_plugin.memory import give_back
 from qualiclip_plugin.towers import ConvTower, ResNetTower, StagePoolTower
 
 TILE_MEMORY = 1_850_000_000
@@ -80,7 +78,7 @@ def _span(start: int, stop: int, length: int, halo: int, stride: int) -> Span:
     return Span(slice(max(0, start - halo), min(end, length)), start, None if last else stop)
 
 
-def can_tile(tower: nn.Module) -> TypeGuard[ConvTower]:
+def can_tile(tower: nn.Module) -> bool:
     """Whether each feature depends on a bounded neighbourhood, so that tiles can stand for the whole image."""
     if isinstance(tower, StagePoolTower):
         blocks = (block for stage in tower.trunk.blocks.children() for block in stage.children())
@@ -108,7 +106,7 @@ def check_tile(tower: nn.Module, tile_pixels: int) -> int:
     smallest = 0
     if isinstance(tower, ResNetTower):
         smallest = _smallest(*reach(tower))
-    elif can_tile(tower) and isinstance(tower, StagePoolTower):
+    elif isinstance(tower, StagePoolTower) and can_tile(tower):
         blocks = tower.trunk.blocks
         stride, halo = reach(tower.trunk.conv_stem, blocks[: tower.early])
         late = _smallest(*reach(blocks[tower.early :])) * stride**2 // LATE_TILE
@@ -206,12 +204,6 @@ def cut(image: Tensor, tile_pixels: int, stride: int, halo: int) -> list[tuple[S
     return list(product(*min(grids, key=lambda grid: _length(grid[0]) * _length(grid[1]))))
 
 
-def _release() -> None:
-    """Give freed memory back to the system; glibc alone keeps nearly a gigabyte of what tiles have used."""
-    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
-        trim(0)
-
-
 def _longest(axis: list[Span]) -> int:
     return max(span.read.stop - span.read.start for span in axis)
 
@@ -244,7 +236,7 @@ def _assembled(
         top, left = row.start // stride, column.start // stride
         whole[:, :, top : top + part.shape[2], left : left + part.shape[3]] = part
         del pixels, features, part
-        _release()
+        give_back()  # of what tiles have used glibc alone keeps nearly a gigabyte
     assert whole is not None  # noqa: S101 (narrows the type: an image has at least one tile)
     return whole
 
@@ -264,5 +256,5 @@ def _means(
             sums[index] = sums[index] + part.sum((2, 3), dtype=torch.float32)
             counts[index] += part.shape[2] * part.shape[3]
         del maps, features, part
-        _release()
+        give_back()
     return torch.cat([total / count for total, count in zip(sums, counts, strict=True)], dim=1)

@@ -20,7 +20,7 @@ from harness.report.data import Cell, contest, load_cells
 from harness.report.dataset_page import dataset as dataset_page
 from harness.report.overview import overview, versions
 from harness.report.pictures import Gallery, open_sources
-from harness.store import Store, StoreError
+from harness.store import Store, StoreError, no_results
 from qualiclip_plugin.errors import ConfigError
 from qualiclip_plugin.files import atomic_folder
 
@@ -64,7 +64,7 @@ def write_report(
     _check_target(target)
     cells = load_cells(Store(results))
     if not cells:
-        raise ConfigError(f"{results}: no results; `iqa-harness run --output {results}` makes some")
+        raise ConfigError(no_results(results))
     names = sorted({cell.dataset for cell in cells})
     specs = catalogue(include)
     sources, lacking = open_sources(datasets, specs, names)

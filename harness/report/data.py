@@ -47,6 +47,11 @@ class Cell:
         return len(self.rows) > 0
 
     @property
+    def has_figures(self) -> bool:
+        """Whether figures are stored; published results may have them without the labels that ``rows`` need."""
+        return bool(self.content["subsets"])
+
+    @property
     def page(self) -> str:
         """File name of its page."""
         return f"cell-{slug(self.scorer)}--{slug(self.dataset)}.html"

@@ -7,13 +7,13 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from harness import leaderboard
-from harness import statistics as st
 from harness.report import charts
 from harness.report.data import Cell
 from harness.report.terms import BLOCKS, FIGURE_NAMES, MEANINGS, dataset_page
 
 MEANS = ("mean", "weighted", "rank")
 """Over datasets, as :func:`harness.leaderboard.across_datasets` names them."""
+NEVER_RATED = "never run on a dataset with human scores"
 
 
 def overview(cells: Sequence[Cell]) -> dict[str, Any]:
@@ -69,8 +69,7 @@ def mark_best(rows: list[dict[str, Any]], part: str = "cells", lower: Container[
 
 def versions(cells: Sequence[Cell]) -> dict[str, Any]:
     """Everything that identifies the numbers: scorers, datasets, runs, packages and settings."""
-    # Published results may lack the labels of a dataset; what was measured on it stands in the cell all the same.
-    measured, absent = ([cell for cell in cells if bool(cell.content["subsets"]) is has] for has in (True, False))
+    measured = [cell for cell in cells if cell.has_figures]
     scorers = {(cell.scorer, _plain(cell.content["scorer"]["identity"])): cell for cell in measured}
     datasets = {(cell.dataset, cell.content["dataset"]["labels_hash"]): cell for cell in measured}
     return {
@@ -82,7 +81,9 @@ def versions(cells: Sequence[Cell]) -> dict[str, Any]:
         "runs": [{"cell": cell, **_run_facts(cell)} for cell in measured],
         "packages": _shared(_plain(cell.content["versions"]) for cell in measured),
         "settings": _shared(_plain(cell.content["settings"]) for cell in measured),
-        "absent": [{"cell": cell, "reason": cell.content.get("reason", "")} for cell in absent],
+        "absent": [
+            {"cell": cell, "reason": cell.content.get("reason", "")} for cell in cells if not cell.has_figures
+        ],
     }
 
 
@@ -121,7 +122,7 @@ def _run_facts(cell: Cell) -> dict[str, Any]:
 
 
 def _facts(cells: Sequence[Cell]) -> dict[str, Any]:
-    measured = [cell for cell in cells if cell.content["subsets"]]
+    measured = [cell for cell in cells if cell.has_figures]
     return {
         "scorers": len({cell.scorer for cell in measured}),
         "images": sum({cell.dataset: cell.content["dataset"]["images"] for cell in measured}.values()),
@@ -134,7 +135,7 @@ def _row(
     scorer: str,
     cells: Sequence[Cell],
     datasets: Sequence[str],
-    means: Mapping[str, list[st.Estimate]],
+    means: Mapping[str, list[dict[str, Any]]],
     whiskers: Mapping[tuple[str, str], charts.Whisker | None],
 ) -> dict[str, Any]:
     own = {cell.dataset: cell for cell in cells if cell.scorer == scorer}
@@ -148,10 +149,7 @@ def _row(
         "scorer": scorer,
         "cells": shown,
         "why": reasons.pop() if stopped else "",
-        "means": [
-            {"value": None if mean.reason else mean.value, "reason": mean.reason}
-            for mean in means.get(scorer, [st.undefined("never run on a dataset with human scores")] * len(MEANS))
-        ],
+        "means": [dict(mean) for mean in means.get(scorer, [_mean(None, NEVER_RATED)] * len(MEANS))],
     }
 
 
@@ -179,10 +177,14 @@ def _nothing(reason: str) -> dict[str, Any]:
     return {"value": None, "low": None, "high": None, "reason": reason, "marks": [], "page": "", "whisker": None}
 
 
-def _means(cells: Sequence[Cell]) -> dict[str, list[st.Estimate]]:
+def _mean(value: float | None, reason: str) -> dict[str, Any]:
+    return {"value": None if reason else value, "reason": reason}
+
+
+def _means(cells: Sequence[Cell]) -> dict[str, list[dict[str, Any]]]:
     """Mean, mean weighted by images and average rank of each scorer; empty for fewer than two datasets."""
     rows = leaderboard.across_datasets([cell.content for cell in cells]).to_dict("records")
-    return {row["scorer"]: [st.Estimate(row[kind], row["reason"]) for kind in MEANS] for row in rows}
+    return {row["scorer"]: [_mean(row[kind], row["reason"]) for kind in MEANS] for row in rows}
 
 
 def _shared(texts: Iterable[str]) -> list[str]:

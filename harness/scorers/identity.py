@@ -73,6 +73,7 @@ def weights_hash(network: nn.Module) -> str:
 
 
 def versions(*packages: str) -> dict[str, str]:
+    """Versions of installed packages, of these and no others: each may change a score."""
     return {package: metadata.version(package) for package in packages}
 
 

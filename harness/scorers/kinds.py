@@ -56,6 +56,7 @@ class Scorer:
 
 
 def start_ours(name: str, base: str, options: dict[str, Any], device: str, precision: str) -> Scorer:
+    """A metric of this project."""
     from qualiclip_plugin.weights import load_model
 
     settings = {"weights": OURS.get(base, base), "precision": precision, **options}
@@ -84,6 +85,7 @@ def start_ours(name: str, base: str, options: dict[str, Any], device: str, preci
 
 
 def start_pyiqa(name: str, base: str, options: dict[str, Any], device: str) -> Scorer:
+    """A no-reference metric of pyiqa."""
     import pyiqa
 
     if base not in pyiqa_names():
@@ -128,14 +130,13 @@ def _only_tensors() -> Iterator[None]:
 
 
 def start_callable(name: str, base: str, options: dict[str, Any], device: str) -> Scorer:
+    """A function of the user's, images to scores: ``module:function``."""
     module_name, _, function_name = base.partition(":")
     module = import_module(module_name)
     function = getattr(module, function_name, None)
     if not callable(function):
         raise ScorerError(f"{module_name} has no function {function_name!r}")
-    direction = options.pop("lower_better", getattr(function, "lower_better", None))
-    if not isinstance(direction, bool):
-        raise ScorerError(f"{name}: declare its direction: {base}@lower_better=true or false")
+    direction = _declared(options.pop("lower_better", getattr(function, "lower_better", None)), name, base)
     source = getattr(module, "__file__", None)
     identity = {
         "callable": base,
@@ -155,12 +156,11 @@ def start_callable(name: str, base: str, options: dict[str, Any], device: str) -
 
 
 def start_command(name: str, base: str, options: dict[str, Any]) -> Scorer:
+    """A program of the user's: see :func:`_run_command`."""
     words = shlex.split(base.removeprefix(COMMAND))
-    direction = options.get("lower_better")
     if not words or shutil.which(words[0]) is None:
         raise ScorerError(f"{name}: no program {words[0] if words else ''!r}")
-    if not isinstance(direction, bool):
-        raise ScorerError(f"{name}: declare its direction: {base}@lower_better=true or false")
+    direction = _declared(options.get("lower_better"), name, base)
     files = {Path(word).name: sha256_file(word) for word in words if Path(word).is_file()}
     return Scorer(
         name=name,
@@ -171,6 +171,12 @@ def start_command(name: str, base: str, options: dict[str, Any]) -> Scorer:
         facts=facts(name),
         batch_pixels=COMMAND_BATCH_PIXELS,
     )
+
+
+def _declared(direction: object, name: str, base: str) -> bool:
+    if not isinstance(direction, bool):
+        raise ScorerError(f"{name}: declare its direction: {base}@lower_better=true or false")
+    return direction
 
 
 def _run_command(words: Sequence[str], images: Tensor) -> Tensor:

@@ -102,6 +102,7 @@ def is_ours(base: str) -> bool:
 
 @cache
 def pyiqa_names() -> frozenset[str]:
+    """pyiqa's no-reference metrics of single images."""
     from pyiqa.default_model_configs import DEFAULT_CONFIGS
 
     named = {name for name, row in DEFAULT_CONFIGS.items() if row.get("metric_mode") == "NR"}

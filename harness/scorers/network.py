@@ -25,12 +25,13 @@ def hub_reachable() -> bool:
 
 
 @contextlib.contextmanager
-def offline(offline: bool) -> Iterator[None]:
+def offline(wanted: bool = True) -> Iterator[None]:
+    """Keep the Hub's client from asking the network within the block, where that is ``wanted``."""
     # Without a network the Hub's client repeats every request for half a minute before it gives up.
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or offline
+    constants.HF_HUB_OFFLINE = before or wanted
     try:
         yield
     finally:
@@ -39,13 +40,15 @@ def offline(offline: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_network() -> Iterator[None]:
+    """Refuse every connection within the block."""
+
     def refuse(*arguments: object, **options: object) -> None:
         raise OSError("none was tried")
 
     connect, resolve = socket.socket.connect, socket.getaddrinfo
     socket.socket.connect, socket.getaddrinfo = refuse, refuse  # type: ignore[method-assign, assignment]
     try:
-        with offline(True):
+        with offline():
             yield
     finally:
         socket.socket.connect, socket.getaddrinfo = connect, resolve  # type: ignore[method-assign]

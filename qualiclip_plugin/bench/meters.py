@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from qualiclip_plugin.inference import PRECISIONS
+from qualiclip_plugin.memory import give_back
 
 MATRIX = {"cpu": 2048, "cuda": 8192}
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -56,18 +56,11 @@ def peak_memory(work: Callable[[], object], device: str) -> int | None:
     if not _CLEAR.exists():
         work()
         return None
-    _give_back()
+    give_back()  # what the allocator keeps of earlier calls would hide what this one takes
     _CLEAR.write_text("5")  # forget the highest resident size so far
     before = _resident("VmRSS")
     work()
     return max(_resident("VmHWM") - before, 0)
-
-
-def _give_back() -> None:
-    """Return what the allocator keeps of earlier calls, which would hide what this one takes."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's own
-    if trim is not None:
-        trim(0)
 
 
 def _resident(field: str) -> int:

@@ -14,7 +14,6 @@ import argparse
 import os
 import statistics
 import time
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -22,8 +21,10 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
+from qualiclip_plugin.bench.meters import seconds
 from qualiclip_plugin.distortions.table import get_table
 from qualiclip_plugin.provenance import processor_name, versions
+from tests.benchmarks.bench_training import device_text
 from tests.benchmarks.usual_degradations import USUAL, degrade_usually
 from tests.conftest import load_photographs
 
@@ -43,48 +44,46 @@ def crops_of(count: int, side: int) -> Tensor:
     return torch.stack(crops)
 
 
-def strength_of(name: str) -> float:
-    """Of the middle level, or where that is the identity the one after it."""
-    return ARNIQA[name].strength(LEVEL) or ARNIQA[name].strength(LEVEL + 1)
-
-
 def batched(name: str, crops: Tensor) -> Tensor:
     """All crops at once, where they are."""
-    strength, seeds = torch.full((len(crops),), strength_of(name)), torch.arange(len(crops))
-    return ARNIQA[name].apply(crops, strength, seeds)
+    kind, seeds = ARNIQA[name], torch.arange(len(crops))
+    return kind.apply(crops, torch.full((len(crops),), float(kind.strength(LEVEL))), seeds)
 
 
 def one_by_one(name: str, images: list[np.ndarray]) -> list[np.ndarray]:
     """One image after another."""
     draws = np.random.default_rng(0)
-    return [degrade_usually(image, name, strength_of(name), draws) for image in images]
+    return [degrade_usually(image, name, ARNIQA[name].strength(LEVEL), draws) for image in images]
 
 
-def seconds(work: Callable[[], object], repeats: int, device: torch.device) -> float:
-    """Median time of a call; the first one warms up."""
-    times = []
-    for _ in range(repeats + 1):
-        started = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times[1:])
+def errors(name: str, crops: Tensor, pristine: Tensor, images: list[np.ndarray]) -> tuple[float, float]:
+    """How far both ways move the first crops: root mean squares against ``pristine``, batched and one by one."""
+    usually = torch.from_numpy(np.stack(one_by_one(name, images))).permute(0, 3, 1, 2)
+    moved = batched(name, crops)[: len(images)].cpu()
+    return _rms(moved - pristine), _rms(usually - pristine)
+
+
+def _rms(values: Tensor) -> float:
+    return values.square().mean().sqrt().item()
+
+
+def arrays(crops: Tensor) -> list[np.ndarray]:
+    """The same crops as the usual way takes them: (H, W, 3), float64."""
+    return [crop.permute(1, 2, 0).double().numpy() for crop in crops]
 
 
 def measure(crops: Tensor, few: int, repeats: int) -> list[dict[str, object]]:
     """A row for every type; of the usual way only ``few`` crops are timed, which is as many as needed."""
     pristine = crops[:few].cpu()
-    images = [crop.permute(1, 2, 0).double().numpy() for crop in pristine]
+    images = arrays(pristine)
     rows, total = [], [0.0, 0.0]
     for name in USUAL:
-        usual = seconds(lambda name=name: one_by_one(name, images), 1, torch.device("cpu")) / few
-        ours = seconds(lambda name=name: batched(name, crops), repeats, crops.device) / len(crops)
-        moved = batched(name, crops)[:few].cpu()
-        usually = torch.from_numpy(np.stack(one_by_one(name, images))).permute(0, 3, 1, 2)
-        errors = [float((picture - pristine).square().mean().sqrt()) for picture in (moved, usually)]
-        total = [total[0] + usual, total[1] + ours]
-        rows.append(_row(name, usual, ours, *errors))
+        moved = errors(name, crops, pristine, images)  # the first call of both, which warms them up
+        usual = seconds(lambda name=name: one_by_one(name, images), "cpu") / few
+        ours = [seconds(lambda name=name: batched(name, crops), crops.device.type) for _ in range(repeats)]
+        mine = statistics.median(ours) / len(crops)
+        total = [total[0] + usual, total[1] + mine]
+        rows.append(_row(name, usual, mine, *moved))
     return [*rows, _row("**all types**", *total)]
 
 
@@ -106,10 +105,9 @@ def main() -> None:
     device = torch.device(options.device)
     crops = crops_of(options.crops, options.side).to(device)
     rows = measure(crops, options.few, options.repeats)
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     packages = ", ".join(f"{library} {version}" for library, version in versions().items())
     print(
-        f"{options.crops} crops of {options.side}x{options.side} on {where}; one by one on one core of "
+        f"{options.crops} crops of {options.side}x{options.side} on {device_text(device)}; one by one on one core of "
         f"{processor_name()}; load average {os.getloadavg()[0]:.1f}; {time.strftime('%Y-%m-%d')}; {packages}\n"
     )
     print(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".3g"))
@@ -118,16 +116,14 @@ def main() -> None:
 @pytest.mark.parametrize("name", list(USUAL))
 def test_both_ways_move_the_pixels_alike(name: str) -> None:
     crops = crops_of(4, 160)
-    images = [crop.permute(1, 2, 0).double().numpy() for crop in crops]
-    usually = torch.from_numpy(np.stack(one_by_one(name, images))).permute(0, 3, 1, 2)
-    errors = [float((picture - crops).square().mean().sqrt()) for picture in (batched(name, crops), usually)]
-    assert 0.5 < errors[0] / errors[1] < 2
+    ours, usual = errors(name, crops, crops, arrays(crops))
+    assert 0.5 < ours / usual < 2
 
 
 @pytest.mark.parametrize("way", ["batched", "one by one"])
 def test_all_types(benchmark, way: str) -> None:
     crops = crops_of(8, 160)
-    images = [crop.permute(1, 2, 0).double().numpy() for crop in crops]
+    images = arrays(crops)
     work = (lambda name: batched(name, crops)) if way == "batched" else (lambda name: one_by_one(name, images))
     benchmark.pedantic(lambda: [work(name) for name in USUAL], rounds=3, warmup_rounds=1)
 
