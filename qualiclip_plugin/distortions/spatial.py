@@ -75,7 +75,8 @@ def non_eccentricity_patch(images: Tensor, strength: Tensor, noise: Tensor) -> T
     shift = ((draw[..., 2:] * 2 - 1) * _PATCH_SHIFT).round().long()
     limit = torch.tensor((H - side[0], W - side[1]), device=images.device)
     source = torch.minimum((target + shift).clamp_min(0), limit)
-    offset = (source - target) @ torch.tensor((W, 1), device=images.device)
+    rows, columns = (source - target).unbind(2)  # no matrix product: GPUs have none of whole numbers
+    offset = rows * W + columns
     owner = _owners(target, side, (H, W))
     moved = F.pad(offset, (0, 1)).gather(1, owner)
     moved = moved.masked_fill(owner >= strength.to(images.device)[:, None], 0)
