@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from qualiclip_plugin.attention_pool import SingleQueryAttentionPool
 from qualiclip_plugin.errors import ConfigError
+from qualiclip_plugin.halving import use_halving_pools
 
 
 class ConvTower(nn.Module):
@@ -66,16 +67,21 @@ class ResNetTower(ModifiedResNet, ConvTower):
     parts = ("feature_map",)
     tile_bytes, kept_bytes = 220, 13
     stem: Callable[[Tensor], Tensor]
-    layer1: nn.Module
-    layer2: nn.Module
-    layer3: nn.Module
-    layer4: nn.Module
+    conv1: nn.Conv2d
+    conv2: nn.Conv2d
+    conv3: nn.Conv2d
+    avgpool: nn.Module
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
     attnpool: nn.Module
 
     def __init__(self, vision_cfg: dict[str, Any], embed_dim: int, positional_embedding: bool = False) -> None:
         config = CLIPVisionCfg(**vision_cfg)
         heads = config.width * 32 // config.head_width
         super().__init__(config.layers, embed_dim, heads, config.image_size, config.width)
+        use_halving_pools(self)
         self.attnpool = SingleQueryAttentionPool(self.attnpool, positional_embedding)
 
     def feature_map(self, images: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from qualiclip_plugin.bench.untrained import calibrate, write_official
 from qualiclip_plugin.checkpoint import CLIP_MEAN, CLIP_STD, build_text_side, read_weights, save_checkpoint
 from qualiclip_plugin.model import QualiCLIP
 from qualiclip_plugin.prompts import ATTRIBUTES
+from qualiclip_plugin.weights import load_model
 from tests.local_server import LocalServer
 
 # Tests must not depend on the user's choice of weights.
@@ -91,6 +92,19 @@ def tiny_checkpoint(tiny_model: QualiCLIP, tmp_path_factory: pytest.TempPathFact
     path = tmp_path_factory.mktemp("tiny") / "tiny.safetensors"
     save_checkpoint(path, tiny_model, {"name": "tiny", "training_data": "none, random weights"})
     return path
+
+
+@pytest.fixture(scope="session")
+def load(tiny_checkpoint: Path) -> Callable[..., QualiCLIP]:
+    """``load_model`` where ``resnet`` is a tiny CLIP ResNet."""
+    return lambda name, **options: load_model({"resnet": tiny_checkpoint}.get(name, name), **options)
+
+
+@pytest.fixture(scope="session")
+def photo(photographs) -> torch.Tensor:
+    """Two photographs enlarged to (2, 3, 448, 480), bytes."""
+    pixels = torch.stack([torch.from_numpy(photo[:300, :400].copy()).permute(2, 0, 1) for photo in photographs[:2]])
+    return torch.nn.functional.interpolate(pixels.float(), (448, 480), mode="bilinear").to(torch.uint8)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ import pickle
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from functools import partial
 from itertools import product
 
@@ -19,28 +18,19 @@ from typer.testing import CliRunner
 
 from harness.scorers.create import create_scorer
 from qualiclip_plugin.backbones import build_image_encoder
-from qualiclip_plugin.checkpoint import CLIP_MEAN, CLIP_STD, save_checkpoint
+from qualiclip_plugin.checkpoint import CLIP_MEAN, CLIP_STD
 from qualiclip_plugin.cli import app
 from qualiclip_plugin.errors import ConfigError
 from qualiclip_plugin.export import export_program
 from qualiclip_plugin.model import QualiCLIP
 from qualiclip_plugin.prompts import ATTRIBUTES
 from qualiclip_plugin.runtimes import check_openvino, prepare_for_scoring
-from qualiclip_plugin.weights import load_model
-from tests.conftest import TINY_BACKBONE, calibrate
 
 VIT = {"embed_dim": 16, "vision_cfg": {"layers": 1, "width": 64, "patch_size": 16, "image_size": 64}}
 # At sides that are no sum of eight powers of two, arithmetic on sizes in bf16 would show.
 SIZES = {"fp32": [(448, 480), (32, 32), (285, 407), (33, 480)], "bf16": [(448, 480), (285, 407)]}
 TILE = 300**2
 TOLERANCES = {"fp32": 1e-5, "bf16": 5e-3}
-
-
-@pytest.fixture(scope="module")
-def photo(photographs) -> torch.Tensor:
-    """Two photographs enlarged to (2, 3, 448, 480), bytes."""
-    pixels = torch.stack([torch.from_numpy(photo[:300, :400].copy()).permute(2, 0, 1) for photo in photographs[:2]])
-    return nn.functional.interpolate(pixels.float(), (448, 480), mode="bilinear").to(torch.uint8)
 
 
 def needs(runtime: str, precision: str = "fp32") -> None:
@@ -54,21 +44,10 @@ def needs(runtime: str, precision: str = "fp32") -> None:
         pytest.skip("torch.compile needs a C++ compiler on the CPU")
 
 
-@pytest.fixture(scope="module")
-def load(images, tmp_path_factory) -> Callable[..., QualiCLIP]:
-    """``load_model`` of the packaged network or of a tiny CLIP ResNet."""
-    torch.manual_seed(0)
-    encoder = build_image_encoder(TINY_BACKBONE)
-    features = calibrate(encoder, images)
-    model = QualiCLIP(encoder, features, 10.0, CLIP_MEAN, CLIP_STD, ATTRIBUTES, backbone=TINY_BACKBONE)
-    path = tmp_path_factory.mktemp("resnet") / "resnet.safetensors"
-    save_checkpoint(path, model, {})
-    return lambda name, **options: load_model({"resnet": path}.get(name, name), **options)
-
-
 @torch.inference_mode()
 def compare(eager: QualiCLIP, fast: QualiCLIP, photo: torch.Tensor, precision: str) -> None:
     """Scores of two photographs and of one at every size, whole and in tiles."""
+    photo = photo.to(eager.mean.device)
     for tile, (height, width) in product((None, TILE), SIZES[precision]):
         eager.tile_pixels = fast.tile_pixels = tile
         batch = photo[:, :, :height, :width]
@@ -115,9 +94,15 @@ def test_compiled_keeps_one_graph_for_all_sizes_and_modes(load, photo, name, mon
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("lite", {"runtime": "tensorrt"}, "unknown runtime 'tensorrt': choose one of eager, compiled, openvino"),
+        (
+            "lite",
+            {"runtime": "tensorrt"},
+            "unknown runtime 'tensorrt': choose one of eager, ",
+        ),
         ("lite", {"runtime": "openvino", "inference": False}, "cannot be trained"),
         ("lite", {"runtime": "compiled", "inference": False}, "cannot be trained"),
+        ("lite", {"runtime": "fused"}, "'fused' serves CLIP's ResNets, not StagePoolTower"),
+        ("resnet", {"runtime": "fused"}, "'fused' computes on NVIDIA GPUs, not on cpu"),
         ("resnet", {"runtime": "openvino", "precision": "fp64"}, "fp32, fp16, bf16"),
         ("lite", {"tile_pixels": 10}, "tiles of 10 pixels are too small: this network needs"),
     ],

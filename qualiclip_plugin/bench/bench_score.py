@@ -1,25 +1,60 @@
-"""What ``qualiclip bench score`` has pytest-benchmark run: all rivals in turn, one image size at a time.
+"""What ``qualiclip bench score`` has pytest-benchmark run: all rivals in turn, one case at a time.
 
-A busy machine slows what runs at the same time; so every round calls all rivals once, and ratios are made of rounds.
-pytest-benchmark times the rounds and writes the file; the seconds of the rivals are in its ``extra_info``.
+A busy machine slows what runs at the same time; so every round measures all rivals once, and ratios are made of
+rounds. pytest-benchmark times the rounds and writes the file; the seconds of the rivals are in its ``extra_info``.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from qualiclip_plugin.bench.meters import operations, peak_memory, seconds
-from qualiclip_plugin.bench.rivals import Rival
+from qualiclip_plugin.bench.rivals import Metric, Rival
 from qualiclip_plugin.errors import ImageError
 from qualiclip_plugin.images import read_image, to_float
+from qualiclip_plugin.inference import exact_fp32
 from qualiclip_plugin.scoring.score_files import score_files
+
+T = TypeVar("T")
+
+
+CALLS = {"cpu": 1, "cuda": 10}
+"""Calls that are timed together: a GPU is given the next one while it computes, as in any loop over images."""
+WARMING = {"cpu": 0, "cuda": 3}
+"""Calls after the first one, in which some runtimes look at what comes again."""
+FILES = {"cpu": 1, "cuda": 4}
+"""Batches of files that are scored together."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is scored at once.
+
+    Attributes:
+        width: Pixels.
+        height: Pixels.
+        batch: Images of this size.
+        rounds: How often.
+    """
+
+    width: int
+    height: int
+    batch: int
+    rounds: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        return self.width, self.height
 
 
 @dataclass(frozen=True)
@@ -28,47 +63,53 @@ class Bench:
 
     Attributes:
         rivals: In the order of their turns.
-        files: JPEG files of the same size, one a round, by (width, height).
-        rounds: How many rounds, by (width, height).
+        files: Some JPEG files of the same size, by (width, height).
         device: ``cpu`` or ``cuda``.
         facts: Of the machine and the networks, kept with the figures.
     """
 
     rivals: Sequence[Rival]
     files: Mapping[tuple[int, int], Sequence[Path]]
-    rounds: Mapping[tuple[int, int], int]
     device: str
     facts: Mapping[str, Any]
 
 
-def test_score(benchmark: Any, bench: Bench, size: tuple[int, int]) -> None:
-    """Measure all rivals at one size."""
-    images = [to_float(read_image(path))[None].to(bench.device) for path in bench.files[size]]
-    rows = {rival.name: _first_call(rival, images[0], bench.device) for rival in bench.rivals}
-    turns = iter(images * bench.rounds[size])
-    files = iter(list(bench.files[size]) * bench.rounds[size])
-    benchmark.extra_info.update(bench.facts, size=list(size), rivals=rows)
-    benchmark.pedantic(lambda: _round(bench, rows, next(turns), next(files)), rounds=bench.rounds[size])
+def test_score(benchmark: Any, bench: Bench, case: Case) -> None:
+    """Measure all rivals in one case."""
+    images = [to_float(read_image(path)) for path in bench.files[case.size]]
+    batches = [torch.stack(batch).to(bench.device) for batch in _turns(images, case.batch)]
+    rows = {rival.name: _first_call(rival, batches[0], bench.device) for rival in bench.rivals}
+    turns = cycle(zip(batches, _turns(bench.files[case.size], case.batch * FILES[bench.device]), strict=True))
+    benchmark.extra_info.update(bench.facts, size=list(case.size), batch=case.batch, rivals=rows)
+    benchmark.pedantic(lambda: _round(bench, rows, *next(turns)), rounds=case.rounds)
+
+
+def _turns(items: Sequence[T], number: int) -> list[list[T]]:
+    """``number`` of the items, again and again where there are fewer, starting with another one each time."""
+    return [[items[(start + index) % len(items)] for index in range(number)] for start in range(len(items))]
 
 
 @torch.inference_mode()
-def _first_call(rival: Rival, image: torch.Tensor, device: str) -> dict[str, Any]:
-    """What need not be measured in turns; the call also warms up."""
+def _first_call(rival: Rival, images: torch.Tensor, device: str) -> dict[str, Any]:
+    """What need not be measured in turns; the calls also warm up."""
     scores: list[float] = []
     counted, memory = 0, None
 
     def call() -> None:
-        scores.append(float(rival.metric(image)))
+        scores.append(float(rival.metric(images).flatten()[0]))
 
     def count() -> None:
         nonlocal counted
         counted = operations(call)
 
-    memory = peak_memory(count, device)
+    with exact_fp32():
+        memory = peak_memory(count, device)
+    for _ in range(WARMING[device]):
+        call()
     return {
         "network": rival.network,
         "precision": rival.precision,
-        "operations": counted,
+        "operations": counted / len(images),
         "peak_memory": memory,
         "score": scores[0],
         "seconds": [],
@@ -77,15 +118,26 @@ def _first_call(rival: Rival, image: torch.Tensor, device: str) -> dict[str, Any
 
 
 @torch.inference_mode()
-def _round(bench: Bench, rows: dict[str, Any], image: torch.Tensor, file: Path) -> None:
+def _round(bench: Bench, rows: dict[str, Any], images: torch.Tensor, files: Sequence[Path]) -> None:
+    """Seconds an image: pixels on the device to scores, and files to scores."""
+    calls = CALLS[bench.device]
     for rival in bench.rivals:
         row = rows[rival.name]
-        row["seconds"].append(seconds(partial(rival.metric, image), bench.device))
+        work = partial(_repeat, rival.metric, images, calls)
+        row["seconds"].append(seconds(work, bench.device) / (calls * len(images)))
         if rival.model is not None:
-            row["file_seconds"].append(seconds(partial(_from_file, file, rival.model), bench.device))
+            work = partial(_from_files, files, rival.model, len(images), bench.device)
+            row["file_seconds"].append(seconds(work, bench.device) / len(files))
 
 
-def _from_file(path: Path, model: nn.Module) -> None:
-    (row,) = score_files([path], model, workers=0)
-    if row.error:
-        raise ImageError(row.error)
+def _repeat(metric: Metric, images: torch.Tensor, calls: int) -> None:
+    for _ in range(calls):
+        metric(images)
+
+
+def _from_files(paths: Sequence[Path], model: nn.Module, batch: int, device: str) -> None:
+    # On a CPU the network has all cores; beside a GPU they decode.
+    workers = 0 if device == "cpu" else os.cpu_count() or 1
+    for row in score_files(paths, model, batch_size=batch, workers=workers):
+        if row.error:
+            raise ImageError(row.error)

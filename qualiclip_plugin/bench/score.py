@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import tempfile
@@ -16,10 +17,17 @@ from qualiclip_plugin.errors import ConfigError
 from qualiclip_plugin.files import atomic_write
 
 if TYPE_CHECKING:
-    from qualiclip_plugin.bench.bench_score import Bench
+    from qualiclip_plugin.bench.bench_score import Bench, Case
 
-SIZES = ((512, 384), (1024, 768), (3840, 2160))
-QUICK_SIZES = ((240, 224),)
+SMALL, MIDDLE, LARGE = (512, 384), (1024, 768), (3840, 2160)
+CASES = {
+    "cpu": ((SMALL, 1), (MIDDLE, 1), (LARGE, 1)),
+    "cuda": ((SMALL, 1), (SMALL, 32), (MIDDLE, 1), (MIDDLE, 16), (LARGE, 1)),
+}
+"""Size of the images and how many at once, by type of device."""
+QUICK = (((240, 224), 1), ((240, 224), 2))
+FEWEST_ROUNDS = {"cpu": 2, "cuda": 5}
+MOST_FILES = 8
 RESULTS = Path("results/benchmarks/score.json")
 BEGIN, END = "<!-- bench score: begin -->", "<!-- bench score: end -->"
 """Between these lines of a document stands what the command writes."""
@@ -28,20 +36,20 @@ BEGIN, END = "<!-- bench score: begin -->", "<!-- bench score: end -->"
 class _Settings:
     """A pytest plugin that hands a test what it measures."""
 
-    def __init__(self, bench: Bench) -> None:
-        self.bench = bench
+    def __init__(self, bench: Bench, cases: Sequence[Case]) -> None:
+        self.bench, self.cases = bench, cases
 
     def pytest_generate_tests(self, metafunc: Any) -> None:
-        """Give ``bench`` and every ``size`` to the test that asks for them."""
-        metafunc.parametrize(("bench", "size"), [(self.bench, size) for size in self.bench.files])
+        """Give ``bench`` and every ``case`` to the test that asks for them."""
+        metafunc.parametrize(("bench", "case"), [(self.bench, case) for case in self.cases])
 
 
-def measure(sizes: Sequence[tuple[int, int]], rounds: int, device: str) -> dict[str, Any]:
-    """Measure all rivals at all sizes.
+def measure(cases: Sequence[tuple[tuple[int, int], int]], rounds: int, device: str) -> dict[str, Any]:
+    """Measure all rivals in all cases.
 
     Args:
-        sizes: Width and height of the images.
-        rounds: Calls of every rival at the smallest size; larger images get fewer, at least two.
+        cases: Width and height of the images, and how many at once.
+        rounds: Measurements of every rival in the first case; where there are more pixels there are fewer.
         device: ``cpu`` or ``cuda``.
 
     Returns:
@@ -50,7 +58,7 @@ def measure(sizes: Sequence[tuple[int, int]], rounds: int, device: str) -> dict[
     Raises:
         ConfigError: pytest-benchmark is missing, or a measurement failed.
     """
-    from qualiclip_plugin.bench.bench_score import Bench
+    from qualiclip_plugin.bench.bench_score import Bench, Case
     from qualiclip_plugin.bench.meters import matrix_rate
     from qualiclip_plugin.bench.rivals import WAYS, build_rivals, memory_settings, official_weights
     from qualiclip_plugin.bench.scale import machine, photographs
@@ -59,7 +67,10 @@ def measure(sizes: Sequence[tuple[int, int]], rounds: int, device: str) -> dict[
         folder = Path(name)
         official, kind = official_weights(folder)
         rivals, missing = build_rivals(official, device)
-        number = {size: max(2, rounds * sizes[0][0] * sizes[0][1] // (size[0] * size[1])) for size in sizes}
+        least, fewest = math.prod(cases[0][0]) * cases[0][1], min(rounds, FEWEST_ROUNDS[device])
+        planned = [
+            Case(*size, batch, max(fewest, rounds * least // (math.prod(size) * batch))) for size, batch in cases
+        ]
         facts = {
             "machine": machine(device, "openvino", "pyiqa"),
             "environment": memory_settings(),
@@ -68,13 +79,13 @@ def measure(sizes: Sequence[tuple[int, int]], rounds: int, device: str) -> dict[
             "matrix_rate": {precision: matrix_rate(precision, device) for precision in {p for _, p in WAYS[device]}},
         }
         files = {}
-        for size in sizes:
+        for size in dict.fromkeys(case.size for case in planned):
             (place := folder / f"{size[0]}x{size[1]}").mkdir()
-            files[size] = photographs(place, min(number[size], 4), size)
-        return _run(Bench(rivals, files, number, device, facts), folder / "score.json")
+            files[size] = photographs(place, min(rounds, MOST_FILES), size)
+        return _run(Bench(rivals, files, device, facts), planned, folder / "score.json")
 
 
-def _run(bench: Bench, output: Path) -> dict[str, Any]:
+def _run(bench: Bench, cases: Sequence[Case], output: Path) -> dict[str, Any]:
     try:
         import pytest
         import pytest_benchmark  # noqa: F401
@@ -83,7 +94,7 @@ def _run(bench: Bench, output: Path) -> dict[str, Any]:
     case = Path(__file__).with_name("bench_score.py")
     options = ["-q", "-s", "-c", os.devnull, "--rootdir", str(output.parent), "-p", "no:cacheprovider"]
     options += ["--benchmark-quiet", f"--benchmark-json={output}"]
-    if pytest.main([*options, str(case)], plugins=[_Settings(bench)]) or not output.exists():
+    if pytest.main([*options, str(case)], plugins=[_Settings(bench, cases)]) or not output.exists():
         raise ConfigError("the measurement failed: see above")
     result: dict[str, Any] = json.loads(output.read_text())
     result["machine_info"].pop("node", None)  # names of the machine, folder and branch say nothing of the figures
@@ -101,7 +112,7 @@ def speedup(row: Mapping[str, Any], reference: Mapping[str, Any]) -> float:
 
 
 def to_markdown(result: Mapping[str, Any]) -> str:
-    """One table for every size, and where they were measured."""
+    """One table for every case, and where they were measured."""
     facts = result["benchmarks"][0]["extra_info"]
     machine = facts["machine"]
     libraries = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
@@ -127,8 +138,10 @@ def _table(facts: Mapping[str, Any]) -> list[str]:
     for row in rows.values():
         counted[row["network"]] = max(counted.get(row["network"], 0), row["operations"])
     rounds = len(rows[REFERENCE]["seconds"])
+    together = f", {facts['batch']} at once" if facts["batch"] > 1 else ""
     lines = [
-        f"| {width}x{height}, {rounds} rounds | ms | times pyiqa's speed | score - pyiqa's or fp32's "
+        f"| {width}x{height}{together}, {rounds} rounds "
+        "| ms an image | times pyiqa's speed | score - pyiqa's or fp32's "
         "| 10^9 operations | share of matrix rate | peak memory, MB | files a second | not the network |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
@@ -145,7 +158,7 @@ def _cells(row: Mapping[str, Any], rows: Mapping[str, Any], operations: int, rat
     difference = f"{row['score'] - rows[first]['score']:+.1e}" if first in rows and row is not rows[first] else ""
     files = statistics.median(row["file_seconds"]) if row["file_seconds"] else None
     return [
-        f"{1000 * median:.1f}",
+        f"{1000 * median:.4g}",
         f"{speedup(row, rows[REFERENCE]):.2f}",
         difference,
         f"{1e-9 * operations:.2f}" if operations else "",
@@ -176,8 +189,10 @@ def write_into(document: Path, text: str) -> None:
 
 def score_command(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    rounds: Annotated[int, typer.Option(min=2, help="At the smallest size; larger images get fewer.")] = 12,
-    quick: Annotated[bool, typer.Option("--quick", help="One tiny size, two rounds: whether it runs.")] = False,
+    rounds: Annotated[
+        int, typer.Option(min=2, help="In the first case; where there are more pixels there are fewer.")
+    ] = 12,
+    quick: Annotated[bool, typer.Option("--quick", help="Tiny images, two rounds: whether it runs.")] = False,
     output: Annotated[Path, typer.Option(help="JSON file of pytest-benchmark.")] = RESULTS,
     document: Annotated[
         Path | None, typer.Option(help="Also put the tables into this Markdown file, between its marks.")
@@ -192,7 +207,7 @@ def score_command(
     if from_json:
         result = json.loads(output.read_text())
     else:
-        result = measure(QUICK_SIZES, 2, device) if quick else measure(SIZES, rounds, device)
+        result = measure(QUICK, 2, device) if quick else measure(CASES[device], rounds, device)
         output.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(output, "w") as file:
             file.write(json.dumps(result, indent=1) + "\n")
