@@ -91,7 +91,7 @@ def score(
     ] = "lite",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
-    runtime: Annotated[str, typer.Option(help="What computes: eager, compiled or openvino.")] = "eager",
+    runtime: Annotated[str, typer.Option(help="What computes: eager, openvino or cuda.")] = "eager",
     scale: Annotated[
         Scale, typer.Option(help="Factor on the similarities: the one pyiqa uses or the authors'.")
     ] = Scale.pyiqa,

@@ -247,8 +247,9 @@ def _jpeg_scans(file: IO[bytes]) -> int:
     file.seek(0)
     data = file.read()
     file.seek(position)
-    if data.count(_START_OF_SCAN) <= MAX_SCANS:  # cheap, and an upper bound: thumbnails hold some as well
-        return data.count(_START_OF_SCAN)
+    most = data.count(_START_OF_SCAN)  # cheap, and an upper bound: thumbnails hold some as well
+    if most <= MAX_SCANS:
+        return most
     scans, at = 0, 2
     while (marker := _MARKER.search(data, at)) and marker[0] != _END_OF_IMAGE:
         scans += marker[0] == _START_OF_SCAN

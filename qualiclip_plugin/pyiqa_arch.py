@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from qualiclip_plugin.backbones import backbone_config, build_tokenizer
 from qualiclip_plugin.checkpoint import build_model, build_text_side, load_prompt_learner, read_weights
-from qualiclip_plugin.errors import ConfigError, WeightsError
+from qualiclip_plugin.errors import WeightsError
 from qualiclip_plugin.inference import exact_fp32
 from qualiclip_plugin.model import QualiCLIP, pair_scores, prompt_similarities
 from qualiclip_plugin.prompt_learner import PromptLearner
 from qualiclip_plugin.prompts import ATTRIBUTES, paired_features
 from qualiclip_plugin.runtimes import prepare_for_scoring
+from qualiclip_plugin.scoring.score_files import check_device
 from qualiclip_plugin.weights import chosen_weights, load_cards, load_file, resolve
 
 
@@ -36,7 +37,7 @@ class PyiqaQualiCLIP(nn.Module):
             ``QUALICLIP_WEIGHTS`` or else ``official``.
         scale: ``"pyiqa"``, ``"authors"`` or a number (see ``checkpoint.build_model``).
         precision: ``fp32``, ``fp16`` or ``bf16``.
-        runtime: ``eager``, or ``openvino`` on the CPU (see ``runtimes``).
+        runtime: ``eager``, ``openvino`` on the CPU, or ``cuda`` on the current GPU (see ``runtimes``).
         train_image_encoder: Keep the image encoder trainable and part of the state dictionary (``qualiclip`` only).
 
     Raises:
@@ -67,10 +68,6 @@ class PyiqaQualiCLIP(nn.Module):
             raise WeightsError(f"unknown model_type {model_type!r}: use 'qualiclip' or a QualiCLIP+ card")
         if plus and train_image_encoder:
             raise WeightsError("QualiCLIP+ learns prompts on a frozen encoder; train_image_encoder needs 'qualiclip'")
-        if runtime == "compiled":
-            raise ConfigError(
-                "pyiqa moves a network once built, a compiled one stays: use load_model(runtime='compiled')"
-            )
         card = load_cards().get(chosen_weights(weights))
         if card is not None and card.format == "prompt-learner":
             raise WeightsError(f"weights {card.name!r} are learned prompts; ask for the metric {card.name!r} instead")
@@ -92,7 +89,9 @@ class PyiqaQualiCLIP(nn.Module):
         if train_image_encoder:
             self.model = model
         else:
-            self._frozen["model"] = prepare_for_scoring(model, runtime)
+            # pyiqa moves a network once it is built; what this runtime prepares stays where it was made.
+            place = check_device("cuda") if runtime == "cuda" else "cpu"
+            self._frozen["model"] = prepare_for_scoring(model, runtime, place)
         if plus:
             if file.format == "plugin":
                 raise WeightsError(f"{file.path} has no text encoder; QualiCLIP+ needs a whole CLIP")

@@ -27,7 +27,6 @@ _MODEL_CODE = (
     "prompt_learner.py",
     "prompts.py",
     "runtimes/__init__.py",
-    "runtimes/compiled.py",
     "runtimes/fused.py",
     "runtimes/openvino.py",
     "runtimes/part.py",

@@ -27,9 +27,11 @@ from qualiclip_plugin.scoring.score_files import score_files
 T = TypeVar("T")
 
 
-CALLS = {"cpu": 1, "cuda": 10}
+MOST_CALLS = {"cpu": 1, "cuda": 10}
 """Calls that are timed together: a GPU is given the next one while it computes, as in any loop over images."""
-WARMING = {"cpu": 0, "cuda": 3}
+TOGETHER = 0.2
+"""Seconds that they may take."""
+WARMING = {"cpu": 0, "cuda": 2}
 """Calls after the first one, in which some runtimes look at what comes again."""
 FILES = {"cpu": 1, "cuda": 4}
 """Batches of files that are scored together."""
@@ -106,7 +108,9 @@ def _first_call(rival: Rival, images: torch.Tensor, device: str) -> dict[str, An
         memory = peak_memory(count, device)
     for _ in range(WARMING[device]):
         call()
+    one = seconds(call, device)
     return {
+        "calls": max(1, min(MOST_CALLS[device], int(TOGETHER / one))),
         "network": rival.network,
         "precision": rival.precision,
         "operations": counted / len(images),
@@ -120,9 +124,9 @@ def _first_call(rival: Rival, images: torch.Tensor, device: str) -> dict[str, An
 @torch.inference_mode()
 def _round(bench: Bench, rows: dict[str, Any], images: torch.Tensor, files: Sequence[Path]) -> None:
     """Seconds an image: pixels on the device to scores, and files to scores."""
-    calls = CALLS[bench.device]
     for rival in bench.rivals:
         row = rows[rival.name]
+        calls = row["calls"]
         work = partial(_repeat, rival.metric, images, calls)
         row["seconds"].append(seconds(work, bench.device) / (calls * len(images)))
         if rival.model is not None:

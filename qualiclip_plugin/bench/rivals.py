@@ -23,9 +23,9 @@ Metric = Callable[[Tensor], Tensor]
 """RGB in [0, 1], (N, 3, H, W) -> scores (N, 1)."""
 WAYS = {
     "cpu": (("eager", "fp32"), ("eager", "bf16"), ("openvino", "fp32"), ("openvino", "bf16")),
-    "cuda": (("eager", "fp32"), ("eager", "fp16"), ("compiled", "fp16"), ("fused", "fp32"), ("fused", "fp16")),
+    "cuda": (("eager", "fp32"), ("eager", "fp16"), ("cuda", "fp32"), ("cuda", "fp16")),
 }
-"""Runtimes and precisions, by type of device. ``compiled`` on a CPU compiles for minutes and is left out."""
+"""Runtimes and precisions, by type of device."""
 OTHERS = ("niqe", "brisque", "clipiqa")
 REFERENCE = "pyiqa qualiclip"
 

@@ -26,7 +26,7 @@ _EDGE_SIGMA = 4.0  # smoothing of the edge map in color_shift, KADID-10k
 
 def mix_channels(images: Tensor, matrix: Tensor) -> Tensor:
     """Multiply the channels (N, 3, H, W) by a 3 x 3 matrix."""
-    return torch.einsum("ij,njhw->nihw", matrix.to(images), images)
+    return torch.einsum("ij,njhw->nihw", matrix.to(images, non_blocking=True), images)
 
 
 def srgb_to_linear(values: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ def linear_to_srgb(values: Tensor) -> Tensor:
 
 def _to_relative_xyz(device: torch.device) -> Tensor:
     matrix = torch.tensor(_RGB_TO_XYZ, dtype=torch.float64)
-    return (matrix / torch.tensor(_WHITE, dtype=torch.float64)[:, None]).to(device)
+    return (matrix / torch.tensor(_WHITE, dtype=torch.float64)[:, None]).to(device, non_blocking=True)
 
 
 def rgb_to_lab(images: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ def quantization_tables(quality: Tensor) -> tuple[Tensor, Tensor]:
     scale = torch.where(quality < 50, (5000 / quality).floor(), 200 - 2 * quality)[:, None, None]
 
     def scaled(table: tuple[tuple[int, ...], ...]) -> Tensor:
-        base = torch.tensor(table, dtype=scale.dtype, device=scale.device)
+        base = torch.tensor(table, dtype=scale.dtype).to(scale.device, non_blocking=True)
         return ((base * scale + 50) / 100).floor().clamp_(1, 255)
 
     return scaled(_LUMA_TABLE), scaled(_CHROMA_TABLE)
@@ -61,7 +61,7 @@ def _dct_basis(device: torch.device, dtype: torch.dtype) -> Tensor:
     index = torch.arange(8, dtype=torch.float64)
     line = torch.cos((2 * index + 1) * index[:, None] * math.pi / 16) / 2
     line[0] /= math.sqrt(2)
-    return torch.kron(line, line).to(device, dtype)
+    return torch.kron(line, line).to(device, dtype, non_blocking=True)
 
 
 def _round_away(values: Tensor) -> Tensor:

@@ -73,8 +73,10 @@ def gaussian_filter(images: Tensor, sigma: Tensor) -> Tensor:
     H, W = images.shape[-2:]
     rows = gaussian_operator(distinct, H)
     columns = rows if W == H else gaussian_operator(distinct, W)
-    index = index.to(images.device)
-    return separable(images, rows.to(images.device)[index], columns.to(images.device)[index])
+    index = index.to(images.device, non_blocking=True)
+    return separable(
+        images, rows.to(images.device, non_blocking=True)[index], columns.to(images.device, non_blocking=True)[index]
+    )
 
 
 def correlate(images: Tensor, kernels: Tensor) -> Tensor:
@@ -90,5 +92,5 @@ def correlate(images: Tensor, kernels: Tensor) -> Tensor:
     N, C, H, W = images.shape
     k = kernels.shape[-1]
     padded = F.pad(images, (k // 2,) * 4, mode="replicate").reshape(1, N * C, H + k - 1, W + k - 1)
-    weights = kernels.to(images).repeat_interleave(C, dim=0)[:, None]
+    weights = kernels.to(images, non_blocking=True).repeat_interleave(C, dim=0)[:, None]
     return F.conv2d(padded, weights, groups=N * C).view(N, C, H, W)

@@ -31,7 +31,7 @@ def jitter(images: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
     rows = torch.arange(H, device=images.device, dtype=images.dtype)[:, None].expand(H, W)
     columns = torch.arange(W, device=images.device, dtype=images.dtype).expand(H, W)
     place = torch.stack((columns, rows), dim=-1) + field * per_image(strength * _JITTER_PASSES**0.5, images)
-    size = torch.tensor((W, H), dtype=images.dtype).to(images.device)
+    size = torch.tensor((W, H), dtype=images.dtype).to(images.device, non_blocking=True)
     grid = (2 * place + 1) / size - 1
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False).clamp_(0, 1)
 
@@ -57,7 +57,7 @@ def _owners(corners: Tensor, side: tuple[int, int], size: tuple[int, int]) -> Te
 
 
 def _corners(draw: Tensor, side: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    room = torch.tensor((size[0] - side[0] + 1, size[1] - side[1] + 1), device=draw.device)
+    room = torch.tensor((size[0] - side[0] + 1, size[1] - side[1] + 1)).to(draw.device, non_blocking=True)
     return torch.minimum((draw * room).long(), room - 1)
 
 
@@ -73,13 +73,13 @@ def non_eccentricity_patch(images: Tensor, strength: Tensor, noise: Tensor) -> T
     draw = uniform_field(noise, (count, 4), device=images.device)
     target = _corners(draw[..., :2], side, (H, W))
     shift = ((draw[..., 2:] * 2 - 1) * _PATCH_SHIFT).round().long()
-    limit = torch.tensor((H - side[0], W - side[1]), device=images.device)
+    limit = torch.tensor((H - side[0], W - side[1])).to(images.device, non_blocking=True)
     source = torch.minimum((target + shift).clamp_min(0), limit)
     rows, columns = (source - target).unbind(2)  # no matrix product: GPUs have none of whole numbers
     offset = rows * W + columns
     owner = _owners(target, side, (H, W))
     moved = F.pad(offset, (0, 1)).gather(1, owner)
-    moved = moved.masked_fill(owner >= strength.to(images.device)[:, None], 0)
+    moved = moved.masked_fill(owner >= strength.to(images.device, non_blocking=True)[:, None], 0)
     index = torch.arange(H * W, device=images.device) + moved
     flat = images.reshape(N, C, H * W)
     return flat.gather(2, index[:, None].expand(N, C, H * W)).view(N, C, H, W)
@@ -94,7 +94,7 @@ def color_block(images: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
     owner = _owners(_corners(draw[..., :2], side, (H, W)), side, (H, W))
     palette = F.pad(draw[..., 2:].to(images.dtype), (0, 0, 0, 1)).transpose(1, 2)
     blocks = palette.gather(2, owner[:, None].expand(N, C, H * W)).view(N, C, H, W)
-    covered = (owner < strength.to(images.device)[:, None]).view(N, 1, H, W)
+    covered = (owner < strength.to(images.device, non_blocking=True)[:, None]).view(N, 1, H, W)
     return torch.where(covered, blocks, images)
 
 
@@ -110,7 +110,7 @@ def pixelate(images: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
 
     Where each side divides the next, the means are projections onto nested spaces: the error never falls.
     """
-    block = strength.to(images.device, torch.int64)
+    block = strength.to(images.device, torch.int64, non_blocking=True)
     rows, columns = (_mean_operator(block, size).to(images.dtype) for size in images.shape[-2:])
     return separable(images, rows, columns).clamp_(0, 1)
 
@@ -119,7 +119,7 @@ def pixelate_nearest(images: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
     """Shrink by .95 - strength**.6 and enlarge again, nearest pixel both ways (KADID-10k's formula)."""
     H, W = images.shape[-2:]
     scale = 0.95 - strength.cpu().to(torch.float64) ** 0.6
-    rows, columns = (_nearest_index(scale, size).to(images.device) for size in (H, W))
+    rows, columns = (_nearest_index(scale, size).to(images.device, non_blocking=True) for size in (H, W))
     picked = images.gather(2, rows[:, None, :, None].expand_as(images))
     return picked.gather(3, columns[:, None, None, :].expand_as(images))
 
@@ -137,7 +137,7 @@ def quantization(images: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
     falls. Sums run in integers, whose order of addition does not matter, so that a GPU repeats itself exactly.
     """
     N, C, H, W = images.shape
-    count = strength.to(images.device, torch.int64).view(N, 1, 1)
+    count = strength.to(images.device, torch.int64, non_blocking=True).view(N, 1, 1)
     most = int(strength.max())
     flat = images.reshape(N, C, H * W)
     cell = (flat * count).long().clamp_(min=0).minimum(count - 1)
@@ -164,7 +164,7 @@ def resize(images: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
     factors = strength.cpu()
     resized = torch.empty_like(images)
     for factor in factors.unique().tolist():
-        chosen = (factors == factor).nonzero()[:, 0].to(images.device)
+        chosen = (factors == factor).nonzero()[:, 0].to(images.device, non_blocking=True)
         small = (max(1, round(H / factor)), max(1, round(W / factor)))
         less = F.interpolate(images[chosen], small, mode="bicubic", antialias=True, align_corners=False)
         more = F.interpolate(less, (H, W), mode="bicubic", align_corners=False)

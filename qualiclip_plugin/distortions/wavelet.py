@@ -52,7 +52,7 @@ def _analysis(size: int) -> Tensor:
 @lru_cache(maxsize=128)
 def _matrix(size: int, inverse: bool, device: torch.device, dtype: torch.dtype) -> Tensor:
     matrix = _analysis(size)
-    return (torch.linalg.inv(matrix) if inverse else matrix).to(device, dtype)
+    return (torch.linalg.inv(matrix) if inverse else matrix).to(device, dtype, non_blocking=True)
 
 
 def _bands(H: int, W: int) -> list[tuple[int, int]]:
@@ -80,7 +80,7 @@ def _cost_matrix(device: torch.device) -> Tensor:
     bins = torch.arange(_BINS, dtype=torch.float64)
     doublings = torch.log2(1 + torch.exp2((bins - bins[:, None] + 0.5) / _BINS_PER_OCTAVE).floor())
     cost = _BITS_PER_NONZERO + _BITS_PER_DOUBLING * doublings
-    return torch.where(bins >= bins[:, None], cost, 0).to(device)
+    return torch.where(bins >= bins[:, None], cost, 0).to(device, non_blocking=True)
 
 
 def step_for_bits(magnitudes: Tensor, bits: Tensor) -> Tensor:
@@ -118,11 +118,11 @@ def jpeg2000(images: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
         Images in [0, 1] at multiples of 1/255, (N, 3, H, W).
     """
     N, _, H, W = images.shape
-    gain = torch.tensor(_ERROR_GAIN).to(images).view(3, 1, 1)
+    gain = torch.tensor(_ERROR_GAIN).to(images, non_blocking=True).view(3, 1, 1)
     ycbcr = mix_channels((images * 255).round_().sub_(128), torch.tensor(_TO_YCBCR))
     coefficients = wavelet_transform(ycbcr) * gain
     magnitudes = coefficients.abs()
-    bits = (24.0 * H * W / strength.to(images)).view(N, 1)
+    bits = (24.0 * H * W / strength.to(images, non_blocking=True)).view(N, 1)
     headers = (_LARGEST_SHARE_OF_HEADERS * bits).clamp_max(_BITS_OF_HEADERS)
     step = step_for_bits(magnitudes.flatten(1), bits - headers).view(N, 1, 1, 1)
     quantized = (magnitudes / step).floor_()

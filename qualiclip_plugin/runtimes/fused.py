@@ -23,7 +23,7 @@ class FusedMap(FastPart):
         tower: Where its weights stay.
     """
 
-    runtime = "fused"
+    runtime = "cuda"
 
     def __init__(self, tower: ResNetTower) -> None:
         self._tower = tower

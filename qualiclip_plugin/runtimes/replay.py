@@ -56,12 +56,12 @@ class Replayed(FastPart):
 
     Args:
         compute: What is replayed.
-        runtime: Of whom errors speak.
         record: Makes what replays it.
     """
 
-    def __init__(self, compute: Compute, runtime: str, record: Callable[[Compute, Tensor], Compute]) -> None:
-        self.runtime = runtime
+    runtime = "cuda"
+
+    def __init__(self, compute: Compute, record: Callable[[Compute, Tensor], Compute]) -> None:
         self._compute, self._record = compute, record
         self._seen: OrderedDict[Any, Compute | None] = OrderedDict()
         self._lock = threading.Lock()  # a graph has one place for its images

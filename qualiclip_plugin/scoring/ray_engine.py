@@ -52,7 +52,7 @@ class ScoreRequest:
         background: RGB in 0..255 behind transparent pixels.
         column: Column of the images in Parquet files; ``None`` finds it.
         images_per_shard: Most rows in a file of scores.
-        runtime: ``eager``, ``compiled`` or ``openvino``.
+        runtime: ``eager``, ``openvino`` or ``cuda``.
         tile_pixels: As for ``weights.load_model``.
         max_pixels: Larger images are refused before they are decoded.
     """

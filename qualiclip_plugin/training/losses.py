@@ -45,6 +45,23 @@ def level_pairs(levels: int, pairs: str = "all") -> tuple[list[int], list[int]]:
     return [i for i, _ in found], [j for _, j in found]
 
 
+def falls(values: Tensor, dim: int, pairs: str = "all") -> Tensor:
+    """By how much values fall from the milder to the more severe level of each pair.
+
+    Args:
+        values: With the levels along axis ``dim``, the mildest first.
+        dim: Not negative.
+        pairs: As for :func:`level_pairs`.
+
+    Returns:
+        The same shape, with the pairs in the place of the levels.
+    """
+    levels = values.unbind(dim)
+    # Indices would have to be sent to a GPU, which waits for all that it was given before.
+    milder, worse = (torch.stack([levels[i] for i in side], dim) for side in level_pairs(len(levels), pairs))
+    return milder - worse
+
+
 def consistency_loss(similarities: Tensor, margin: float = 2.5e-3, reduction: str = "sum") -> Tensor:
     """Equally degraded crops of one photograph have equal similarities: relu(|s_1 - s_2| - margin).
 
@@ -186,8 +203,7 @@ def named_fall_loss(fall: Tensor, relevant: Tensor, margin: float) -> Tensor:
 
 def _ranking_loss(falling: Tensor, margin: float, pairs: str, reduction: str) -> Tensor:
     """Hinge on quantities (B, K, L, P) that must fall along the level axis."""
-    milder, worse = level_pairs(falling.shape[2], pairs)
-    hinge = torch.relu(margin - (falling[:, :, milder] - falling[:, :, worse]))
+    hinge = torch.relu(margin - falls(falling, 2, pairs))
     return _reduce(hinge.movedim(-1, 1), reduction)
 
 

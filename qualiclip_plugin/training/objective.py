@@ -23,7 +23,7 @@ from qualiclip_plugin.training.losses import (
     attribute_loss,
     consistency_loss,
     content_ranking_loss,
-    level_pairs,
+    falls,
     metric_order_loss,
     negative_ranking_loss,
     positive_ranking_loss,
@@ -194,8 +194,7 @@ def ranking_accuracy(similarities: Tensor) -> Tensor:
         (B,) in [0, 1]; equal values count as wrong.
     """
     quality = (similarities[..., 0] - similarities[..., 1]).mean(-1)
-    milder, worse = level_pairs(quality.shape[2])
-    return (quality[:, :, milder] > quality[:, :, worse]).float().mean((1, 2))
+    return (falls(quality, 2) > 0).float().mean((1, 2))
 
 
 class Objective(nn.Module):
