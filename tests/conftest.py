@@ -16,8 +16,10 @@ from PIL import Image
 from qualiclip_plugin.backbones import backbone_config, build_image_encoder
 from qualiclip_plugin.bench.untrained import calibrate, write_official
 from qualiclip_plugin.checkpoint import CLIP_MEAN, CLIP_STD, build_text_side, read_weights, save_checkpoint
+from qualiclip_plugin.errors import ConfigError
 from qualiclip_plugin.model import QualiCLIP
 from qualiclip_plugin.prompts import ATTRIBUTES
+from qualiclip_plugin.runtimes import check_openvino
 from qualiclip_plugin.weights import load_model
 from tests.local_server import LocalServer
 
@@ -92,6 +94,14 @@ def tiny_checkpoint(tiny_model: QualiCLIP, tmp_path_factory: pytest.TempPathFact
     path = tmp_path_factory.mktemp("tiny") / "tiny.safetensors"
     save_checkpoint(path, tiny_model, {"name": "tiny", "training_data": "none, random weights"})
     return path
+
+
+def needs_openvino(precision: str = "fp32") -> None:
+    """Skip where OpenVINO is missing or this processor has no such precision."""
+    try:
+        check_openvino(precision, torch.device("cpu"))
+    except ConfigError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

@@ -213,6 +213,26 @@ def test_the_longest_unused_recording_goes_and_large_batches_have_none() -> None
     assert {event for event, _ in log.events} == {"compute"}
 
 
+def test_without_memory_for_a_recording_images_are_computed_as_they_are() -> None:
+    log = Log()
+
+    def full(compute: Callable[[Tensor], Tensor], images: Tensor) -> Callable[[Tensor], Tensor]:
+        raise RuntimeError("CUDA out of memory")
+
+    function = Replayed(log.compute, full)
+    for _ in range(3):
+        function(torch.rand(1, 3, 32, 32))
+    assert log.events == [("compute", 32)] * 3
+
+    def broken(compute: Callable[[Tensor], Tensor], images: Tensor) -> Callable[[Tensor], Tensor]:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    function = Replayed(log.compute, broken)
+    function(torch.rand(1, 3, 32, 32))
+    with pytest.raises(RuntimeError, match="not permitted"):
+        function(torch.rand(1, 3, 32, 32))
+
+
 def test_gradients_through_a_recording_are_refused() -> None:
     log = Log()
     function = Replayed(log.compute, log.record)

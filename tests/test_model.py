@@ -18,7 +18,7 @@ from qualiclip_plugin.inference import fold_batch_norm, prepare_for_inference
 from qualiclip_plugin.model import QualiCLIP, pair_scores, quality_score
 from qualiclip_plugin.prompts import ATTRIBUTES, PROMPT_PAIRS, encode_prompts, flat_prompts, paired_features
 from qualiclip_plugin.weights import load_model
-from tests.conftest import calibrate
+from tests.conftest import calibrate, needs_openvino
 
 SIZES = [(224, 224), (384, 512), (768, 1024), (517, 333)]
 
@@ -50,6 +50,22 @@ def test_scores_equal_pyiqa(reference, pictures, images):
         for batch in [images, *pictures.values()]:
             torch.testing.assert_close(ours(batch), reference(batch), rtol=0, atol=1e-5)
     assert ours(images).std() > 1e-2  # the random network tells pictures apart, so equality means something
+
+
+@pytest.mark.usefixtures("use_official")
+@pytest.mark.parametrize(
+    ("runtime", "precision", "tolerance"),
+    [("openvino", "fp32", 1e-5), ("eager", "bf16", 2e-3), ("openvino", "bf16", 2e-3), ("eager", "fp16", 1e-3)],
+)
+def test_fast_scores_are_near_pyiqas(reference, pictures, images, runtime, precision, tolerance):
+    if runtime == "openvino":
+        needs_openvino(precision)
+    ours = load_model("official", runtime=runtime, precision=precision)
+    # The random network was made to tell these crops apart and multiplies what rounding does to them.
+    crops = [] if precision == "bf16" else [images]
+    with torch.no_grad():
+        for batch in [*crops, *pictures.values()]:
+            torch.testing.assert_close(ours(batch), reference(batch), rtol=0, atol=tolerance)
 
 
 @pytest.mark.usefixtures("use_official")

@@ -28,7 +28,7 @@ from harness.runner import RunRequest, run_all
 from qualiclip_plugin import cli
 from qualiclip_plugin.errors import ConfigError
 from qualiclip_plugin.scoring import ray_engine
-from qualiclip_plugin.scoring.cluster import make_pool, map_on
+from qualiclip_plugin.scoring.cluster import Pool, make_pool, map_on
 from qualiclip_plugin.scoring.ray_engine import ScoreRequest, ShardWorker, identify, score_on_ray
 from qualiclip_plugin.scoring.score_files import BATCH_TOLERANCE, ScoredImage, score_files
 from qualiclip_plugin.scoring.score_table import to_frame
@@ -250,6 +250,16 @@ def test_more_workers_than_the_cluster_holds(ray_cluster: None) -> None:
             make_pool(**wrong)
     with pytest.raises(ConfigError, match="'mps': on a Ray cluster it is auto, cpu or cuda"):
         make_pool("mps")
+
+
+def test_workers_share_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray", reason="needs the extra ray")
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 2.0})
+    assert make_pool() == Pool(2, "cuda", 1, sharing=1)
+    assert make_pool(workers=8) == Pool(8, "cuda", 1, sharing=4)
+    assert make_pool(workers=5) == Pool(5, "cuda", 1, sharing=3)
+    with pytest.raises(ConfigError, match="no room for 17 workers on cuda"):
+        make_pool(workers=17)
 
 
 @pytest.mark.slow

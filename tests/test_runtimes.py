@@ -23,21 +23,13 @@ from qualiclip_plugin.export import export_program
 from qualiclip_plugin.model import QualiCLIP
 from qualiclip_plugin.prompts import ATTRIBUTES
 from qualiclip_plugin.runtimes import check_openvino, prepare_for_scoring
+from tests.conftest import needs_openvino
 
 VIT = {"embed_dim": 16, "vision_cfg": {"layers": 1, "width": 64, "patch_size": 16, "image_size": 64}}
 # At sides that are no sum of eight powers of two, arithmetic on sizes in bf16 would show.
 SIZES = {"fp32": [(448, 480), (32, 32), (285, 407), (33, 480)], "bf16": [(448, 480), (285, 407)]}
 TILE = 300**2
 TOLERANCES = {"fp32": 1e-5, "bf16": 5e-3}
-
-
-def needs(runtime: str, precision: str = "fp32") -> None:
-    """Skip where the machine cannot."""
-    if runtime == "openvino":
-        try:
-            check_openvino(precision, torch.device("cpu"))
-        except ConfigError as error:
-            pytest.skip(str(error))
 
 
 @torch.inference_mode()
@@ -55,7 +47,7 @@ def compare(eager: QualiCLIP, fast: QualiCLIP, photo: torch.Tensor, precision: s
 @pytest.mark.parametrize("precision", TOLERANCES)
 @pytest.mark.parametrize("name", ["lite", "resnet"])
 def test_openvino_gives_the_scores_of_eager(load, photo, name, precision):
-    needs("openvino", precision)
+    needs_openvino(precision)
     fast = load(name, runtime="openvino", precision=precision)
     compare(load(name, precision=precision), fast, photo, precision)
 
@@ -90,7 +82,7 @@ def test_openvino_that_is_missing_is_named(load, monkeypatch):
 
 
 def test_signals_after_two_openvino_models_have_gone():
-    needs("openvino")
+    needs_openvino()
     program = """
 import gc, os, signal
 from qualiclip_plugin.weights import load_model
@@ -121,7 +113,7 @@ def test_other_towers_are_refused(images, runtime):
 
 
 def test_gradients_copies_and_graphs_are_refused(load, photo):
-    needs("openvino")
+    needs_openvino()
     model = load("lite", runtime="openvino")
     with pytest.raises(ConfigError, match="gives no gradients: load with runtime='eager'"):
         model(photo.float().div(255).requires_grad_())
@@ -132,7 +124,7 @@ def test_gradients_copies_and_graphs_are_refused(load, photo):
 
 def test_pyiqa_passes_the_runtime_on(use_official, photo):
     pyiqa = pytest.importorskip("pyiqa")
-    needs("openvino")
+    needs_openvino()
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="device 'cuda' cannot be used"):
             pyiqa.create_metric("qualiclip", device="cpu", weights="official", runtime="cuda")
@@ -145,7 +137,7 @@ def test_pyiqa_passes_the_runtime_on(use_official, photo):
 
 
 def test_the_command_takes_a_runtime(photographs, tmp_path):
-    needs("openvino")
+    needs_openvino()
     Image.fromarray(photographs[0][:96, :111]).save(tmp_path / "photo.png")
     scores = []
     for runtime in ("eager", "openvino"):
@@ -156,6 +148,6 @@ def test_the_command_takes_a_runtime(photographs, tmp_path):
 
 
 def test_the_runtime_is_part_of_a_scorers_fingerprint():
-    needs("openvino")
+    needs_openvino()
     plain, fast = (create_scorer(name) for name in ("qualiclip-lite", "qualiclip-lite@runtime=openvino"))
     assert plain.identity != fast.identity

@@ -26,7 +26,7 @@ CASES = {
 }
 """Size of the images and how many at once, by type of device."""
 QUICK = (((240, 224), 1), ((240, 224), 2))
-FEWEST_ROUNDS = {"cpu": 2, "cuda": 5}
+FEWEST_ROUNDS = 2
 MOST_FILES = 8
 RESULTS = Path("results/benchmarks/score.json")
 BEGIN, END = "<!-- bench score: begin -->", "<!-- bench score: end -->"
@@ -67,9 +67,10 @@ def measure(cases: Sequence[tuple[tuple[int, int], int]], rounds: int, device: s
         folder = Path(name)
         official, kind = official_weights(folder)
         rivals, missing = build_rivals(official, device)
-        least, fewest = math.prod(cases[0][0]) * cases[0][1], min(rounds, FEWEST_ROUNDS[device])
+        least = math.prod(cases[0][0]) * cases[0][1]
         planned = [
-            Case(*size, batch, max(fewest, rounds * least // (math.prod(size) * batch))) for size, batch in cases
+            Case(*size, batch, max(FEWEST_ROUNDS, rounds * least // (math.prod(size) * batch)))
+            for size, batch in cases
         ]
         facts = {
             "machine": machine(device, "openvino", "pyiqa"),

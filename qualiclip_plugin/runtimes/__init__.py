@@ -78,7 +78,7 @@ def _use_openvino(model: QualiCLIP) -> None:
 
 def _use_cuda(model: QualiCLIP) -> None:
     tower = _tower(model, "cuda")
-    if not model.mean.is_cuda:
+    if not model.mean.is_cuda or torch.version.cuda is None:  # AMD's GPUs call themselves cuda as well
         raise ConfigError(f"the runtime 'cuda' computes on NVIDIA GPUs, not on {model.mean.device}")
     if isinstance(tower, ResNetTower):
         tower.feature_map = FusedMap(tower)  # type: ignore[method-assign]

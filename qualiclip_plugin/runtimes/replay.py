@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qualiclip_plugin.errors import out_of_memory
 from qualiclip_plugin.runtimes.part import FastPart
 
 KEPT = 16
@@ -86,7 +87,12 @@ class Replayed(FastPart):
         key = (images.shape, images.dtype, images.device, settings)
         known, replay = key in self._seen, self._seen.pop(key, None)
         if known and replay is None:
-            replay = self._record(self._compute, images)
+            try:
+                replay = self._record(self._compute, images)
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                replay = self._compute  # the same kernels, without the memory that a graph keeps
         self._seen[key] = replay
         if len(self._seen) > KEPT:
             self._seen.popitem(last=False)

@@ -6,6 +6,7 @@ Ray Data places the workers, hands out the work, starts a worker that died anew 
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,11 +34,13 @@ class Pool:
         workers: How many.
         device: ``cpu`` or ``cuda``.
         threads: Torch threads of each, and cores it takes where it has no GPU.
+        sharing: How many share a GPU.
     """
 
     workers: int
     device: str
     threads: int
+    sharing: int = 1
 
 
 @contextmanager
@@ -71,7 +74,8 @@ def make_pool(device: str = "auto", workers: int = 0, threads: int = 1) -> Pool:
 
     Args:
         device: ``auto`` (GPUs where the cluster has any), ``cpu`` or ``cuda``.
-        workers: How many; 0: one a GPU, else as many as the cores allow.
+        workers: How many; 0: one a GPU, else as many as the cores allow. With more workers than GPUs several share
+            one: a single process does not decode images as fast as a GPU scores them.
         threads: See :class:`Pool`.
 
     Raises:
@@ -84,13 +88,14 @@ def make_pool(device: str = "auto", workers: int = 0, threads: int = 1) -> Pool:
     if device not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"device {device!r}: on a Ray cluster it is auto, cpu or cuda")
     chosen = device if device != "auto" else "cuda" if gpus else "cpu"
-    most = gpus if chosen == "cuda" else cores // threads
-    if not 0 < (workers or most) <= most:
+    most = cores // threads if gpus or chosen == "cpu" else 0
+    number = workers or (gpus if chosen == "cuda" else most)
+    if not 0 < number <= most:
         raise ConfigError(
             f"the Ray cluster has {cores} cores and {gpus} GPUs: "
             f"no room for {workers or 'any'} workers on {chosen} with {threads} threads each"
         )
-    return Pool(workers or most, chosen, threads)
+    return Pool(number, chosen, threads, math.ceil(number / gpus) if chosen == "cuda" else 1)
 
 
 def map_on(
@@ -117,7 +122,7 @@ def map_on(
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=pool.workers),
         fn_constructor_args=(worker, dict(arguments)),
-        **({"num_gpus": 1} if pool.device == "cuda" else {"num_cpus": pool.threads}),
+        **({"num_gpus": 1 / pool.sharing} if pool.device == "cuda" else {"num_cpus": pool.threads}),
     )
     for table in done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         if REFUSAL in table.column_names:

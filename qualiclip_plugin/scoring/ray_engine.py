@@ -103,7 +103,7 @@ def score_on_ray(
         output: Folder; one that holds the same run goes on, one that holds another is refused.
         request: What is scored and how.
         device: ``auto`` (GPUs where the cluster has any), ``cpu`` or ``cuda``.
-        workers: How many; 0: one a GPU, else one for every ``threads`` cores.
+        workers: How many; 0: one a GPU, else one for every ``threads`` cores. More than GPUs share them.
         threads: Torch threads of a worker.
         decoders: Threads of a worker that read and decode ahead.
         retry_failed: Score shards with failures again.
