@@ -1,8 +1,8 @@
 """Average pooling of 2 x 2 pixels, as CLIP's ResNets halve their maps, near the speed of a GPU's memory.
 
 torch's own kernel for channels-last maps divides for every value it writes and takes a third of a network's time in
-half precision. This one, in Triton, divides once for every row. Where there is no Triton, on a CPU, for other layouts
-and in graphs, torch's is used: both add the same four values in fp32.
+half precision. This one, in Triton, divides once for every row. Where Triton cannot compile, on a CPU, for other
+layouts and in compiled or exported graphs, torch's is used: both add the same four values in fp32.
 """
 
 from __future__ import annotations
@@ -45,9 +45,10 @@ def use_halving_pools(module: nn.Module) -> None:
 def _served(features: Tensor) -> bool:
     return (
         features.is_cuda
+        and features.dtype in (torch.float32, torch.float16, torch.bfloat16)
         and features.is_contiguous(memory_format=torch.channels_last)
         and min(features.shape[2:]) > 1
-        and has_triton()
+        and triton_works(features.device)
     )
 
 
@@ -55,6 +56,18 @@ def _served(features: Tensor) -> bool:
 def has_triton() -> bool:
     """Whether Triton is installed: it comes with torch where torch is made for NVIDIA's GPUs under Linux."""
     return importlib.util.find_spec("triton") is not None
+
+
+@cache
+def triton_works(device: torch.device) -> bool:
+    """Whether Triton is installed and can compile for a GPU, with a C compiler and a folder that can be written."""
+    if not has_triton():
+        return False
+    try:
+        halve(torch.zeros((1, 8, 2, 2), device=device).contiguous(memory_format=torch.channels_last))
+    except Exception:  # whatever is missing: torch's kernel computes the same
+        return False
+    return True
 
 
 class _Halve(torch.autograd.Function):

@@ -7,14 +7,14 @@ similarities to the positive and the negative prompt, taken at the positive one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, einsum, nn
 
-from qualiclip_plugin.errors import ImageError
+from qualiclip_plugin.errors import ConfigError, ImageError
 from qualiclip_plugin.images import to_float
 from qualiclip_plugin.inference import autocast, check_precision
 from qualiclip_plugin.tiling import automatic_tile, can_tile, encode_in_tiles
@@ -73,6 +73,8 @@ class QualiCLIP(nn.Module):
             evaluation mode, where no gradient is asked for; 0 chooses by the image, ``None`` never tiles.
     """
 
+    stays = False
+    """Whether what a runtime prepared is bound to the device that it is on, in this type."""
     reads_bytes = True
     """Takes images as bytes too, and makes floats of one tile at a time: an eighth of the memory of large images."""
     text_features: Tensor
@@ -107,6 +109,15 @@ class QualiCLIP(nn.Module):
     def precision(self) -> str:
         """``fp32``, ``fp16`` or ``bf16``; fixed, because the weights may be kept in it."""
         return self._precision
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> QualiCLIP:
+        if self.stays:
+            there = fn(self.mean)
+            if (there.device, there.dtype) != (self.mean.device, self.mean.dtype):
+                raise ConfigError(
+                    f"a model that was prepared for {self.mean.device} stays there as it is: load another one"
+                )
+        return super()._apply(fn, *args, **kwargs)
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Encode images to unit-norm features.

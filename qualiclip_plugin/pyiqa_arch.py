@@ -89,7 +89,7 @@ class PyiqaQualiCLIP(nn.Module):
         if train_image_encoder:
             self.model = model
         else:
-            # pyiqa moves a network once it is built; what this runtime prepares stays where it was made.
+            # pyiqa moves a network once it is built; what this runtime prepares must be there already.
             place = check_device("cuda") if runtime == "cuda" else "cpu"
             self._frozen["model"] = prepare_for_scoring(model, runtime, place)
         if plus:

@@ -134,6 +134,7 @@ def test_cuda_gives_the_scores_of_eager(
     load: Callable[..., QualiCLIP], photo: Tensor, name: str, precision: str
 ) -> None:
     eager, fast = (load(name, device="cuda", precision=precision, runtime=kind) for kind in ("eager", "cuda"))
+    # Sizes that are tiled in `compare` are recorded whole as well: tile_pixels is one of the settings.
     sizes = "fp32" if precision == "fp32" else "bf16"
     assert isinstance(fast.similarities, Replayed)
     with exact_fp32():
@@ -154,7 +155,44 @@ def test_clips_resnet_on_a_gpu_within_a_thousandth(use_official: Path, tmp_path:
         assert scores == [row.score for row in score_files(files, model, batch_size=batch_size)]
 
 
+@on_gpu
+def test_pyiqas_metric_on_a_gpu(use_official: Path, photo: Tensor) -> None:
+    pyiqa = pytest.importorskip("pyiqa")
+    images = photo.cuda().float() / 255
+    eager, fast = (
+        pyiqa.create_metric("qualiclip", device="cuda", weights="official", runtime=runtime)
+        for runtime in ("eager", "cuda")
+    )
+    for _ in range(3):
+        torch.testing.assert_close(fast(images), eager(images), rtol=0, atol=TOLERANCES["fp32"])
+    with pytest.raises(ConfigError, match="stays there as it is"):
+        fast.net.cpu()
+
+
+@on_gpu
+def test_more_sizes_than_are_kept(load: Callable[..., QualiCLIP], photo: Tensor) -> None:
+    eager, fast = (load("resnet", device="cuda", runtime=runtime) for runtime in ("eager", "cuda"))
+    with exact_fp32():
+        for _ in range(3):
+            for side in range(64, 64 + 8 * (KEPT + 2), 8):
+                images = photo[:, :, :side, :96].cuda()
+                torch.testing.assert_close(fast(images), eager(images), rtol=0, atol=TOLERANCES["fp32"])
+
+
+def test_a_prepared_model_stays_where_it_is(load: Callable[..., QualiCLIP]) -> None:
+    model = load("resnet")
+    model.stays = True
+    assert model.to("cpu") is model
+    for move in (lambda: model.to("meta"), model.double):
+        with pytest.raises(ConfigError, match="prepared for cpu stays there as it is: load another one"):
+            move()
+
+
 # Replaying.
+
+
+def settings() -> str:
+    return torch.get_float32_matmul_precision()
 
 
 class Log:
@@ -179,7 +217,7 @@ class Log:
 
 def test_a_shape_is_recorded_when_it_comes_again() -> None:
     log = Log()
-    function = Replayed(log.compute, log.record)
+    function = Replayed(log.compute, log.record, settings)
     for side in (32, 33, 32, 32, 33):
         images = torch.rand(2, 3, side, 40)
         torch.testing.assert_close(function(images), images.mean((1, 2, 3)))
@@ -191,19 +229,23 @@ def test_a_shape_is_recorded_when_it_comes_again() -> None:
 
 def test_other_settings_types_and_batches_have_recordings_of_their_own() -> None:
     log = Log()
-    function = Replayed(log.compute, log.record)
+    function = Replayed(log.compute, log.record, settings)
     images = torch.rand(2, 3, 32, 40)
     function(images)
     function(images[:1])
     function(images.half())
-    with exact_fp32():
-        function(images)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    function(images)
+    torch.set_float32_matmul_precision(before)
     assert [event for event, _ in log.events] == ["compute"] * 4
+    function(images)
+    assert log.events[-1][0] == "replay"
 
 
 def test_the_longest_unused_recording_goes_and_large_batches_have_none() -> None:
     log = Log()
-    function = Replayed(log.compute, log.record)
+    function = Replayed(log.compute, log.record, settings)
     for side in (*range(32, 32 + KEPT), 32, 200, 32, 33):
         function(torch.rand(1, 3, side, 40))
     assert log.events[KEPT:] == [("record", 32), ("replay", 32), ("compute", 200), ("replay", 32), ("compute", 33)]
@@ -219,7 +261,7 @@ def test_without_memory_for_a_recording_images_are_computed_as_they_are() -> Non
     def full(compute: Callable[[Tensor], Tensor], images: Tensor) -> Callable[[Tensor], Tensor]:
         raise RuntimeError("CUDA out of memory")
 
-    function = Replayed(log.compute, full)
+    function = Replayed(log.compute, full, settings)
     for _ in range(3):
         function(torch.rand(1, 3, 32, 32))
     assert log.events == [("compute", 32)] * 3
@@ -227,7 +269,7 @@ def test_without_memory_for_a_recording_images_are_computed_as_they_are() -> Non
     def broken(compute: Callable[[Tensor], Tensor], images: Tensor) -> Callable[[Tensor], Tensor]:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    function = Replayed(log.compute, broken)
+    function = Replayed(log.compute, broken, settings)
     function(torch.rand(1, 3, 32, 32))
     with pytest.raises(RuntimeError, match="not permitted"):
         function(torch.rand(1, 3, 32, 32))
@@ -235,7 +277,7 @@ def test_without_memory_for_a_recording_images_are_computed_as_they_are() -> Non
 
 def test_gradients_through_a_recording_are_refused() -> None:
     log = Log()
-    function = Replayed(log.compute, log.record)
+    function = Replayed(log.compute, log.record, settings)
     with pytest.raises(ConfigError, match="'cuda' gives no gradients: load with runtime='eager'"):
         function(torch.rand(1, 3, 32, 32, requires_grad=True))
     weights = torch.ones(1, requires_grad=True)

@@ -258,6 +258,7 @@ def test_workers_share_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert make_pool() == Pool(2, "cuda", 1, sharing=1)
     assert make_pool(workers=8) == Pool(8, "cuda", 1, sharing=4)
     assert make_pool(workers=5) == Pool(5, "cuda", 1, sharing=3)
+    assert make_pool(threads=16) == Pool(2, "cuda", 16, sharing=1)  # a worker with a GPU takes no cores
     with pytest.raises(ConfigError, match="no room for 17 workers on cuda"):
         make_pool(workers=17)
 

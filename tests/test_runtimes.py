@@ -124,10 +124,10 @@ def test_gradients_copies_and_graphs_are_refused(load, photo):
 
 def test_pyiqa_passes_the_runtime_on(use_official, photo):
     pyiqa = pytest.importorskip("pyiqa")
-    needs_openvino()
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="device 'cuda' cannot be used"):
             pyiqa.create_metric("qualiclip", device="cpu", weights="official", runtime="cuda")
+    needs_openvino()
     fast, plain = (
         pyiqa.create_metric("qualiclip", device="cpu", weights="official", runtime=runtime)
         for runtime in ("openvino", "eager")

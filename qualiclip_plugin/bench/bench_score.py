@@ -27,12 +27,10 @@ from qualiclip_plugin.scoring.score_files import score_files
 T = TypeVar("T")
 
 
-MOST_CALLS = {"cpu": 1, "cuda": 10}
-"""Calls that are timed together: a GPU is given the next one while it computes, as in any loop over images."""
-TOGETHER = 0.2
-"""Seconds that they may take."""
-WARMING = {"cpu": 0, "cuda": 2}
-"""Calls after the first one, in which some runtimes look at what comes again."""
+MOST_CALLS, TOGETHER = 10, 0.2
+"""Calls that are timed together on a GPU, which is given the next while it computes, and seconds they may take."""
+WARMING = 2
+"""Calls after the first one on a GPU, in which a runtime looks at what comes again."""
 FILES = {"cpu": 1, "cuda": 4}
 """Batches of files that are scored together."""
 
@@ -76,12 +74,14 @@ class Bench:
     facts: Mapping[str, Any]
 
 
+@exact_fp32()
 def test_score(benchmark: Any, bench: Bench, case: Case) -> None:
-    """Measure all rivals in one case."""
+    """Measure all rivals in one case, fp32 as fp32."""
     images = [to_float(read_image(path)) for path in bench.files[case.size]]
     batches = [torch.stack(batch).to(bench.device) for batch in _turns(images, case.batch)]
-    rows = {rival.name: _first_call(rival, batches[0], bench.device) for rival in bench.rivals}
-    turns = cycle(zip(batches, _turns(bench.files[case.size], case.batch * FILES[bench.device]), strict=True))
+    files = _turns(bench.files[case.size], case.batch * FILES[bench.device])
+    rows = {rival.name: _first_call(rival, batches[0], files[0], bench.device) for rival in bench.rivals}
+    turns = cycle(zip(batches, files, strict=True))
     benchmark.extra_info.update(bench.facts, size=list(case.size), batch=case.batch, rivals=rows)
     benchmark.pedantic(lambda: _round(bench, rows, *next(turns)), rounds=case.rounds)
 
@@ -92,7 +92,7 @@ def _turns(items: Sequence[T], number: int) -> list[list[T]]:
 
 
 @torch.inference_mode()
-def _first_call(rival: Rival, images: torch.Tensor, device: str) -> dict[str, Any]:
+def _first_call(rival: Rival, images: torch.Tensor, files: Sequence[Path], device: str) -> dict[str, Any]:
     """What need not be measured in turns; the calls also warm up."""
     scores: list[float] = []
     counted, memory = 0, None
@@ -104,13 +104,16 @@ def _first_call(rival: Rival, images: torch.Tensor, device: str) -> dict[str, An
         nonlocal counted
         counted = operations(call)
 
-    with exact_fp32():
-        memory = peak_memory(count, device)
-    for _ in range(WARMING[device]):
-        call()
-    one = seconds(call, device)
+    memory = peak_memory(count, device)
+    calls = 1
+    if device == "cuda":
+        for _ in range(WARMING):
+            call()
+        calls = max(1, min(MOST_CALLS, int(TOGETHER / seconds(call, device))))
+        if rival.model is not None:
+            _from_files(files, rival.model, len(images), device)
     return {
-        "calls": max(1, min(MOST_CALLS[device], int(TOGETHER / one))),
+        "calls": calls,
         "network": rival.network,
         "precision": rival.precision,
         "operations": counted / len(images),

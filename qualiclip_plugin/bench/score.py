@@ -135,7 +135,7 @@ def _table(facts: Mapping[str, Any]) -> list[str]:
     from qualiclip_plugin.bench.rivals import REFERENCE
 
     rows, (width, height) = facts["rivals"], facts["size"]
-    counted: dict[str, int] = {}
+    counted: dict[str, float] = {}
     for row in rows.values():
         counted[row["network"]] = max(counted.get(row["network"], 0), row["operations"])
     rounds = len(rows[REFERENCE]["seconds"])
@@ -151,7 +151,9 @@ def _table(facts: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _cells(row: Mapping[str, Any], rows: Mapping[str, Any], operations: int, rates: Mapping[str, float]) -> list[str]:
+def _cells(
+    row: Mapping[str, Any], rows: Mapping[str, Any], operations: float, rates: Mapping[str, float]
+) -> list[str]:
     from qualiclip_plugin.bench.rivals import REFERENCE
 
     median = statistics.median(row["seconds"])

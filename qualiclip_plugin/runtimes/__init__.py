@@ -4,7 +4,7 @@
 ``eager``     torch, one operator after another. The reference; needs nothing further.
 ``openvino``  OpenVINO (extra ``openvino``). The fastest on CPUs, at any size, without a compiler.
 ``cuda``      CUDA graphs, which replay images of a size that comes again; in CLIP's ResNets all that stands between
-              two convolutions is done inside them. The fastest on NVIDIA GPUs.
+              two convolutions is done inside them. The fastest for those on NVIDIA GPUs.
 ============  =====================================================================================================
 
 A runtime never changes the image: no resizing, no padding to a size it would like better.
@@ -12,6 +12,7 @@ A runtime never changes the image: no resizing, no padding to a size it would li
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -84,7 +85,15 @@ def _use_cuda(model: QualiCLIP) -> None:
         tower.feature_map = FusedMap(tower)  # type: ignore[method-assign]
     first = next(module for module in tower.modules() if isinstance(module, nn.Conv2d))
     model.normalise = Normalise(model.mean, model.std, first.weight.dtype)  # type: ignore[method-assign]
-    model.similarities = Replayed(model.similarities, Recorder())  # type: ignore[method-assign]
+    model.similarities = Replayed(  # type: ignore[method-assign]
+        model.similarities, Recorder(), partial(_kernel_settings, model)
+    )
+    model.stays = True
+
+
+def _kernel_settings(model: QualiCLIP) -> tuple[object, ...]:
+    precision = torch.get_float32_matmul_precision()
+    return model.tile_pixels, torch.backends.cudnn.allow_tf32, precision, torch.is_autocast_enabled("cuda")
 
 
 _USE = {"openvino": _use_openvino, "cuda": _use_cuda}

@@ -1,7 +1,7 @@
 """CLIP's ResNet on an NVIDIA GPU, without a pass over memory that is not a convolution or a pool.
 
 cuDNN adds the bias, adds the other branch and applies ReLU in the kernel of the convolution; in half precision each
-would otherwise take about as long as a small convolution. Nothing is compiled, so there is nothing to wait for.
+would otherwise take about as long as a small convolution. Nothing but the pools (``halving``) is compiled.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _with_relu(features: Tensor, conv: Any) -> Tensor:
     )
 
 
-class Normalise:
+class Normalise(FastPart):
     """Bytes or floats -> normalised images in the type of the convolutions, in one pass.
 
     Args:
@@ -83,11 +83,18 @@ class Normalise:
         dtype: Of the result.
     """
 
+    runtime = "cuda"
+
     def __init__(self, mean: Tensor, std: Tensor, dtype: torch.dtype) -> None:
         self._shift, self._scale, self._dtype = -mean / std, 1 / std, dtype
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(N, 3 or 1, H, W) -> (N, 3, H, W), channels last."""
+        """(N, 3 or 1, H, W) -> (N, 3, H, W), channels last.
+
+        Raises:
+            ConfigError: See :meth:`FastPart.check`.
+        """
+        self.check(images)
         scale = self._scale / 255 if images.dtype == torch.uint8 else self._scale
         size = (images.shape[0], 3, *images.shape[2:])
         result = torch.empty(size, dtype=self._dtype, device=images.device, memory_format=torch.channels_last)

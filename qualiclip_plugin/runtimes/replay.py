@@ -23,28 +23,41 @@ Compute = Callable[[Tensor], Tensor]
 
 
 class Recorder:
-    """Makes CUDA graphs, which take turns in the same memory."""
+    """Makes CUDA graphs of one device, which take turns in the same memory."""
 
     def __init__(self) -> None:
         self._pool: Any = None
+        self._stream: Any = None
+        self._done: Any = None
 
     def __call__(self, compute: Compute, images: Tensor) -> Compute:
         """What replays ``compute`` for images of this shape and type."""
-        self._pool = self._pool or torch.cuda.graph_pool_handle()
-        place, graph = images.clone(), torch.cuda.CUDAGraph()
         with torch.cuda.device(images.device):
-            current, side = torch.cuda.current_stream(), torch.cuda.Stream()
-            side.wait_stream(current)
-            with torch.cuda.stream(side):
-                compute(place)  # what a first call sets up must not be recorded
-            current.wait_stream(side)
-            with torch.cuda.graph(graph, pool=self._pool):
+            if self._pool is None:
+                # Memory is kept by stream: graphs of several streams would share none.
+                self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+                self._done = torch.cuda.Event()
+            return self._recorded(compute, images.clone())
+
+    def _recorded(self, compute: Compute, place: Tensor) -> Compute:
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            compute(place)  # what a first call sets up must not be recorded
+        current.wait_stream(self._stream)
+        with torch.cuda.stream(current):  # a recording that fails does not always put it back
+            mode = "thread_local"  # what other threads do with the GPU meanwhile is no part of it
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode=mode):
                 result = compute(place)
 
         def replay(images: Tensor) -> Tensor:
-            place.copy_(images)
-            graph.replay()
-            return result.clone()
+            with torch.cuda.device(place.device):
+                torch.cuda.current_stream().wait_event(self._done)  # of a replay that another stream was given
+                place.copy_(images)
+                graph.replay()
+                copied = result.clone()
+                self._done.record()
+            return copied
 
         return replay
 
@@ -58,12 +71,15 @@ class Replayed(FastPart):
     Args:
         compute: What is replayed.
         record: Makes what replays it.
+        settings: What the choice of kernels depends on besides shape and type: it is made when they are recorded.
     """
 
     runtime = "cuda"
 
-    def __init__(self, compute: Compute, record: Callable[[Compute, Tensor], Compute]) -> None:
-        self._compute, self._record = compute, record
+    def __init__(
+        self, compute: Compute, record: Callable[[Compute, Tensor], Compute], settings: Callable[[], Any]
+    ) -> None:
+        self._compute, self._record, self._settings = compute, record, settings
         self._seen: OrderedDict[Any, Compute | None] = OrderedDict()
         self._lock = threading.Lock()  # a graph has one place for its images
 
@@ -82,9 +98,7 @@ class Replayed(FastPart):
                 return self._replay(images)
 
     def _replay(self, images: Tensor) -> Tensor:
-        # Kernels are chosen when they are recorded, by settings that hold at that time.
-        settings = (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision())
-        key = (images.shape, images.dtype, images.device, settings)
+        key = (images.shape, images.dtype, images.device, self._settings())
         known, replay = key in self._seen, self._seen.pop(key, None)
         if known and replay is None:
             try:
@@ -93,7 +107,8 @@ class Replayed(FastPart):
                 if not out_of_memory(error):
                     raise
                 replay = self._compute  # the same kernels, without the memory that a graph keeps
+        result = (replay or self._compute)(images)
         self._seen[key] = replay
         if len(self._seen) > KEPT:
             self._seen.popitem(last=False)
-        return (replay or self._compute)(images)
+        return result

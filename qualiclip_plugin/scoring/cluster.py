@@ -88,7 +88,9 @@ def make_pool(device: str = "auto", workers: int = 0, threads: int = 1) -> Pool:
     if device not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"device {device!r}: on a Ray cluster it is auto, cpu or cuda")
     chosen = device if device != "auto" else "cuda" if gpus else "cpu"
-    most = cores // threads if gpus or chosen == "cpu" else 0
+    most = cores // threads
+    if chosen == "cuda":
+        most = max(gpus, most) if gpus else 0
     number = workers or (gpus if chosen == "cuda" else most)
     if not 0 < number <= most:
         raise ConfigError(
