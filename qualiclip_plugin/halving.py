@@ -52,7 +52,6 @@ def _served(features: Tensor) -> bool:
     )
 
 
-@cache
 def has_triton() -> bool:
     """Whether Triton is installed: it comes with torch where torch is made for NVIDIA's GPUs under Linux."""
     return importlib.util.find_spec("triton") is not None

@@ -85,10 +85,14 @@ class Report:
 
 
 def photographs(folder: Path, number: int, size: tuple[int, int] | None = None) -> list[Path]:
-    """Write JPEG files of ``size`` (``SIZE``): photographs of the scikit-image wheel, each a crop of its own."""
+    """Write JPEG files of ``size`` (``SIZE``): photographs of the scikit-image wheel, each a crop of its own.
+
+    The folder is new or empty.
+    """
     from PIL import Image
     from skimage import data
 
+    folder.mkdir(exist_ok=True)
     sources = [
         Image.fromarray(getattr(data, name)()[..., :3]) for name in ("astronaut", "chelsea", "coffee", "rocket")
     ]

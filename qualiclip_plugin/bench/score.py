@@ -81,8 +81,7 @@ def measure(cases: Sequence[tuple[tuple[int, int], int]], rounds: int, device: s
         }
         files = {}
         for size in dict.fromkeys(case.size for case in planned):
-            (place := folder / f"{size[0]}x{size[1]}").mkdir()
-            files[size] = photographs(place, min(rounds, MOST_FILES), size)
+            files[size] = photographs(folder / f"{size[0]}x{size[1]}", min(rounds, MOST_FILES), size)
         return _run(Bench(rivals, files, device, facts), planned, folder / "score.json")
 
 

@@ -19,6 +19,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
+from qualiclip_plugin.bench.meters import seconds
 from qualiclip_plugin.bench.reference import pyiqa_class
 from qualiclip_plugin.bench.rivals import official_weights
 from qualiclip_plugin.bench.scale import photographs
@@ -39,12 +40,7 @@ def milliseconds(score: Callable[[Tensor], Tensor], images: Tensor) -> float:
     """Of one image: the median of some loops of about ``SECONDS``."""
 
     def loop(calls: int) -> float:
-        torch.cuda.synchronize()
-        began = time.perf_counter()
-        for _ in range(calls):
-            score(images)
-        torch.cuda.synchronize()
-        return (time.perf_counter() - began) / calls
+        return seconds(lambda: [score(images) for _ in range(calls)], "cuda") / calls
 
     loop(WARM)
     calls = max(3, min(200, int(SECONDS / loop(1))))
@@ -67,7 +63,7 @@ def main() -> None:
             {"": way, **{case: milliseconds(score, images) for case, images in batches.items()}}
             for way, score in ways.items()
         ]
-        files = photographs(empty(folder / "files"), FILES, SMALL)
+        files = photographs(folder / "files", FILES, SMALL)
         rates = [files_a_second(files, ways["cuda fp16"], batch) for batch in (1, 32)]
     libraries = ", ".join(f"{library} {version}" for library, version in versions("pyiqa").items())
     print(f"{torch.cuda.get_device_name()}, {libraries}, {time.strftime('%Y-%m-%d')}, weights: {kind}\n")
@@ -77,22 +73,15 @@ def main() -> None:
 
 def files_a_second(files: Sequence[Path], model: nn.Module, batch: int) -> float:
     """From JPEG files to scores, the second time."""
-    for _ in range(2):
-        began = time.perf_counter()
-        for _ in score_files(files, model, batch_size=batch, workers=WORKERS):
-            pass
-    return len(files) / (time.perf_counter() - began)
-
-
-def empty(folder: Path) -> Path:
-    """A new folder."""
-    folder.mkdir()
-    return folder
+    _, second = (
+        seconds(lambda: list(score_files(files, model, batch_size=batch, workers=WORKERS)), "cuda") for _ in range(2)
+    )
+    return len(files) / second
 
 
 def pictures(folder: Path, size: tuple[int, int], batch: int) -> Tensor:
     """Bytes on the device, (batch, 3, H, W); some photographs again and again."""
-    files = photographs(empty(folder / f"{size[0]}x{batch}"), min(batch, 8), size)
+    files = photographs(folder / f"{size[0]}x{batch}", min(batch, 8), size)
     images = [read_image(path) for path in files]
     return torch.stack([images[index % len(images)] for index in range(batch)]).cuda()
 
