@@ -71,12 +71,13 @@ def gaussian_filter(images: Tensor, sigma: Tensor) -> Tensor:
     # Built where sigma lives: its largest value is needed as a number, and a CPU tensor gives it without waiting.
     distinct, index = torch.unique(sigma, return_inverse=True)
     H, W = images.shape[-2:]
-    rows = gaussian_operator(distinct, H)
-    columns = rows if W == H else gaussian_operator(distinct, W)
     index = index.to(images.device, non_blocking=True)
-    return separable(
-        images, rows.to(images.device, non_blocking=True)[index], columns.to(images.device, non_blocking=True)[index]
-    )
+
+    def operators(size: int) -> Tensor:
+        return gaussian_operator(distinct, size).to(images.device, non_blocking=True)[index]
+
+    rows = operators(H)
+    return separable(images, rows, rows if W == H else operators(W))
 
 
 def correlate(images: Tensor, kernels: Tensor) -> Tensor:
