@@ -244,10 +244,14 @@ class Store:
         self.write_json(self._folder(key) / "identity.json", {"dataset": key.dataset, **key.identity})
 
 
+MAX_SLUG = 100
+"""Characters of a text that stands for itself as a file name; most file systems take 255 bytes, suffix included."""
+
+
 def slug(name: str) -> str:
     """A file name for any text; different texts get different names."""
     safe = re.sub(r"[^A-Za-z0-9._+@=-]", "_", name)
-    if safe == name and not name.startswith("."):
+    if safe == name and not name.startswith(".") and len(name) <= MAX_SLUG:
         return name
     return f"{safe.lstrip('.')[:60]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
