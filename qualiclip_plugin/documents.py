@@ -119,6 +119,27 @@ def parse_yaml(content: bytes | str, source: str) -> tuple[Any, yaml.Node | None
         raise ConfigError(f"{source}: not YAML: {_short(str(error))}") from error
 
 
+def key_lines(node: yaml.Node | None, source: str) -> dict[str, int]:
+    """The line of every key of a YAML document; keys inside others stand behind a dot.
+
+    Raises:
+        ConfigError: A key stands twice in one mapping, of which YAML would silently keep the last.
+    """
+    return _key_lines(node, source, "")
+
+
+def _key_lines(node: yaml.Node | None, source: str, prefix: str) -> dict[str, int]:
+    lines: dict[str, int] = {}
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            name, line = f"{prefix}{key.value}", key.start_mark.line + 1
+            if name in lines:
+                raise ConfigError(f"{source}, line {line}: {name} is already in line {lines[name]}")
+            lines[name] = line
+            lines |= _key_lines(value, source, f"{name}.")
+    return lines
+
+
 class _Loader(yaml.SafeLoader):
     depth = 0
 

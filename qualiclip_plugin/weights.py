@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qualiclip_plugin.errors import ConfigError, WeightsError, did_you_mean
 from qualiclip_plugin.files import atomic_write, recorded_sha256, sha256_file
+from qualiclip_plugin.settings import build
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -78,14 +79,11 @@ def load_cards() -> Mapping[str, Card]:
     """All cards of ``cards.toml`` by name."""
     with (PACKAGE / "cards.toml").open("rb") as file:
         table = tomllib.load(file)
-    names = {field.name for field in fields(Card)}
-    cards = {}
-    for name, row in table.items():
-        if unknown := row.keys() - names:
-            raise WeightsError(f"cards.toml: [{name}] has unknown keys {', '.join(sorted(unknown))}")
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
-        cards[name] = Card(name=name, **values)
-    return cards
+    return {name: _card(name, row) for name, row in table.items()}
+
+
+def _card(name: str, row: Mapping[str, Any]) -> Card:
+    return build(Card, {**row, "name": name}, lambda _: f"cards.toml: [{name}]")
 
 
 def get_card(name: str) -> Card:

@@ -162,3 +162,13 @@ def test_only_settings_that_decide_the_result_count_as_changes() -> None:
     first = TrainConfig()
     assert differences(first.to_dict(), TrainConfig(workers=1, save_every=5, keep=9).to_dict()) == []
     assert differences(first.to_dict(), TrainConfig(steps=5).to_dict()) == ["steps: 87500 -> 5"]
+
+
+def test_a_mistake_in_a_file_is_named_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("steps: 3\nsteps: 4\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml, line 2: steps is already in line 1"):
+        load_config(str(path))
+    path.write_text("steps: 3\nattribute_kinds:\n  blur: sharp_image\n")
+    with pytest.raises(ConfigError, match=r"line 3: attribute_kinds\.blur must be a list, not 'sharp_image'"):
+        load_config(str(path))

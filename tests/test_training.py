@@ -220,5 +220,5 @@ def test_errors_of_the_command_are_one_line(tmp_path: Path) -> None:
     arguments = ["--config", "laptop", "--photos", "skimage", "--output", str(tmp_path / "run"), "--set", "stepz=1"]
     done = run_command([*RUN, *arguments])
     assert done.returncode == 2
-    assert done.stderr.strip() == "error: laptop: unknown setting 'stepz'; did you mean steps?"
+    assert done.stderr.strip() == "error: --set stepz=1: unknown setting 'stepz'; did you mean steps?"
     assert not (tmp_path / "run").exists()

@@ -11,8 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from harness.data.yaml_records import read_record
 from qualiclip_plugin.errors import ConfigError, DatasetError, did_you_mean
+from qualiclip_plugin.settings import read_settings
 
 SHIPPED = Path(__file__).parents[1] / "datasets"
 
@@ -240,7 +240,7 @@ def read_spec(path: str | Path) -> DatasetSpec:
     Raises:
         ConfigError: Not YAML, an unknown or missing key or a value of the wrong type, named with its line.
     """
-    spec = read_record(path, DatasetSpec)
+    spec = read_settings(path, DatasetSpec)
     if spec.folder:
         spec = dataclasses.replace(spec, folder=str(Path(path).parent / spec.folder))
     sources = [key for key in ("hub", "archive", "folder", "generated") if getattr(spec, key)]

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qualiclip_plugin.documents import parse_yaml, read_yaml
+from qualiclip_plugin.documents import key_lines, parse_yaml, read_yaml
 from qualiclip_plugin.errors import ConfigError
 from qualiclip_plugin.prompts import ATTRIBUTES
+from qualiclip_plugin.settings import build
 from qualiclip_plugin.training.head_config import HeadConfig
 from qualiclip_plugin.training.objective import ObjectiveConfig, check_choice
-from qualiclip_plugin.training.settings import build
 
 CONFIGS = Path(__file__).parent / "configs"
 SCHEDULES = ("constant", "cosine", "onecycle")
@@ -206,14 +206,15 @@ def load_config(name: str, settings: Iterable[str] = ()) -> TrainConfig:
         ConfigError: The file is missing or no mapping, a key is unknown (near names are suggested), or a value is
             of a wrong type or out of its range.
     """
-    values = _read_yaml(name)
+    values, places = _read_yaml(name)
     for setting in settings:
         key, sign, text = setting.partition("=")
         if not sign:
             raise ConfigError(f"--set {setting}: write key=value")
         value, _ = parse_yaml(text, f"--set {setting}")
         _set(values, key.strip(), value)
-    return config_from_mapping(values, name)
+        places[key.strip()] = f"--set {setting}"
+    return build(TrainConfig, values, lambda setting: places.get(setting, name))
 
 
 def _set(values: dict[str, Any], key: str, value: Any) -> None:
@@ -229,7 +230,7 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
 
 def config_from_mapping(values: Mapping[str, Any], source: str = "configuration") -> TrainConfig:
     """Build a validated configuration from plain values; errors as :func:`load_config`."""
-    return build(TrainConfig, values, source)
+    return build(TrainConfig, values, lambda _: source)
 
 
 def config_names() -> list[str]:
@@ -251,11 +252,13 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _read_yaml(name: str) -> dict[str, Any]:
+def _read_yaml(name: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The settings of a file, and where each of them stands."""
     path = CONFIGS / f"{name}.yaml" if name in config_names() else Path(name)
     if not path.is_file():
         raise ConfigError(f"no configuration {name!r}: give a YAML file or one of {', '.join(config_names())}")
-    values, _ = read_yaml(path)
+    values, node = read_yaml(path)
+    places = {key: f"{name}, line {line}" for key, line in key_lines(node, name).items()}
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must be a mapping of settings")
-    return values
+    return values, places
