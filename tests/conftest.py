@@ -21,7 +21,7 @@ from qualiclip_plugin.model import QualiCLIP
 from qualiclip_plugin.prompts import ATTRIBUTES
 from qualiclip_plugin.runtimes import check_openvino
 from qualiclip_plugin.weights import load_model
-from tests.local_server import LocalServer
+from tests.local_server import LocalServer, serving
 
 # Tests must not depend on the user's choice of weights.
 os.environ.pop("QUALICLIP_WEIGHTS", None)
@@ -200,6 +200,5 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalSer
     monkeypatch.setenv("QUALICLIP_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setenv("no_proxy", "*")
-    started = LocalServer()
-    yield started
-    started.stop()
+    with serving() as started:
+        yield started

@@ -1,11 +1,13 @@
-"""A web server on this machine: files, ranges, cut connections, error pages, and the little of a Hub that is used."""
+"""A web server on this machine: files, ranges, answers that break off or stall, error pages, some of a Hub."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.server
 import json
 import threading
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -20,6 +22,7 @@ class LocalServer:
     Attributes:
         files: Name to content; a Hub repository's files stand under ``datasets/OWNER/NAME/resolve/REVISION/FILE``.
         cuts: After how many bytes the next answers break off.
+        stall_after: Bytes of an answer after which nothing more comes; none: all of it is sent.
         status: Of every answer; 200 for the files themselves.
         ranges: Whether parts can be asked for.
         requests: The ``Range`` of every GET, or none.
@@ -29,12 +32,15 @@ class LocalServer:
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.cuts: list[int] = []
+        self.stall_after: int | None = None
+        self.stopped = threading.Event()
         self.status = 200
         self.ranges = True
         self.requests: list[str | None] = []
         self.paths: list[str] = []
         handler = type("Handler", (_Handler,), {"owner": self})
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.server.daemon_threads = True
         # A client that goes away is part of what is tested.
         self.server.handle_error = lambda *arguments: None  # type: ignore[method-assign]
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
@@ -52,8 +58,19 @@ class LocalServer:
 
     def stop(self) -> None:
         """Stop serving."""
+        self.stopped.set()
         self.server.shutdown()
         self.server.server_close()
+
+
+@contextlib.contextmanager
+def serving() -> Iterator[LocalServer]:
+    """A server for the length of a block."""
+    started = LocalServer()
+    try:
+        yield started
+    finally:
+        started.stop()
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -112,7 +129,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(part[: self.owner.cuts.pop(0)])
             self.close_connection = True
             return
-        self.wfile.write(part)
+        self.wfile.write(part[: self.owner.stall_after])
+        if self.owner.stall_after is not None and self.owner.stall_after < len(part):
+            self.wfile.flush()
+            self.owner.stopped.wait(60)
+            self.close_connection = True
 
     def _repository(self) -> str | None:
         name = "/".join(urlsplit(self.path).path.split("/")[3:5])

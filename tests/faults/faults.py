@@ -245,9 +245,9 @@ def stalled_download(trial: Trial) -> Outcome:
 
 def cut_download(trial: Trial) -> Outcome:
     """The server hangs up after a random number of bytes."""
-    trial.session.world.served.cut_after = trial.random.randint(0, 20_000)
+    trial.session.world.served.cuts = [trial.random.randint(0, 20_000)] * 1000  # more answers than are asked for
     code = trial.run()
-    trial.session.world.served.cut_after = None
+    trial.session.world.served.cuts = []
     return trial.under(code, DECLARED) + trial.compare()
 
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from tests.faults.network import serving
 from tests.faults.server import Server
 from tests.faults.works import Result, Work, World, clear, files_in, make_world
+from tests.local_server import serving
 
 DECLARED, NO_SCORE = 2, 1
 """Exit codes of a declared error, and of a scoring that left images without a score."""
@@ -101,7 +101,7 @@ def session(folder: Path) -> Iterator[Session]:
     """A session in an empty folder."""
     for name in ("world", "trials"):
         (folder / name).mkdir()
-    with serving(folder / "world") as served:
+    with serving() as served:
         opened = Session(make_world(folder / "world", served), folder / "trials")
         try:
             yield opened

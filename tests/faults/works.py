@@ -25,9 +25,9 @@ from safetensors.numpy import load_file
 from qualiclip_plugin.checkpoint import save_checkpoint
 from qualiclip_plugin.files import sha256_file
 from tests.conftest import build_tiny_model, crops_of, load_photographs
-from tests.faults.network import Files
 from tests.faults.server import Job
 from tests.harness_data import opinion_folder
+from tests.local_server import LocalServer
 
 Result = list[tuple[str, str]]
 """Names and values, in the order they stand in the files; a name that occurs twice is a double."""
@@ -57,14 +57,14 @@ class World:
     """
 
     folder: Path
-    served: Files
+    served: LocalServer
 
     @property
     def weights(self) -> Path:
         return self.folder / "weights.safetensors"
 
 
-def make_world(folder: Path, served: Files) -> World:
+def make_world(folder: Path, served: LocalServer) -> World:
     """Write everything that the works read."""
     photographs = load_photographs()
     world = World(folder, served)
@@ -79,6 +79,8 @@ def make_world(folder: Path, served: Files) -> World:
     config = {**TRAINING, "weights": str(world.weights)}
     (folder / "train.yaml").write_text(json.dumps(config))
     _pack(world)
+    for name in ("weights.safetensors", "packed.tgz", "packed.csv"):
+        served.files[name] = (folder / name).read_bytes()
     return world
 
 
@@ -88,7 +90,9 @@ def _pack(world: World) -> None:
         for path in sorted((world.folder / "set").glob("*.png")):
             archive.add(path, f"images/{path.name}")
     shutil.copy(world.folder / "set" / "metadata.csv", world.folder / "packed.csv")
-    remote = {name: {"file": name, "address": world.served.address(name)} for name in ("packed.tgz", "packed.csv")}
+    remote = {
+        name: {"file": name, "address": f"{world.served.address}/{name}"} for name in ("packed.tgz", "packed.csv")
+    }
     spec = {
         "name": "packed",
         "version": "1",
@@ -127,7 +131,7 @@ class Work:
         environment = {**places, **limits.pop("environment", {})}
         setups = {"one_thread": (), "cache_of_datasets": (str(cache),), **self.setups, **limits.pop("setups", {})}
         if "served_weights" in setups:
-            setups["served_weights"] = (world.served.address("weights.safetensors"),)
+            setups["served_weights"] = (f"{world.served.address}/weights.safetensors",)
         argv = tuple(self.arguments(world, output))
         return Job(argv, str(output.parent / f"{output.name}.log"), environment, setups, **limits)
 
