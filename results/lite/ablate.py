@@ -20,9 +20,9 @@ import numpy as np
 import pandas as pd
 import torch
 from measure import LADDER_SETS, attribute_matrix, centre_crop, dl_tests, ladder_images
-from scipy.stats import spearmanr
 from torch import Tensor
 
+from harness.statistics import srcc
 from qualiclip_plugin.distortions import DISTORTIONS
 from qualiclip_plugin.images import read_image, to_float
 from qualiclip_plugin.inference import prepare_for_inference
@@ -175,7 +175,7 @@ def figures(qualities: Qualities, known: dict[str, Any]) -> dict[str, float]:
     """Agreement with people, D- and L-test, spread, and how much further the pairs that name a group fall."""
     pairs = torch.sigmoid(qualities(known["held_out"])).numpy()
     scores = torch.sigmoid(qualities(known["scored"])).mean(1).numpy()
-    row = {"srcc": float(spearmanr(scores, known["mos"])[0])}
+    row = {"srcc": srcc(scores, known["mos"].numpy()).value}
     for name, kinds in LADDER_SETS.items():
         indices = [list(DISTORTIONS).index(kind) for kind in kinds]
         row |= {f"{name} {test}": value for test, value in dl_tests(pairs[indices].mean(-1)).items()}

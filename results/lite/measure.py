@@ -16,10 +16,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor
 
-from harness.statistics import d_test, l_test
+from harness.statistics import bootstrap_interval, d_test, l_test, plcc, srcc
 from qualiclip_plugin.distortions import DISTORTIONS, GROUPS
 from qualiclip_plugin.images import read_image, to_float
 from qualiclip_plugin.model import QualiCLIP
@@ -132,23 +131,17 @@ def speed(model: QualiCLIP) -> float:
 def opinions(model: QualiCLIP, folder: Path) -> dict[str, float]:
     table = pd.read_csv(folder / "metadata.csv")
     scores = [measure(model, to_float(read_image(folder / name))[None])[0].item() for name in table.file_name]
-    rank = [spearmanr(*pair)[0] for pair in bootstrap(np.array(scores), table.mos.to_numpy())]
+    ranks = bootstrap_interval(scores, table.mos, "srcc")
     low, high = np.percentile(scores, [5, 95])
     return {
         "n": len(scores),
-        "srcc": float(spearmanr(scores, table.mos)[0]),
-        "plcc_raw": float(np.corrcoef(scores, table.mos)[0, 1]),
-        "srcc_low": float(np.percentile(rank, 2.5)),
-        "srcc_high": float(np.percentile(rank, 97.5)),
+        "srcc": srcc(scores, table.mos).value,
+        "plcc_raw": plcc(scores, table.mos).value,
+        "srcc_low": ranks.low,
+        "srcc_high": ranks.high,
         "score_5th_percentile": float(low),
         "score_95th_percentile": float(high),
     }
-
-
-def bootstrap(scores: np.ndarray, mos: np.ndarray, rounds: int = 1000) -> list[tuple[np.ndarray, np.ndarray]]:
-    rng = np.random.default_rng(0)
-    drawn = [rng.integers(len(mos), size=len(mos)) for _ in range(rounds)]
-    return [(scores[index], mos[index]) for index in drawn]
 
 
 def draw(matrix: pd.DataFrame) -> None:
