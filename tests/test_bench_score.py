@@ -57,12 +57,13 @@ def test_the_table_compares_round_by_round_and_counts_a_networks_operations_once
 
 def test_tables_are_put_between_the_marks(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{score.BEGIN}\nold\n{score.END}\nafter\n")
-    score.write_into(page, "new")
-    assert page.read_text() == f"before\n{score.BEGIN}\n\nnew\n\n{score.END}\nafter\n"
-    page.write_text("no marks")
+    (begin, end), others = score.marks("cpu"), "\nof the GPU\n".join(score.marks("cuda"))
+    page.write_text(f"before\n{begin}\nold\n{end}\n{others}\n")
+    score.write_into(page, "new", "cpu")
+    assert page.read_text() == f"before\n{begin}\n\nnew\n\n{end}\n{others}\n"
+    page.write_text(others)
     with pytest.raises(ConfigError, match="has no lines"):
-        score.write_into(page, "new")
+        score.write_into(page, "new", "cpu")
 
 
 def test_meters() -> None:
@@ -77,7 +78,7 @@ def test_meters() -> None:
 def test_a_short_run_measures_every_rival(tmp_path: Path) -> None:
     pytest.importorskip("openvino", reason="needs the extra openvino")
     output, page = tmp_path / "score.json", tmp_path / "page.md"
-    page.write_text(f"{score.BEGIN}\n{score.END}\n")
+    page.write_text("\n".join(score.marks("cpu")))
     call = "from qualiclip_plugin.cli import main; main()"
     options = ["bench", "score", "--quick", "--output", str(output), "--document", str(page)]
     done = subprocess.run([sys.executable, "-c", call, *options], capture_output=True, text=True, check=False)

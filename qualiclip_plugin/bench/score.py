@@ -28,9 +28,7 @@ CASES = {
 QUICK = (((240, 224), 1), ((240, 224), 2))
 FEWEST_ROUNDS = 2
 MOST_FILES = 8
-RESULTS = Path("results/benchmarks/score.json")
-BEGIN, END = "<!-- bench score: begin -->", "<!-- bench score: end -->"
-"""Between these lines of a document stands what the command writes."""
+RESULTS = Path("results/benchmarks")
 
 
 class _Settings:
@@ -175,18 +173,24 @@ def _network_share(row: Mapping[str, Any]) -> float:
     return statistics.median(alone / whole for alone, whole in zip(row["seconds"], row["file_seconds"], strict=True))
 
 
-def write_into(document: Path, text: str) -> None:
-    """Put ``text`` between the two lines ``BEGIN`` and ``END`` of a document.
+def marks(device: str) -> tuple[str, str]:
+    """The two lines of a document between which the tables of a device stand."""
+    return f"<!-- bench score on {device}: begin -->", f"<!-- bench score on {device}: end -->"
+
+
+def write_into(document: Path, text: str, device: str) -> None:
+    """Put ``text`` between the two :func:`marks` of a document.
 
     Raises:
         ConfigError: It has no such lines.
     """
-    before, begin, rest = document.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
+    first, last = marks(device)
+    before, begin, rest = document.read_text(encoding="utf-8").partition(first)
+    _, end, after = rest.partition(last)
     if not begin or not end:
-        raise ConfigError(f"{document} has no lines {BEGIN} and {END}")
+        raise ConfigError(f"{document} has no lines {first} and {last}")
     with atomic_write(document, "w") as file:
-        file.write(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+        file.write(f"{before}{begin}\n\n{text}\n\n{end}{after}")
 
 
 def score_command(
@@ -195,9 +199,12 @@ def score_command(
         int, typer.Option(min=2, help="In the first case; where there are more pixels there are fewer.")
     ] = 12,
     quick: Annotated[bool, typer.Option("--quick", help="Tiny images, two rounds: whether it runs.")] = False,
-    output: Annotated[Path, typer.Option(help="JSON file of pytest-benchmark.")] = RESULTS,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="JSON file of pytest-benchmark.", show_default=f"{RESULTS}/score-DEVICE.json"),
+    ] = None,
     document: Annotated[
-        Path | None, typer.Option(help="Also put the tables into this Markdown file, between its marks.")
+        Path | None, typer.Option(help="Also put the tables into this Markdown file, between the device's marks.")
     ] = None,
     from_json: Annotated[
         bool, typer.Option("--from-json", help="Measure nothing: tables from the file --output.")
@@ -206,6 +213,7 @@ def score_command(
     """Measure scores of this project beside pyiqa's own class with the same weights, and other metrics."""
     if device not in ("cpu", "cuda"):
         raise ConfigError(f"device {device!r}: cpu or cuda is measured")
+    output = output or RESULTS / f"score-{device}.json"
     if from_json:
         result = json.loads(output.read_text())
     else:
@@ -215,5 +223,5 @@ def score_command(
             file.write(json.dumps(result, indent=1) + "\n")
     text = to_markdown(result)
     if document is not None:
-        write_into(document, text)
+        write_into(document, text, device)
     typer.echo(text)
