@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib import metadata
@@ -105,11 +106,12 @@ def evaluate(
     store.write_labels(images.spec.key, images.table)
     scores = store.scores(key)
     path = store.cell_path(scorer.name, images.spec.name)
-    inputs = inputs_hash(images, key, scores, settings)
+    about = described(scorer, images, key)
+    inputs = inputs_hash(about, images, scores, settings)
     known = _known_cell(store, path, reporter)
     if known.get("inputs") == inputs:
         return known
-    store.write_cell(path, summarise(scorer, images, key, scores, settings, inputs))
+    store.write_cell(path, {**about, **summarise(scorer, images, scores, settings), "inputs": inputs})
     return store.read_cell(path)
 
 
@@ -121,16 +123,23 @@ def _known_cell(store: Store, path: Path, reporter: Reporter) -> dict[str, Any]:
         return {}
 
 
-def inputs_hash(images: ImageSet, key: ScoreKey, scores: pd.DataFrame, settings: Settings) -> str:
-    """Fingerprint of everything that figures are computed from: the same inputs give the same cell."""
+def inputs_hash(about: Mapping[str, Any], images: ImageSet, scores: pd.DataFrame, settings: Settings) -> str:
+    """Fingerprint of everything that a cell is made from: the same inputs give the same cell.
+
+    Args:
+        about: From :func:`described`.
+        images: The dataset.
+        scores: Stored scores of its images.
+        settings: Of fit and intervals.
+    """
     import pandas as pd
 
     folder = Path(__file__).parent
     code = code_hash([*sorted((folder / "statistics").glob("*.py")), folder / "figures.py", Path(__file__)])
     used = scores[scores["image_hash"].isin(images.table["image_hash"])]
     rows = pd.util.hash_pandas_object(used[["image_hash", "score", "error"]], index=False).to_numpy().tobytes()
-    parts = [key.fingerprint, images.labels_hash, str(images.complete), repr(images.generator), repr(settings), code]
-    return hashlib.sha256("|".join(parts).encode() + rows).hexdigest()
+    others = [about, images.complete, images.spec.split, asdict(settings), code]
+    return hashlib.sha256(json.dumps(others, sort_keys=True).encode() + rows).hexdigest()
 
 
 def missing_images(labels: pd.DataFrame, scores: pd.DataFrame, retry_failed: bool) -> list[int]:
@@ -260,18 +269,10 @@ def run(scorer: Scorer, batch: Sequence[Decoded]) -> list[float]:
     return [float(score) for score in scores]
 
 
-def summarise(
-    scorer: Scorer, images: ImageSet, key: ScoreKey, scores: pd.DataFrame, settings: Settings, inputs: str
-) -> dict[str, Any]:
-    """The JSON of one cell, from stored scores alone."""
+def described(scorer: Scorer, images: ImageSet, key: ScoreKey) -> dict[str, Any]:
+    """What a cell says of its scorer and dataset, which takes no scores to know."""
     spec = images.spec
-    rows = join_scores(images.table, scores)
-    failed = rows[rows["error"] != ""]
-    opinion_lower_better = bool(spec.opinion and spec.opinion.lower_better)
-    used = rows.drop_duplicates("image_hash")
     return {
-        "schema_version": SCHEMA_VERSION,
-        "status": ", ".join(_shortcomings(images, len(failed))) or "complete",
         "scorer": {
             "name": scorer.name,
             "lower_better": scorer.lower_better,
@@ -287,21 +288,33 @@ def summarise(
             "images_declared": spec.images or None,
             "missing": len(images.missing),
             "labels_hash": images.labels_hash,
-            "opinion": {"kind": spec.opinion.kind, "lower_better": opinion_lower_better} if spec.opinion else None,
+            "opinion": {"kind": spec.opinion.kind, "lower_better": spec.opinion.lower_better}
+            if spec.opinion
+            else None,
             "reading": images.reading,
             "generator": images.generator,
             "seen_by": list(spec.seen_by),
         },
+    }
+
+
+def summarise(scorer: Scorer, images: ImageSet, scores: pd.DataFrame, settings: Settings) -> dict[str, Any]:
+    """What a cell says of the scores, from stored ones alone."""
+    spec = images.spec
+    rows = join_scores(images.table, scores)
+    failed = rows[rows["error"] != ""]
+    directions = Directions(scorer.lower_better, bool(spec.opinion and spec.opinion.lower_better))
+    used = rows.drop_duplicates("image_hash")
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "status": ", ".join(_shortcomings(images, len(failed))) or "complete",
         "date": max(used["finished"].dropna(), default=""),
         "device": sorted(set(used["device"].dropna())),
         "seconds": round(float(used["seconds"].sum()), 3),
         "versions": {package: metadata.version(package) for package in RECORDED_PACKAGES},
         "failures": [{"file_name": row.file_name, "error": row.error} for row in failed.itertuples()],
         "settings": asdict(settings),
-        "inputs": inputs,
-        **cell_figures(
-            rows, Directions(scorer.lower_better, opinion_lower_better), settings, ratio=spec.split == "ratio"
-        ),
+        **cell_figures(rows, directions, settings, ratio=spec.split == "ratio"),
     }
 
 

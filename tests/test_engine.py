@@ -10,7 +10,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from harness.engine import Options, Silent, evaluate, score_key, unavailable_cel
 from harness.figures import Settings
 from harness.formats import render
 from harness.runner import RunRequest, run_all
+from harness.scorers.names import Facts
 from harness.store import Store
 from tests.harness_data import brightness, fake_scorer, opinion_folder, write_images, write_metadata
 
@@ -82,6 +85,27 @@ def test_a_changed_fingerprint_scores_everything_again(tmp_path: Path) -> None:
     evaluate(fake_scorer(counting, version=1), images, store, settings=FAST)
     evaluate(fake_scorer(counting, version=2), images, store, settings=FAST)
     assert counting.images == 16
+
+
+def test_what_is_said_of_labels_and_training_enters_a_stored_cell(tmp_path: Path) -> None:
+    images = open_dataset(str(opinion_folder(tmp_path / "set", 8)))
+    store, counting = Store(tmp_path / "results"), Counting()
+    first = evaluate(fake_scorer(counting), images, store, settings=FAST)
+    assert images.spec.opinion is not None
+    reversed_spec = dataclasses.replace(
+        images.spec, opinion=dataclasses.replace(images.spec.opinion, lower_better=True), seen_by=("others",)
+    )
+    reversed_set = dataclasses.replace(images, spec=reversed_spec)
+    second = evaluate(fake_scorer(counting), reversed_set, store, settings=FAST)
+    assert figure(second) == -figure(first)
+    assert second["dataset"]["seen_by"] == ["others"]
+    trained = evaluate(fake_scorer(counting, facts=Facts(trained_on=("set",))), images, store, settings=FAST)
+    assert trained["scorer"]["trained_on"] == ["set"]
+    assert counting.images == 8
+
+
+def figure(cell: Mapping[str, Any]) -> float:
+    return float(cell["subsets"]["all"]["figures"]["srcc"]["value"])
 
 
 def test_a_new_image_alone_is_scored(tmp_path: Path) -> None:
