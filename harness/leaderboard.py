@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -85,7 +86,7 @@ def across_datasets(cells: Sequence[CellJson], statistic: str = "srcc") -> pd.Da
     """Means over all datasets with human scores.
 
     Only cells with every image count, and a set that a scorer was trained on does not count for it; a
-    scorer that lacks another set has no mean, with the reason.
+    scorer that lacks another set, or whose cells are not alike (:func:`unlike`), has no mean, with the reason.
 
     Returns:
         ``scorer``, ``block``, ``mean``, ``weighted`` (by images), ``rank`` (average), ``seen`` (names of the
@@ -103,13 +104,52 @@ def across_datasets(cells: Sequence[CellJson], statistic: str = "srcc") -> pd.Da
     grid = _grid(by_place, scorers, datasets, statistic)
     means, weighted = st.mean_over_datasets(grid), st.mean_over_datasets(grid, weighted=True)
     ranks = st.average_rank(grid)
+    reasons = unlike(rated)
     rows = []
     for number, name in enumerate(scorers):
         own = [cell for cell in rated if cell["scorer"]["name"] == name]
         left_out = [datasets[i] for i in np.flatnonzero(grid.seen[number])]
         values = (means[name].value, weighted[name].value, ranks[name].value)
-        rows.append((name, block(own[0]), *values, " ".join(left_out), means[name].reason))
+        values = (np.nan, np.nan, np.nan) if name in reasons else values
+        rows.append((name, block(own[0]), *values, " ".join(left_out), reasons.get(name, means[name].reason)))
     return pd.DataFrame(rows, columns=columns).sort_values(["rank", "scorer"], ignore_index=True)
+
+
+def unlike(cells: Iterable[CellJson]) -> dict[str, str]:
+    """Scorers whose cells do not belong in one mean, and why: versions of the scorer, or labels of a dataset."""
+    measured = [cell for cell in cells if cell["subsets"]]
+    by_scorer, by_dataset = (_grouped(measured, what) for what in ("scorer", "dataset"))
+    reasons = {}
+    for name, own in by_scorer.items():
+        identities = [cell["scorer"]["identity"] for cell in own]
+        keys = sorted(set().union(*identities))
+        changed = [key for key in keys if any(one.get(key) != identities[0].get(key) for one in identities)]
+        relabelled = [
+            cell["dataset"]["name"] for cell in own if len(label_groups(by_dataset[cell["dataset"]["name"]])) > 1
+        ]
+        if changed:
+            reasons[name] = f"scored by different versions ({', '.join(changed)}); run it again"
+        elif relabelled:
+            reasons[name] = f"different labels on {', '.join(relabelled)}; run all scorers again"
+    return reasons
+
+
+def label_groups(cells: Iterable[CellJson]) -> list[list[str]]:
+    """The scorers of one dataset, those together that were compared with the same labels."""
+    groups: dict[str, list[str]] = {}
+    for cell in cells:
+        if cell["subsets"]:
+            data = cell["dataset"]
+            labels = json.dumps([data["version"], data["labels_hash"], data["opinion"]], sort_keys=True)
+            groups.setdefault(labels, []).append(cell["scorer"]["name"])
+    return list(groups.values())
+
+
+def _grouped(cells: Iterable[CellJson], what: str) -> dict[str, list[CellJson]]:
+    groups: dict[str, list[CellJson]] = {}
+    for cell in cells:
+        groups.setdefault(cell[what]["name"], []).append(cell)
+    return groups
 
 
 @cache

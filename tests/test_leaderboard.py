@@ -52,8 +52,20 @@ def cell(frame: pd.DataFrame, name: str = "fake", dataset: str = "set", **option
     return {
         "schema_version": 1,
         "status": "complete",
-        "scorer": {"name": name, "opinion_aware": bool(trained_on), "trained_on": trained_on},
-        "dataset": {"name": dataset, "opinion": {"kind": "mos"}, "images": len(frame), "seen_by": []},
+        "scorer": {
+            "name": name,
+            "opinion_aware": bool(trained_on),
+            "trained_on": trained_on,
+            "identity": {"precision": options.pop("precision", "fp32")},
+        },
+        "dataset": {
+            "name": dataset,
+            "version": "1",
+            "labels_hash": options.pop("labels", "same"),
+            "opinion": {"kind": "mos"},
+            "images": len(frame),
+            "seen_by": [],
+        },
         "seconds": 1.5,
         "date": "2026-01-01T00:00:00",
         "device": ["CPU"],
@@ -247,6 +259,24 @@ def test_what_a_scorer_was_trained_on_is_marked_and_left_out_of_its_mean() -> No
     assert "trained†" in text
     assert text.index("### Opinion-unaware") < text.index("### Opinion-aware")
     assert "## All datasets with human scores" in text
+
+
+def test_a_scorer_of_two_versions_has_no_mean() -> None:
+    cells = [cell(rows(), "mixed", "one"), cell(rows(), "mixed", "two", precision="bf16")]
+    cells += [cell(rows(), "same", name) for name in ("one", "two")]
+    found = across_datasets(cells).set_index("scorer")
+    assert pd.isna(found.loc["mixed", ["mean", "weighted", "rank"]].astype(float)).all()
+    assert found.loc["mixed", "reason"] == "scored by different versions (precision); run it again"
+    assert found.loc["same", "mean"] == pytest.approx(values(rows())["srcc"])
+
+
+def test_scorers_that_met_different_labels_are_told_apart() -> None:
+    cells = [cell(rows(), "old", "one", labels="before"), cell(rows(), "new", "one"), cell(rows(), "newer", "one")]
+    assert "not with each other: old; new, newer. Run them again." in render(cells)
+    assert "not with each other" not in render(cells[1:])
+    found = across_datasets([*cells[:2], *(cell(rows(), name, "two") for name in ("old", "new"))]).set_index("scorer")
+    assert set(found["reason"]) == {"different labels on one; run all scorers again"}
+    assert found["mean"].isna().all()
 
 
 def test_a_cell_with_failures_enters_no_mean() -> None:
