@@ -114,7 +114,7 @@ def cell_of(results: Path, scorer: str, dataset: str) -> data.Cell:
 def test_every_cell_and_dataset_has_a_page_and_every_link_leads_to_a_file(site: Path) -> None:
     found = pages(site)
     assert len(found) == 2 + 2 + 7
-    assert json.loads((site / "report.json").read_text())["pages"] == sorted(found)
+    assert set(json.loads((site / "report.json").read_text())["files"]) >= set(found)
     for name, text in found.items():
         for address in re.findall(r'(?:href|src|data-picture)="([^"]+)"', text):
             plain = html.unescape(address)
@@ -179,9 +179,14 @@ def test_pictures_carry_no_metadata_and_are_missing_where_the_dataset_is(
 
 def test_a_folder_of_something_else_is_left_alone(results: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(ConfigError, match="not a report"):
+    with pytest.raises(ConfigError, match=r"thesis\.txt, which is no part of a report"):
         write_report(results / "results", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    for content in ("no JSON", '{"findings": []}', '{"made_by": "iqa-harness report", "files": ["index.html"]}'):
+        (tmp_path / "report.json").write_text(content)
+        with pytest.raises(ConfigError, match="which is no part of a report"):
+            write_report(results / "results", tmp_path)
+        assert (tmp_path / "thesis.txt").exists()
     with pytest.raises(ConfigError, match="is a file"):
         write_report(results / "results", tmp_path / "thesis.txt")
 
@@ -189,6 +194,8 @@ def test_a_folder_of_something_else_is_left_alone(results: Path, tmp_path: Path)
 def test_an_earlier_report_is_replaced_whole(results: Path, tmp_path: Path) -> None:
     target = tmp_path / "site"
     write_report(results / "results", target, draws=0)
+    manifest = json.loads((target / "report.json").read_text())
+    (target / "report.json").write_text(json.dumps({**manifest, "files": [*manifest["files"], "cell-old.html"]}))
     (target / "cell-old.html").write_text("stale")
     write_report(results / "results", target, draws=0)
     assert not (target / "cell-old.html").exists()

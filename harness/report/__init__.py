@@ -21,6 +21,7 @@ from harness.report.dataset_page import dataset as dataset_page
 from harness.report.overview import overview, versions
 from harness.report.pictures import Gallery, open_sources
 from harness.store import Store, StoreError, no_results
+from qualiclip_plugin.documents import read_json
 from qualiclip_plugin.errors import ConfigError
 from qualiclip_plugin.files import atomic_folder
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 TEMPLATES = Path(__file__).parent.parent / "templates"
 ASSETS = ("style.css", "app.js")
 MANIFEST = "report.json"
+MADE_BY = "iqa-harness report"
 
 
 def write_report(
@@ -47,7 +49,7 @@ def write_report(
 
     Args:
         results: Folder of stored results.
-        output: Folder of the report; an earlier report there is replaced, anything else is left alone.
+        output: Folder of the report; an earlier report there is replaced, a folder with anything else refused.
         datasets: Where pictures come from: names, folders or ``NAME=FOLDER``.
         include: Folders with further dataset YAML files.
         draws: Resamples of the significance tests; 0 leaves them out.
@@ -104,7 +106,7 @@ def _write_site(
         write(cell.page, "cell.html.j2", **cell_page(cell, gallery))
     for asset in ASSETS:
         shutil.copyfile(TEMPLATES / asset, folder / asset)
-    manifest = {"made_by": "iqa-harness report", "pages": sorted(path.name for path in folder.glob("*.html"))}
+    manifest = {"made_by": MADE_BY, "files": _files(folder)}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
@@ -127,5 +129,21 @@ def environment() -> Environment:
 def _check_target(target: Path) -> None:
     if target.exists() and not target.is_dir():
         raise ConfigError(f"{target}: is a file, a folder is needed")
-    if target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).is_file():
-        raise ConfigError(f"{target}: holds something that is not a report; choose another --output")
+    strangers = [name for name in _files(target) if name not in _earlier_report(target)]
+    if strangers:
+        raise ConfigError(f"{target}: holds {strangers[0]}, which is no part of a report; choose another --output")
+
+
+def _earlier_report(folder: Path) -> set[str]:
+    """The files of a report; none where there is no report."""
+    try:
+        manifest = read_json(folder / MANIFEST, ConfigError, "a report")
+    except ConfigError:
+        return set()
+    files = manifest.get("files")
+    return {MANIFEST, *map(str, files)} if manifest.get("made_by") == MADE_BY and isinstance(files, list) else set()
+
+
+def _files(folder: Path) -> list[str]:
+    """All files below a folder, by their paths there."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
