@@ -58,6 +58,14 @@ def brightness(images: torch.Tensor) -> torch.Tensor:
 brightness.lower_better = False  # type: ignore[attr-defined]
 
 
+def undefined(images: torch.Tensor) -> torch.Tensor:
+    """No number for any image."""
+    return torch.full((len(images),), float("nan"))
+
+
+undefined.lower_better = False  # type: ignore[attr-defined]
+
+
 def slow_brightness(images: torch.Tensor) -> torch.Tensor:
     """Brightness that takes some time and logs every image that it scores."""
     time.sleep(0.02)

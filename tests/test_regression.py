@@ -25,7 +25,7 @@ from harness.guard.images import CHANGES, guard_images
 from harness.guard.regression import Limits, Tolerance
 from harness.guard.snapshot import IncomparableError
 from qualiclip_plugin.checkpoint import save_checkpoint
-from qualiclip_plugin.errors import QualiCLIPError
+from qualiclip_plugin.errors import ConfigError, QualiCLIPError
 from qualiclip_plugin.weights import load_model
 
 pytest_plugins = ["pytester"]
@@ -296,6 +296,12 @@ def test_limits_follow_the_direction(lower_better):
         regression.check(now, None, {}, Limits(max_drop=0.1))
 
 
+@pytest.mark.parametrize("name", ["min_score", "max_drop"])
+def test_a_limit_that_is_no_number_is_refused(name):
+    with pytest.raises(ConfigError, match="a number is needed"):
+        Limits(**{name: float("nan")})
+
+
 @pytest.fixture
 def folder(photographs, tmp_path) -> Path:
     """Two sharp photographs."""
@@ -366,5 +372,19 @@ def test_pytest_fixture(pytester, folder):
 
         def test_lower_is_better(assert_quality):
             assert_quality({str(folder / "0.png")!r}, metric="piqe", max=100)
+
+        def test_no_number(assert_quality):
+            with pytest.raises(AssertionError, match="is nan"):
+                assert_quality({str(folder / "0.png")!r}, metric="tests.harness_data:undefined", min=0)
+
+        def test_the_generator_of_a_test_goes_on(assert_quality):
+            import torch
+
+            torch.manual_seed(1)
+            expected = torch.rand(2)
+            torch.manual_seed(1)
+            first = torch.rand(1)
+            assert_quality({str(folder / "0.png")!r}, metric="entropy", min=0)
+            assert torch.cat([first, torch.rand(1)]).equal(expected)
     """)
-    pytester.runpytest_inprocess("-p", "no:cacheprovider").assert_outcomes(passed=4)
+    pytester.runpytest_inprocess("-p", "no:cacheprovider").assert_outcomes(passed=6)

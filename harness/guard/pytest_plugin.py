@@ -52,9 +52,9 @@ def check_quality(
         side = "max" if scorer.lower_better else "min"
         raise ValueError(f"{metric}: {'lower' if scorer.lower_better else 'higher'} is better, so give {side}= alone")
     score = float(scorer.score(to_float(read_image(image))[None]).flatten()[0])
-    worse = score > bound if scorer.lower_better else score < bound
+    good = score <= bound if scorer.lower_better else score >= bound  # and so not where it is no number
     name = "the image" if isinstance(image, bytes) else os.fspath(image)
-    if worse:
+    if not good:
         asked = "at most" if scorer.lower_better else "at least"
         raise AssertionError(f"{name}: {metric} is {score:.4f}, {asked} {bound:g} is asked for")
     return score

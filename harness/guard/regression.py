@@ -5,6 +5,7 @@ Comparing two snapshots gives findings; no finding means that nothing moved by m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
@@ -12,6 +13,7 @@ from typing import Any
 
 from harness import statistics as st
 from harness.guard.snapshot import IncomparableError, Snapshot, figures
+from qualiclip_plugin.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,11 @@ class Limits:
 
     min_score: float | None = None
     max_drop: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, bound in (("--min-score", self.min_score), ("--max-drop", self.max_drop)):
+            if bound is not None and not math.isfinite(bound):
+                raise ConfigError(f"{name} is {bound}: a number is needed")
 
 
 @dataclass(frozen=True)

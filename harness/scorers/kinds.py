@@ -219,7 +219,8 @@ def _no_grad(network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
 
     from qualiclip_plugin.inference import exact_fp32
 
-    # Metrics that crop at random then give one image the same score in every run.
-    torch.manual_seed(0)
-    with torch.no_grad(), exact_fp32():
+    own = [images.device] if images.is_cuda else []
+    with torch.random.fork_rng(own), torch.no_grad(), exact_fp32():
+        # Metrics that crop at random then give one image the same score in every run.
+        torch.manual_seed(0)
         return network(images)
