@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.figures import FIGURES, LOWER_IS_BETTER
-from harness.leaderboard import BLOCKS, CellJson, across_datasets, label_groups, reported, table, to_csv
+from harness.leaderboard import BLOCKS, CellJson, across_datasets, label_note, reported, table, to_csv
 from qualiclip_plugin.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -146,10 +146,8 @@ def _provenance(cells: Sequence[CellJson], style: Format) -> list[str]:
     versions = sorted({f"{k} {v}" for cell in measured for k, v in cell["versions"].items()})
     text = f"Measured {' and '.join(dates)} on {'; '.join(devices)}. Versions: {', '.join(versions)}."
     parts = [style.paragraph(style.escape(text))]
-    if len(groups := label_groups(measured)) > 1:
-        names = "; ".join(", ".join(group) for group in groups)
-        text = f"Compared with different labels, and so not with each other: {names}. Run them again."
-        parts.append(style.paragraph(style.escape(text)))
+    if note := label_note(measured):
+        parts.append(style.paragraph(style.escape(note)))
     for cell in measured:
         if cell["status"] != "complete":
             failed = "; ".join(f"{f['file_name']}: {one_line(f['error'])}" for f in cell["failures"][:5])

@@ -145,6 +145,15 @@ def label_groups(cells: Iterable[CellJson]) -> list[list[str]]:
     return list(groups.values())
 
 
+def label_note(cells: Iterable[CellJson]) -> str:
+    """A sentence where the scorers of one dataset met different labels; empty where they did not."""
+    groups = label_groups(cells)
+    if len(groups) < 2:
+        return ""
+    names = "; ".join(", ".join(group) for group in groups)
+    return f"Compared with different labels, and so not with each other: {names}. Run them again."
+
+
 def _grouped(cells: Iterable[CellJson], what: str) -> dict[str, list[CellJson]]:
     groups: dict[str, list[CellJson]] = {}
     for cell in cells:

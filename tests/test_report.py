@@ -307,6 +307,16 @@ def test_seen_datasets_are_marked_and_enter_no_mean(results: Path) -> None:
     assert "by images" in template.render(links=[], page="", lacking={}, **overview([*first, *second]))
 
 
+def test_scorers_that_met_different_labels_are_told_apart(results: Path, tmp_path: Path) -> None:
+    shutil.copytree(results / "results", tmp_path / "results")
+    store = Store(tmp_path / "results")
+    first = next(cell for cell in store.cells() if cell["dataset"]["name"] == "rated" and cell["subsets"])
+    first["dataset"]["labels_hash"] = "0" * 64
+    store.write_cell(store.cell_path(first["scorer"]["name"], "rated"), first)
+    write_report(tmp_path / "results", tmp_path / "site", draws=0)
+    assert "and so not with each other" in (tmp_path / "site" / "dataset-rated.html").read_text()
+
+
 def renamed(cell: data.Cell, dataset: str) -> data.Cell:
     content = copy.deepcopy(dict(cell.content))
     content["dataset"]["name"] = dataset

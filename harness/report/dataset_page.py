@@ -8,6 +8,7 @@ from typing import Any
 from harness import statistics as st
 from harness.data.specs import DatasetSpec
 from harness.figures import FIGURES, LOWER_IS_BETTER
+from harness.leaderboard import label_note
 from harness.report import charts
 from harness.report.data import Cell, Contest
 from harness.report.overview import mark_best, short
@@ -34,6 +35,7 @@ def dataset(
         "name": name,
         "facts": next((c.content["dataset"] for c in cells if c.measured), {}),
         "spec": spec,
+        "label_note": label_note(cell.content for cell in cells),
         "columns": [{"key": f, "name": FIGURE_NAMES[f], "lower": f in LOWER_IS_BETTER} for f in shown],
         "meanings": [(FIGURE_NAMES[f], MEANINGS[f]) for f in shown],
         "main": FIGURE_NAMES[main],
