@@ -181,6 +181,22 @@ def test_an_error_page_is_no_file(server: LocalServer, tmp_path: Path, status: i
     assert not (tmp_path / "big").exists()
 
 
+@pytest.mark.parametrize("options", [{}, {"bytes": len(CONTENT)}, {"sha256": hashlib.sha256(CONTENT).hexdigest()}])
+@pytest.mark.parametrize("reason", ["Connection refused", "404"])
+def test_a_part_of_a_file_is_kept_and_never_taken_for_the_whole(
+    server: LocalServer, tmp_path: Path, reason: str, options: dict[str, Any]
+) -> None:
+    part = tmp_path / "big.part"
+    part.write_bytes(CONTENT[:1000])
+    if reason == "Connection refused":
+        server.stop()
+    server.status = 404
+    with pytest.raises(DatasetError, match=f"cannot be fetched: {reason}"):
+        fetch(remote(server, "big", **options), tmp_path)
+    assert part.read_bytes() == CONTENT[:1000]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".lock") == ["big.part"]
+
+
 def test_offline_nothing_is_asked(server: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(DatasetError, match="HF_HUB_OFFLINE is set"):

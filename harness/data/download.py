@@ -111,16 +111,13 @@ def _download(remote: RemoteFile, target: Path) -> None:
         try:
             if _receive(url, partial, remote):
                 break
-        except (requests.RequestException, OSError) as error:
-            if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
-                raise
+        except requests.RequestException as error:
             reason = _in_words(error)
             if not _worth_repeating(error):
-                break
+                # An earlier run may have left a part; it stays, to go on from.
+                raise DatasetError(f"{url}: cannot be fetched: {reason}") from error
     else:
         raise DatasetError(f"{url}: the download broke off {ATTEMPTS} times ({reason}); run again to go on")
-    if not partial.exists():
-        raise DatasetError(f"{url}: cannot be fetched: {reason}")
     _check(partial, remote, url)
     os.replace(partial, target)
 
@@ -134,7 +131,7 @@ def _receive(url: str, partial: Path, remote: RemoteFile) -> bool:
     # Compressed transfers would make lengths and ranges mean something else than bytes of the file.
     headers["Accept-Encoding"] = "identity"
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as response:
-        if response.status_code == _RANGE_NOT_SATISFIABLE:
+        if have and response.status_code == _RANGE_NOT_SATISFIABLE:
             return _finished_before(response, have, partial)
         response.raise_for_status()
         resumed = response.status_code == _PARTIAL_CONTENT
