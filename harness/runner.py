@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.data.datasets import ImageSet, open_dataset
+from harness.data.datasets import ImageSet, open_datasets
 from harness.data.specs import catalogue
 from harness.engine import Options, Reporter, evaluate, unavailable_cell
 from harness.figures import Settings
@@ -52,8 +52,8 @@ def run_all(request: RunRequest, reporter: Reporter) -> list[dict[str, Any]]:
         QualiCLIPError: A dataset is invalid (found before anything is scored), or the output not writable.
     """
     specs = catalogue(request.include)
-    names = dict.fromkeys(request.datasets or DEFAULT_DATASETS)
-    opened = [open_dataset(name, specs, allow_partial=request.allow_partial, stream=request.stream) for name in names]
+    names = request.datasets or DEFAULT_DATASETS
+    opened = open_datasets(names, specs, allow_partial=request.allow_partial, stream=request.stream)
     store = Store(request.output)
     store.sweep()
     cells: list[dict[str, Any]] = []

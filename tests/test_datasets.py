@@ -13,7 +13,7 @@ from PIL import Image
 
 from harness.data import ladders
 from harness.data.cache import MANIFEST, check_cached
-from harness.data.datasets import open_dataset
+from harness.data.datasets import open_dataset, open_datasets
 from harness.data.labels import LABELS
 from harness.data.loading import batches, decoded, in_background
 from harness.data.metadata import local_spec
@@ -54,6 +54,15 @@ def test_local_folder_gives_labels_hashes_and_bytes(tmp_path: Path) -> None:
         content = (folder / f"{index}.png").read_bytes()
         assert image_bytes(images.rows[index]["image"]) == content
         assert images.table["image_hash"][index] == hashlib.sha256(content).hexdigest()
+
+
+def test_two_datasets_of_one_name_are_refused(tmp_path: Path) -> None:
+    first, second = (str(opinion_folder(tmp_path / part / "test", 4)) for part in "ab")
+    with pytest.raises(DatasetError) as raised:
+        open_datasets([first, second], {})
+    assert str(raised.value) == f"{first} and {second} are both named 'test'; give one as NAME=FOLDER"
+    opened = open_datasets([first, f"other={second}", first], {})
+    assert [images.spec.name for images in opened] == ["test", "other"]
 
 
 def test_jsonl_and_subfolders(tmp_path: Path) -> None:

@@ -109,6 +109,20 @@ def test_bad_data_leaves_no_result_behind(
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.parametrize("command", ["run", "report"])
+def test_datasets_of_one_name_do_not_replace_each_other(tmp_path: Path, command: str) -> None:
+    output = tmp_path / "results"
+    first, second = (str(opinion_folder(tmp_path / part / "test", number)) for part, number in (("a", 4), ("b", 5)))
+    stored = ["--scorer", FUNCTION, "--output", str(output), "--draws", "0", "--quiet"]
+    call("run", "--dataset", first, *stored)
+    before = (output / "leaderboard.csv").read_bytes()
+    options = {"run": stored, "report": ["--results", str(output), "--output", str(tmp_path / "site")]}[command]
+    with pytest.raises(QualiCLIPError, match="are both named 'test'"):
+        call(command, "--dataset", first, "--dataset", second, *options)
+    assert (output / "leaderboard.csv").read_bytes() == before
+    assert not (tmp_path / "site").exists()
+
+
 def test_a_scorer_that_cannot_start_keeps_the_measured_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path
 ) -> None:

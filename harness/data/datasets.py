@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
@@ -100,6 +100,21 @@ def open_dataset(
     if stream and (spec.hub or spec.archive):
         spec = dataclasses.replace(spec, stream=True)
     return open_spec(spec, allow_partial=allow_partial)
+
+
+def open_datasets(names: Iterable[str], specs: Mapping[str, DatasetSpec], **options: bool) -> list[ImageSet]:
+    """Open several datasets, each once; see :func:`open_dataset`.
+
+    Raises:
+        DatasetError: Two have the same name, under which their results would replace each other.
+    """
+    opened: dict[str, tuple[str, ImageSet]] = {}
+    for name in dict.fromkeys(names):
+        images = open_dataset(name, specs, **options)
+        if known := opened.get(images.spec.name):
+            raise DatasetError(f"{known[0]} and {name} are both named {images.spec.name!r}; give one as NAME=FOLDER")
+        opened[images.spec.name] = (name, images)
+    return [images for _, images in opened.values()]
 
 
 def open_spec(spec: DatasetSpec, *, allow_partial: bool = False) -> ImageSet:

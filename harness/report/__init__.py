@@ -58,7 +58,7 @@ def write_report(
     Raises:
         ConfigError: ``output`` holds something else, or there are no results.
         StoreError: Results cannot be read, or the report not be written.
-        QualiCLIPError: A dataset given for pictures cannot be opened.
+        QualiCLIPError: A dataset given for pictures cannot be opened, or two have the same name.
     """
     from harness.data.specs import catalogue
 

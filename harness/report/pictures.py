@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.data.datasets import ImageSet, open_dataset
+from harness.data.datasets import ImageSet, open_dataset, open_datasets
 from harness.data.sources import image_bytes
 from harness.data.specs import DatasetSpec
 from harness.data.streams import Stream
@@ -77,10 +77,9 @@ def open_sources(
         Opened datasets by name, and why the other wanted ones have no pictures.
 
     Raises:
-        QualiCLIPError: A dataset that was named cannot be opened.
+        QualiCLIPError: A dataset that was named cannot be opened, or two have the same name.
     """
-    opened = [open_dataset(name, specs, allow_partial=True) for name in dict.fromkeys(datasets)]
-    sources = {images.spec.name: images for images in opened}
+    sources = {images.spec.name: images for images in open_datasets(datasets, specs, allow_partial=True)}
     lacking = {}
     for name in wanted:
         if name in sources:
