@@ -14,11 +14,12 @@ from harness.engine import Options, Reporter, evaluate, unavailable_cell
 from harness.figures import Settings
 from harness.formats import render
 from harness.leaderboard import table, timings, to_csv
+from harness.parquet import DamagedError
 from harness.scorers.create import create_scorer, pick_device
 from harness.scorers.kinds import Scorer
 from harness.scorers.names import DEFAULT_SCORERS, ScorerError
 from harness.store import Store
-from qualiclip_plugin.errors import ConfigError
+from qualiclip_plugin.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,12 +50,15 @@ def run_all(request: RunRequest, reporter: Reporter) -> list[dict[str, Any]]:
     """Run, write the tables, and return the cells of what was asked for.
 
     Raises:
-        QualiCLIPError: A dataset is invalid (found before anything is scored), or the output not writable.
+        QualiCLIPError: A dataset is invalid or the output holds results of another one of its name (both found
+            before anything is scored), or the output is not writable.
     """
     specs = catalogue(request.include)
     names = request.datasets or DEFAULT_DATASETS
     opened = open_datasets(names, specs, allow_partial=request.allow_partial, stream=request.stream)
     store = Store(request.output)
+    for images in opened:
+        _check_stored(images, store)
     store.sweep()
     cells: list[dict[str, Any]] = []
     asked = request.scorers or DEFAULT_SCORERS
@@ -92,6 +96,21 @@ def settings(fit: str, draws: int) -> Settings:
     if fit not in ("logistic4", "logistic5"):
         raise ConfigError(f"--fit is {fit!r}; logistic4 or logistic5 is needed")
     return Settings(form="logistic5" if fit == "logistic5" else "logistic4", draws=draws)
+
+
+def _check_stored(images: ImageSet, store: Store) -> None:
+    """Refuse a dataset that shares nothing but its name with the one whose results are stored."""
+    try:
+        stored = store.labels(images.spec.key)
+    except (FileNotFoundError, DamagedError):
+        return  # they are written anew
+    # A dataset may grow, and its files be renamed or altered; none of it makes another one.
+    shared = [stored[column].isin(images.table[column]).any() for column in ("file_name", "image_hash")]
+    if not any(shared):
+        raise DatasetError(
+            f"{store.labels_path(images.spec.key)}: a dataset named {images.spec.name!r} with entirely other images; "
+            "give this one as NAME=FOLDER or use another --output"
+        )
 
 
 def _run_scorer(

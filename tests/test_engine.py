@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from harness.formats import render
 from harness.runner import RunRequest, run_all
 from harness.scorers.names import Facts
 from harness.store import Store
+from qualiclip_plugin.errors import DatasetError
 from tests.harness_data import brightness, fake_scorer, opinion_folder, write_images, write_metadata
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -307,6 +309,32 @@ def test_kill_and_rerun_computes_only_what_was_lost_and_gives_the_same_table(
     assert number - scored <= again < number
     run_here(folder, tmp_path / "straight")
     assert tables(output) == tables(tmp_path / "straight")
+
+
+def test_another_dataset_of_a_stored_name_is_refused(tmp_path: Path) -> None:
+    folder, output = opinion_folder(tmp_path / "a/test", 6), tmp_path / "results"
+
+    def run(dataset: str) -> list[str]:
+        request = RunRequest((fake_scorer(),), (dataset,), output, settings=Settings(draws=0))
+        return [cell["dataset"]["name"] for cell in run_all(request, Silent())]
+
+    run(str(folder))
+    labels = Store(output).labels_path("test@local")
+    before = labels.read_bytes()
+    names = write_images(tmp_path / "b/test/new", 12)[6:]
+    write_metadata(tmp_path / "b/test", [{"file_name": f"new/{name}", "mos": i} for i, name in enumerate(names)])
+    with pytest.raises(DatasetError, match=r"test@local\.parquet: a dataset named 'test' with entirely other images"):
+        run(str(tmp_path / "b/test"))
+    assert labels.read_bytes() == before
+    assert run(f"other={tmp_path / 'b/test'}") == ["other"]
+    # Renamed or altered, it is the same dataset still; damaged labels are written anew.
+    shutil.copytree(folder, tmp_path / "c/test/renamed")
+    write_metadata(
+        tmp_path / "c/test", [{"file_name": f"renamed/{i}.png", "mos": opinion} for i, opinion in enumerate("012354")]
+    )
+    assert run(str(tmp_path / "c/test")) == ["test"]
+    labels.write_bytes(b"damaged")
+    assert run(str(tmp_path / "b/test")) == ["test"]
 
 
 def test_two_runs_at_once_share_a_store(tmp_path: Path) -> None:
