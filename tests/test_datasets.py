@@ -94,6 +94,9 @@ def test_an_imagefolder_with_a_folder_for_each_split(tmp_path: Path) -> None:
     write_metadata(tmp_path / "train", [{"file_name": "../test/0.png", "mos": 1}])
     with pytest.raises(DatasetError, match=r"train/metadata\.csv, line 2: file name .* leads out of the folder"):
         open_dataset(str(tmp_path))
+    (tmp_path / "test").rename(tmp_path / "all")
+    with pytest.raises(DatasetError, match=r"all/metadata\.csv, line 2: split is 'all', which stands for the whole"):
+        open_dataset(str(tmp_path))
 
 
 def test_missing_images_are_named_and_left_out_only_when_asked(tmp_path: Path) -> None:
@@ -147,6 +150,10 @@ def test_a_changed_label_changes_the_labels_hash_and_no_image_hash(tmp_path: Pat
         ([{"name": "0.png", "mos": "1"}], "no column file_name; found name, mos"),
         ([{"file_name": f"{i}.png", "mos": "1", "std": "-1"} for i in range(3)], "std is negative"),
         ([{"file_name": f"{i}.png", "distortion": "x", "level": "1.5"} for i in range(3)], r"level is 1\.5"),
+        (
+            [{"file_name": f"{i}.png", "mos": "1", "split": ("test", "all")[i % 2]} for i in range(4)],
+            r"line 3: split is 'all', which stands for the whole set",
+        ),
     ],
 )
 def test_bad_metadata_is_named_by_its_row(tmp_path: Path, rows: list[dict[str, str]], message: str) -> None:

@@ -22,6 +22,8 @@ Placed = tuple[str, Row]
 
 MAX_LEVEL = 1_000_000
 UNBOUNDED = (-math.inf, math.inf)
+WHOLE_SET = "all"
+"""The subset of all images in every cell; a split of this name would take its place."""
 
 
 def find_metadata(folder: Path) -> list[Path]:
@@ -122,8 +124,8 @@ def check_rows(origin: str | Path, rows: Iterable[Placed], spec: DatasetSpec) ->
         Rows as read with the derived columns, every number checked.
 
     Raises:
-        DatasetError: A column is missing, a number is none or out of range, an image is named twice, or
-            there are fewer than 3 rows; names the row.
+        DatasetError: A column is missing, a number is none or out of range, an image is named twice, a split is
+            called "all", or there are fewer than 3 rows; names the row.
     """
     checked, seen = [], dict[str, str]()
     columns = spec.columns
@@ -139,6 +141,8 @@ def check_rows(origin: str | Path, rows: Iterable[Placed], spec: DatasetSpec) ->
             file, _, line = seen[name].rpartition(", ")
             raise DatasetError(f"{where}: {name} is already in {line if where.startswith(file) else seen[name]}")
         seen[name] = where
+        if columns.split and str(row[columns.split]) == WHOLE_SET:
+            raise DatasetError(f"{where}: {columns.split} is {WHOLE_SET!r}, which stands for the whole set")
         _check_numbers(row, spec, f"{where} ({name})")
         checked.append((where, row))
     if len(checked) < MIN_IMAGES:
