@@ -18,7 +18,7 @@ from harness.data.labels import LABELS
 from harness.data.loading import batches, decoded, in_background
 from harness.data.metadata import local_spec
 from harness.data.resizing import resize_shorter_side
-from harness.data.sources import image_bytes
+from harness.data.sources import from_rows, image_bytes
 from harness.data.specs import (
     Columns,
     DatasetSpec,
@@ -383,6 +383,19 @@ def test_a_parquet_file_without_opinions_is_refused(tmp_path: Path) -> None:
         open_dataset(str(tmp_path / "b.parquet"))
     with pytest.raises(DatasetError, match=r"neither a folder nor a \.csv"):
         open_dataset(str(Path(__file__)))
+
+
+def test_more_bytes_of_images_than_one_array_holds() -> None:
+    import datasets
+    import pyarrow as pa
+
+    # The same bytes in every chunk: together more than 2 GiB, in memory once.
+    content = pa.array([bytes(2**26)])
+    chunks = [pa.StructArray.from_arrays([content, pa.array([f"{i}.png"])], ["bytes", "path"]) for i in range(33)]
+    info = datasets.DatasetInfo(features=datasets.Features({"image": datasets.Image()}))
+    rows = datasets.Dataset(pa.table({"image": pa.chunked_array(chunks)}), info=info, fingerprint="large")
+    spec = DatasetSpec("large", "1", "d", "l", "c", columns=Columns(image="image"))
+    assert from_rows(rows, spec, "large").labels["file_name"].tolist() == [f"{i}.png" for i in range(33)]
 
 
 @pytest.mark.parametrize("name", ["tid2013-xmba15", "koniq10k"])

@@ -126,7 +126,7 @@ def from_rows(rows: datasets.Dataset, spec: DatasetSpec, where: str) -> Source:
     """
     kept = label_columns(spec, rows.column_names, where)
     images = image_column(rows, spec)
-    paths = images.data.column("image").combine_chunks().field("path").to_pylist()
+    paths = [path for chunk in images.data.column("image").chunks for path in chunk.field("path").to_pylist()]
     table = rows.select_columns(kept).to_pandas().to_dict("records") if kept else [{} for _ in paths]
     checked = check_rows(where, named_rows(table, paths, spec, where), spec)
     return Source(label_table([row for _, row in checked], spec), images)
