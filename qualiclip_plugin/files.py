@@ -7,6 +7,7 @@ removes it, and never one that is still written (:func:`remove_leftovers`).
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -24,6 +25,7 @@ try:
 except ImportError:  # Windows: nothing is locked, and so no leftover is removed
     fcntl = None  # type: ignore[assignment]
 
+_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 _FILE, _FOLDER = ".part", ".partial"
 _TEMPORARY = re.compile(r"\..*\.[a-z0-9_]{8}\.(part|partial)")
 """Names of the temporaries written here; the middle is :mod:`tempfile`'s, so that no other file is taken for one."""
@@ -52,6 +54,20 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(target)
+
+
+@contextmanager
+def where_writable() -> Iterator[None]:
+    """Do without what a block writes where it may not write.
+
+    Raises:
+        OSError: Writing failed for another reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _READ_ONLY:
+            raise
 
 
 @contextmanager

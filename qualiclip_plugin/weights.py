@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qualiclip_plugin.errors import ConfigError, WeightsError, did_you_mean
-from qualiclip_plugin.files import atomic_write, recorded_sha256, sha256_file
+from qualiclip_plugin.files import atomic_write, recorded_sha256, sha256_file, where_writable
 from qualiclip_plugin.settings import build
 
 if sys.version_info >= (3, 11):
@@ -167,12 +167,9 @@ def verify(card: Card) -> None:
 
 
 def _record_hash(record: Path, digest: str, name: str) -> None:
-    try:
-        with atomic_write(record, "w") as file:
-            file.write(f"{digest}  {name}\n")
-    except PermissionError:
-        # A cache that others provide read-only cannot be recorded in; it cannot be altered from here either.
-        return
+    # A cache that others provide read-only cannot be recorded in; it cannot be altered from here either.
+    with where_writable(), atomic_write(record, "w") as file:
+        file.write(f"{digest}  {name}\n")
 
 
 def _download(card: Card, addresses: tuple[str, ...]) -> None:

@@ -195,6 +195,22 @@ def finished_run(
 
 
 @pytest.fixture
+def refuse_writing(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """From a call on, the system makes no file and gives a number as the reason (root may write anywhere)."""
+    opened = os.open
+
+    def refuse(reason: int) -> None:
+        def open_existing(path: Any, flags: int, *arguments: Any, **options: Any) -> int:
+            if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+                raise OSError(reason, os.strerror(reason), str(path))
+            return opened(path, flags, *arguments, **options)
+
+        monkeypatch.setattr(os, "open", open_existing)
+
+    return refuse
+
+
+@pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalServer]:
     """A web server on this machine, asked directly, and an empty cache."""
     monkeypatch.setenv("QUALICLIP_CACHE", str(tmp_path / "cache"))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import io
+import os
 import stat
 import tarfile
 import zipfile
@@ -114,6 +116,7 @@ def test_practice_images_do_not_count(server: LocalServer) -> None:
 
 
 CONTENT = bytes(range(256)) * 4000
+READ_ONLY = [errno.EROFS, errno.EACCES, errno.EPERM]
 
 
 def test_a_cut_download_resumes_where_it_broke(server: LocalServer, tmp_path: Path) -> None:
@@ -169,6 +172,40 @@ def test_the_declared_hash_is_accepted_and_a_later_change_noticed(server: LocalS
     fetch(remote(server, "big"), tmp_path)
     (tmp_path / "big").write_bytes(CONTENT[:-1] + b"!")
     with pytest.raises(DatasetError, match="delete it to download it again"):
+        fetch(remote(server, "big"), tmp_path)
+
+
+@pytest.mark.parametrize("reason", READ_ONLY)
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_read_only_cache_serves_what_it_holds(
+    server: LocalServer, tmp_path: Path, refuse_writing: Callable[[int], None], reason: int, recorded: bool
+) -> None:
+    server.files = {"big": CONTENT}
+    path = fetch(remote(server, "big"), tmp_path)
+    if not recorded:
+        path.with_name("big.verified").unlink()
+    refuse_writing(reason)
+    assert fetch(remote(server, "big"), tmp_path).read_bytes() == CONTENT
+    with pytest.raises(DatasetError, match="expected 00000000"):
+        fetch(remote(server, "big", sha256="0" * 64), tmp_path)
+    with pytest.raises(DatasetError, match=f"other: cannot be written: {os.strerror(reason)}"):
+        fetch(remote(server, "other"), tmp_path)
+
+
+def test_a_dataset_opens_from_a_read_only_cache(server: LocalServer, refuse_writing: Callable[[int], None]) -> None:
+    server.files = {"koniq10k.tgz": tgz(PICTURES), "meta_info.csv": LABELS}
+    before = open_spec(koniq(server))
+    refuse_writing(errno.EROFS)
+    assert open_spec(koniq(server)).table.equals(before.table)
+
+
+def test_a_full_disk_is_no_read_only_cache(
+    server: LocalServer, tmp_path: Path, refuse_writing: Callable[[int], None]
+) -> None:
+    server.files = {"big": CONTENT}
+    fetch(remote(server, "big"), tmp_path).with_name("big.verified").unlink()
+    refuse_writing(errno.ENOSPC)
+    with pytest.raises(DatasetError, match="big: cannot be written: No space left on device"):
         fetch(remote(server, "big"), tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import pickle
 import threading
@@ -130,6 +131,23 @@ def test_altered_cache_file_is_named(server):
         file.seek(-1, 2)
         file.write(b"\x01")
     with pytest.raises(WeightsError, match=r"served\.safetensors is not the file it should be"):
+        verify(card(server, "/file"))
+
+
+@pytest.mark.parametrize("reason", [errno.EROFS, errno.EACCES, errno.EPERM])
+def test_a_read_only_cache_is_used_without_a_record(server, own_cache, refuse_writing, reason):
+    fetch(card(server, "/file"))
+    (own_cache / "served.safetensors.sha256").unlink()
+    refuse_writing(reason)
+    assert fetch(card(server, "/file")).exists()
+    assert files_in(own_cache) == ["served.safetensors"]
+
+
+def test_a_full_disk_is_no_read_only_cache(server, own_cache, refuse_writing):
+    fetch(card(server, "/file"))
+    (own_cache / "served.safetensors.sha256").unlink()
+    refuse_writing(errno.ENOSPC)
+    with pytest.raises(OSError, match="No space left"):
         verify(card(server, "/file"))
 
 

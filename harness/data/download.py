@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from harness.data.specs import RemoteFile
 from qualiclip_plugin.errors import DatasetError, first_line
-from qualiclip_plugin.files import atomic_write, recorded_sha256, sha256_file
+from qualiclip_plugin.files import atomic_write, recorded_sha256, sha256_file, where_writable
 
 if TYPE_CHECKING:
     import requests
@@ -41,11 +41,13 @@ def fetch(remote: RemoteFile, folder: Path) -> Path:
 
     target = folder / Path(remote.file).name
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f".{target.name}.lock"):
-            if not target.exists():
-                _download(remote, target)
-            verify(remote, target)
+        # Asked before the lock, which needs a place that can be written.
+        if not target.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / f".{target.name}.lock"):
+                if not target.exists():
+                    _download(remote, target)
+        verify(remote, target)
     except OSError as error:
         raise DatasetError(f"{target}: cannot be written: {error.strerror or error}") from error
     return target
@@ -96,7 +98,8 @@ def verify(remote: RemoteFile, path: Path, *, thorough: bool = False) -> None:
         )
     for file, content in ((record, f"{actual}  {path.name}\n".encode()), (known, stamp)):
         if not file.exists() or file.read_bytes() != content:
-            with atomic_write(file) as opened:
+            # A cache that others provide read-only cannot be recorded in, only checked.
+            with where_writable(), atomic_write(file) as opened:
                 opened.write(content)
 
 
