@@ -56,6 +56,32 @@ def test_local_folder_gives_labels_hashes_and_bytes(tmp_path: Path) -> None:
         assert images.table["image_hash"][index] == hashlib.sha256(content).hexdigest()
 
 
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("set/split=all", "split=all"),
+        ("mine=set/split=all", "mine"),
+        ("mine=set/split=all/metadata.csv", "mine"),
+        ("=set/split=all", "split=all"),
+        ("mine=ladders", "mine"),
+    ],
+)
+def test_a_path_may_hold_an_equals_sign(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, name: str
+) -> None:
+    opinion_folder(tmp_path / "set/split=all", 4)
+    opinion_folder(tmp_path / "ladders", 4)
+    monkeypatch.chdir(tmp_path)
+    assert open_dataset(given).spec.name == name
+
+
+@pytest.mark.parametrize("given", ["", "=", "mine=", "mine=nowhere"])
+def test_no_path_is_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    monkeypatch.chdir(opinion_folder(tmp_path, 4))
+    with pytest.raises(DatasetError, match=f"no dataset and no folder named '{given}'"):
+        open_dataset(given)
+
+
 def test_two_datasets_of_one_name_are_refused(tmp_path: Path) -> None:
     first, second = (str(opinion_folder(tmp_path / part / "test", 4)) for part in "ab")
     with pytest.raises(DatasetError) as raised:

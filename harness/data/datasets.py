@@ -83,7 +83,8 @@ def open_dataset(
     """Open a dataset by name, or a local folder.
 
     Args:
-        name: Name of a specification; a folder, a CSV or a Parquet file; ``NAME=PATH`` to name it in tables.
+        name: Name of a specification; a folder, a CSV or a Parquet file; ``NAME=PATH`` to name it in tables, unless
+            the whole is a path that exists.
         specs: Known specifications; none: those that ship.
         allow_partial: Accept missing images and another number of them than declared; the result is marked.
         stream: Read a remote dataset as it comes, without keeping it, whatever its specification says.
@@ -92,11 +93,7 @@ def open_dataset(
         DatasetError: Unknown, not to be had, or invalid; the message names the row.
     """
     specs = catalogue() if specs is None else specs
-    label, _, folder = name.rpartition("=")
-    if folder not in specs and Path(folder).exists():
-        spec = local_spec(Path(folder), label)
-    else:
-        spec = find_spec(name, specs)
+    spec = _named(name, specs)
     if stream and (spec.hub or spec.archive):
         spec = dataclasses.replace(spec, stream=True)
     return open_spec(spec, allow_partial=allow_partial)
@@ -153,6 +150,15 @@ def image_hashes(rows: Any) -> list[str]:
         found = [pair for part in pool.map(hashes, range(0, len(rows), _CHUNK)) for pair in part]
     check_cached({path: digest for path, digest in found if path})
     return [digest for _, digest in found]
+
+
+def _named(name: str, specs: Mapping[str, DatasetSpec]) -> DatasetSpec:
+    if name not in specs:
+        # The sign between name and path may occur in a path as well: split=test is a usual folder.
+        label, _, path = ("", "", name) if Path(name).exists() else name.partition("=")
+        if path and Path(path).exists():
+            return local_spec(Path(path), label)
+    return find_spec(name, specs)
 
 
 def _what_lacks(spec: DatasetSpec, found: int, missing: tuple[str, ...]) -> str:
