@@ -105,8 +105,9 @@ def _compare(first: Cell, second: Cell, draws: int, seed: int) -> dict[str, Any]
     lacking = [cell for cell in (first, second) if not cell.measured]
     if lacking:
         return {"dataset": first.dataset, "reason": f"{lacking[0].scorer}: {lacking[0].content['reason']}"}
-    common = sorted(set(first.rows["file_name"]) & set(second.rows["file_name"]))
-    order = [[list(cell.rows["file_name"]).index(name) for name in common] for cell in (first, second)]
+    places = [{name: place for place, name in enumerate(cell.rows["file_name"])} for cell in (first, second)]
+    common = sorted(places[0].keys() & places[1].keys())
+    order = [[known[name] for name in common] for known in places]
     a, b = (cell.scores[chosen] for cell, chosen in zip((first, second), order, strict=True))
     rows = first.rows.iloc[order[0]].reset_index(drop=True)
     result: dict[str, Any] = {"dataset": first.dataset, "figure": first.main_figure, "n": len(common)}

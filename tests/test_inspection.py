@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,25 @@ def test_evaluate_and_compare_from_python(tmp_path: Path) -> None:
     assert turned["p_bootstrap"] == pytest.approx(row["p_bootstrap"])
     with pytest.raises(StoreError, match="no stored scores of 'missing'"):
         harness.compare("good", "missing", output=tmp_path / "results")
+
+
+def test_only_images_that_both_have_scored_are_compared(tmp_path: Path) -> None:
+    def within(low: float, high: float) -> Callable[[torch.Tensor], torch.Tensor]:
+        def score(images: torch.Tensor) -> torch.Tensor:
+            values = brightness(images)
+            if not ((values > low) & (values < high)).all():
+                raise ValueError("out of range")
+            return values
+
+        return score
+
+    # The darkest of the twelve has no score by one, the two brightest have none by the other.
+    scorers = [fake_scorer(within(0.05, 1), "one"), fake_scorer(within(0, 0.42), "two")]
+    folder = str(opinion_folder(tmp_path / "set", 12))
+    frame = harness.evaluate(scorers, folder, output=tmp_path / "results", settings=Settings(draws=0))
+    assert frame["n"].tolist() == [11, 10]
+    row = harness.compare("one", "two", output=tmp_path / "results", draws=100).iloc[0]
+    assert (row["n"], row["first"], row["second"]) == (9, pytest.approx(1), pytest.approx(1))
 
 
 def test_published_results_without_labels_say_so(tmp_path: Path) -> None:
