@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import weakref
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
@@ -330,6 +331,44 @@ def test_empty_folder_and_unreadable_image_are_named(tmp_path):
     assert_incomparable(["--images", str(tmp_path / "empty"), "--min-score", "0"], "no image in this folder")
     (tmp_path / "empty" / "broken.png").write_bytes(b"no picture")
     assert_incomparable(["--images", str(tmp_path / "empty"), "--min-score", "0"], "broken.png")
+
+
+def test_an_unreadable_image_is_found_before_any_scorer_starts(folder, monkeypatch):
+    (folder / "zzz.png").write_bytes(b"no picture")
+    monkeypatch.setattr(snapshots, "create_scorer", lambda *_, **__: pytest.fail("started"))
+    assert_incomparable(["--images", str(folder), "--min-score", "0"], "zzz.png")
+
+
+def test_no_more_than_two_images_are_held_at_a_time(folder, tmp_path, monkeypatch):
+    for level in range(6):
+        Image.new("RGB", (64, 64), (level,) * 3).save(folder / f"level{level}.png")
+    held, most = [], []
+    read = snapshots.read_image
+
+    def counted(path):
+        pixels = read(path).numpy()
+        held.append(path)
+        weakref.finalize(pixels, held.pop)
+        most.append(len(held))
+        return torch.from_numpy(pixels)
+
+    monkeypatch.setattr(snapshots, "read_image", counted)
+    arguments = ["--images", str(folder), "--scorer", "entropy", "--scorer", "piqe", "--update"]
+    assert run_check(tmp_path / "own.json", *arguments).exit_code == 0
+    assert max(most) <= 2
+    assert len(json.loads((tmp_path / "own.json").read_text())["images"]) == 8
+
+
+def test_an_image_that_changes_meanwhile_is_named(folder, tmp_path, monkeypatch):
+    start = snapshots.create_scorer
+
+    def change_and_start(*arguments, **options):
+        Image.new("RGB", (300, 300), "grey").save(folder / "2.png")
+        return start(*arguments, **options)
+
+    monkeypatch.setattr(snapshots, "create_scorer", change_and_start)
+    arguments = ["--images", str(folder), "--scorer", "entropy", "--min-score", "0"]
+    assert_incomparable(arguments, "2.png: it was changed while it was scored")
 
 
 def test_markdown_survives_odd_names():

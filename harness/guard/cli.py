@@ -78,7 +78,7 @@ def _snapshot_taker(
     def take(known: Snapshot | None) -> Snapshot:
         names = tuple(scorers) or tuple(known.scorers if known else ())
         names = names or (("qualiclip-lite",) if images else snapshot.GUARD_SCORERS)
-        return snapshot.take_snapshot(snapshot.read_images(images), names, device=device, precision=precision)
+        return snapshot.take_snapshot(snapshot.find_images(images), names, device=device, precision=precision)
 
     return take
 

@@ -26,7 +26,7 @@ from harness.scorers.create import create_scorer
 from harness.scorers.kinds import Scorer
 from harness.scorers.names import ScorerError
 from qualiclip_plugin.documents import check_json, read_json
-from qualiclip_plugin.errors import QualiCLIPError
+from qualiclip_plugin.errors import ImageError, QualiCLIPError
 from qualiclip_plugin.files import atomic_write, sha256_file
 from qualiclip_plugin.images import images_in, read_image
 from qualiclip_plugin.prompts import PROMPT_PAIRS
@@ -71,26 +71,40 @@ class Pictures:
     """Images to guard.
 
     Attributes:
-        pixels: Name to RGB, uint8 (H, W, 3).
-        files: Name to the SHA-256 of the file; empty for pictures that are generated.
+        generated: Name to RGB, uint8 (H, W, 3), of pictures that are generated.
+        files: Name to path of those that are files.
     """
 
-    pixels: Mapping[str, Pixels]
-    files: Mapping[str, str] = field(default_factory=dict)
+    generated: Mapping[str, Pixels] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[str]:
+        """All names, sorted."""
+        return sorted([*self.generated, *self.files])
+
+    def pixels(self, name: str) -> Pixels:
+        """RGB, uint8 (H, W, 3); a file is decoded at every call, so that a folder of photographs fills no memory.
+
+        Raises:
+            ImageError: It cannot be read.
+        """
+        if name in self.generated:
+            return self.generated[name]
+        pixels: Pixels = read_image(self.files[name]).permute(1, 2, 0).numpy()
+        return pixels
 
 
-def read_images(folder: str | os.PathLike[str] | None) -> Pictures:
+def find_images(folder: str | os.PathLike[str] | None) -> Pictures:
     """The images to guard: those under ``folder`` by relative path, or the project's own.
 
     Raises:
-        ImageError: One of them cannot be read, or the folder holds none.
+        ImageError: The folder holds none.
     """
     if folder is None:
         return Pictures(guard_images())
     root = Path(folder)
-    paths = {path.relative_to(root).as_posix(): path for path in images_in([root])}
-    pixels = {name: read_image(path).permute(1, 2, 0).numpy() for name, path in paths.items()}
-    return Pictures(pixels, {name: sha256_file(path) for name, path in paths.items()})
+    return Pictures(files={path.relative_to(root).as_posix(): path for path in images_in([root])})
 
 
 def take_snapshot(
@@ -103,7 +117,13 @@ def take_snapshot(
         scorers: Names as in ``iqa-harness run``.
         device: Where to run.
         precision: Of the QualiCLIP metrics whose names do not say ``@precision=``.
+
+    Raises:
+        ImageError: An image cannot be read (found before anything is scored), or changes meanwhile.
     """
+    # First, because an image that cannot be read must not cost minutes of scoring.
+    hashes = {name: _digest(pictures.pixels(name)) for name in pictures.names}
+    files = {name: sha256_file(path) for name, path in sorted(pictures.files.items())}
     taken: dict[str, dict[str, Any]] = {}
     unavailable = {}
     for name in scorers:
@@ -112,16 +132,19 @@ def take_snapshot(
         except ScorerError as error:
             unavailable[name] = str(error).splitlines()[0]
             continue
-        taken[name] = {**_declared(scorer), **_scores(scorer, pictures.pixels)}
-    hashes = {name: hashlib.sha256(pixels.tobytes()).hexdigest() for name, pixels in sorted(pictures.pixels.items())}
+        taken[name] = {**_declared(scorer), **_scores(scorer, pictures, hashes)}
     return Snapshot(
         images=hashes,
         scorers=taken,
         unavailable=unavailable,
         versions={package: metadata.version(package) for package in VERSIONS},
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        files=dict(sorted(pictures.files.items())),
+        files=files,
     )
+
+
+def _digest(pixels: Pixels) -> str:
+    return hashlib.sha256(pixels.tobytes()).hexdigest()
 
 
 def _declared(scorer: Scorer) -> dict[str, Any]:
@@ -137,14 +160,17 @@ def _declared(scorer: Scorer) -> dict[str, Any]:
     return declared
 
 
-def _scores(scorer: Scorer, images: Mapping[str, Pixels]) -> dict[str, Any]:
+def _scores(scorer: Scorer, pictures: Pictures, hashes: Mapping[str, str]) -> dict[str, Any]:
     from harness.engine import BatchLimit, Options, Silent, score_batch
 
     scores: dict[str, float] = {}
     failures: dict[str, str] = {}
     # One image at a time: what else is scored must not be able to hide a change.
     limit = BatchLimit(Options(batch_size=1), scorer)
-    for index, (name, pixels) in enumerate(sorted(images.items())):
+    for index, (name, digest) in enumerate(hashes.items()):
+        pixels = pictures.pixels(name)
+        if _digest(pixels) != digest:
+            raise ImageError(f"{name}: it was changed while it was scored")
         item = Decoded(index, np.ascontiguousarray(pixels.transpose(2, 0, 1)), "")
         for row in score_batch(scorer, [item], limit, Silent()):
             if row["error"]:
