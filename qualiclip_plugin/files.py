@@ -11,8 +11,8 @@ import errno
 import hashlib
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,8 +27,8 @@ except ImportError:  # Windows: nothing is locked, and so no leftover is removed
 
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 _FILE, _FOLDER = ".part", ".partial"
-_TEMPORARY = re.compile(r"\..*\.[a-z0-9_]{8}\.(part|partial)")
-"""Names of the temporaries written here; the middle is :mod:`tempfile`'s, so that no other file is taken for one."""
+_TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.(part|partial)")
+"""Names of the temporaries written here; with the digits in the middle no other file is taken for one."""
 
 
 @contextmanager
@@ -52,7 +52,6 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
         temporary.replace(target)
 
 
@@ -86,7 +85,6 @@ def atomic_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     remove_leftovers(folder.parent)
     with _temporary(folder, _FOLDER) as partial:
         yield partial
-        partial.chmod(0o777 & ~_umask())
         if replace and folder.is_dir():
             with _temporary(folder, _FOLDER) as old:
                 folder.rename(old / folder.name)
@@ -140,14 +138,14 @@ def _temporary(target: Path, kind: str) -> Iterator[Path]:
 
 
 def _create(target: Path, kind: str) -> tuple[int | None, Path]:
-    names: dict[str, Any] = {"prefix": f".{target.name[:40]}.", "suffix": kind, "dir": target.parent}
     while True:
-        if kind == _FOLDER:
-            path = Path(tempfile.mkdtemp(**names))
-        else:
-            handle, name = tempfile.mkstemp(**names)
-            os.close(handle)
-            path = Path(name)
+        path = target.parent / f".{target.name[:40]}.{secrets.token_hex(4)}{kind}"
+        try:
+            # With the rights that the final one is to have, so that the system applies the umask: it belongs to all
+            # threads, and asking for it is changing it.
+            path.mkdir() if kind == _FOLDER else path.touch(exist_ok=False)
+        except FileExistsError:
+            continue
         if fcntl is None:
             return None, path
         with suppress(FileNotFoundError):  # whoever removes leftovers may be faster than the lock
@@ -166,12 +164,6 @@ def _locked(handle: int) -> bool:
     except OSError:
         return True  # a file system without locks, where nobody removes leftovers either
     return os.fstat(handle).st_nlink > 0
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

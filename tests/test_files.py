@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -58,12 +59,12 @@ def test_the_next_writer_removes_what_a_killed_one_left(tmp_path: Path, writer: 
 
 
 def test_other_files_are_never_taken_for_leftovers(tmp_path: Path) -> None:
-    kept = [".part", ".file.part", "file.csv.part", ".a.b.partial", ".x.abcdefg.part", ".x.ABCDEFGH.part"]
+    kept = [".part", ".file.part", "file.csv.part", ".a.b.partial", ".x.0123abc.part", ".x.0123ABCD.part"]
     for name in kept:
         (tmp_path / name).write_text("mine")
-    (tmp_path / ".x.abcdefgh.part").symlink_to(tmp_path / "file.csv.part")
+    (tmp_path / ".x.0123abcd.part").symlink_to(tmp_path / "file.csv.part")
     remove_leftovers(tmp_path)
-    assert names(tmp_path) == sorted([*kept, ".x.abcdefgh.part"])
+    assert names(tmp_path) == sorted([*kept, ".x.0123abcd.part"])
 
 
 def test_writers_survive_others_who_remove_leftovers_all_the_time(tmp_path: Path) -> None:
@@ -92,11 +93,11 @@ def test_where_nothing_can_be_locked_nothing_is_removed(tmp_path: Path, monkeypa
     def unsupported(handle: int, operation: int) -> None:
         raise OSError(95, "Operation not supported")
 
-    (tmp_path / ".x.abcdefgh.part").write_text("perhaps still written")
+    (tmp_path / ".x.0123abcd.part").write_text("perhaps still written")
     monkeypatch.setattr(files.fcntl, "flock", unsupported)
     with atomic_write(tmp_path / "file", "w") as file:
         file.write("whole")
-    assert names(tmp_path) == [".x.abcdefgh.part", "file"]
+    assert names(tmp_path) == [".x.0123abcd.part", "file"]
 
 
 def test_a_folder_is_replaced_only_where_asked_for(tmp_path: Path) -> None:
@@ -105,6 +106,24 @@ def test_a_folder_is_replaced_only_where_asked_for(tmp_path: Path) -> None:
             (folder / f"{number}").touch()
         assert names(tmp_path / "folder") == ["2" if replace else "0"]
     assert names(tmp_path) == ["folder"]
+
+
+def test_the_system_applies_the_umask_which_belongs_to_all_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def change(mask: int) -> int:
+        raise AssertionError("another thread may be creating a file")
+
+    before = os.umask(0o027)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "umask", change)
+            with atomic_write(tmp_path / "file", "w") as file, atomic_folder(tmp_path / "folder"):
+                file.write("whole")
+    finally:
+        os.umask(before)
+    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("file", "folder")]
+    assert modes == [0o640, 0o750]
 
 
 def test_names_as_long_as_a_file_system_allows(tmp_path: Path) -> None:
