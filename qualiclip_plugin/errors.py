@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -40,8 +41,11 @@ def did_you_mean(name: str, known: Iterable[str], most: int = 3, cutoff: float =
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, at most 200 characters; its type where it has no text."""
-    lines = str(error).strip().splitlines()
+    """The first line of an error's text, at most 200 characters; its type where it has no text.
+
+    Addresses in it lose their credentials and options: libraries quote the whole address that they were given.
+    """
+    lines = _OPTIONS.sub(r"\1", _CREDENTIALS.sub("", str(error))).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
 
 
@@ -51,6 +55,8 @@ def out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
     return isinstance(error, MemoryError) or any(words in text for words in _OUT_OF_MEMORY)
 
+
+_CREDENTIALS, _OPTIONS = re.compile(r"(?<=://)[^\s/?#]*@"), re.compile(r"(://[^\s?]*)\?\S*")
 
 _OUT_OF_MEMORY = (
     "out of memory",

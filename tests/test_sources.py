@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 from torch import nn
 
-from qualiclip_plugin.errors import ConfigError
+from qualiclip_plugin.errors import ConfigError, first_line
 from qualiclip_plugin.scoring import sources
 from qualiclip_plugin.scoring.score_files import StoredImage, score_files
 from qualiclip_plugin.scoring.sources import Files, Listing, Rows, from_record, list_sources, to_record
@@ -295,6 +295,63 @@ def test_secrets_of_an_address_are_shown_nowhere() -> None:
     assert shown(root, "bucket/a b/1.jpg") == "s3://bucket/a b/1.jpg"
     assert without_secrets(address) == "s3://bucket/a b/*.jpg"
     assert len(Files(root, (path,))) == 1
+
+
+def test_secrets_of_web_addresses_are_shown_nowhere(web: str, folder: Path) -> None:
+    pytest.importorskip("aiohttp", reason="needs the extra ray")
+    secret = web.replace("://", "://user:password@")
+    listing = list_sources([f"{secret}/0.png?token=secret", f"{secret}/2.png?token=secret"], 4)
+    (folder / "2.png").unlink()
+    rows = rows_of(listing)
+    assert rows["path"].tolist() == [f"{web}/0.png", f"{web}/2.png"]
+    assert rows["value"][0] == 0
+    assert rows["error"][1].startswith(f"{web}/2.png: cannot be read: ")
+    with pytest.raises(ConfigError, match="cannot be listed: ") as caught:
+        list_sources([f"{secret}/gone.png?token=secret"], 4)
+    assert "secret" not in f"{caught.value}{rows.to_csv()}"
+    assert "password" not in f"{caught.value}{rows.to_csv()}"
+
+
+def test_web_addresses_in_parquet_keep_their_secrets_and_are_told_apart(web: str, folder: Path) -> None:
+    pytest.importorskip("aiohttp", reason="needs the extra ray")
+    secret = web.replace("://", "://user:password@")
+    (folder / "list").mkdir()
+    addresses: list[object] = [
+        f"{secret}/0.png?X-Amz-Signature=secret",
+        f"{secret}/gone.png?X-Amz-Signature=secret",
+        f"{secret}/2.png",
+        "../4.png?X-Amz-Signature=secret",
+        "http://[/a.png",
+    ]
+    write_parquet(folder / "list" / "list.parquet", "url", addresses, pa.string())
+    rows = rows_of(list_sources([f"{secret}/list/list.parquet"], 10))
+    name = f"{web}/list/list.parquet"
+    assert rows["path"].tolist() == [f"{name}#0", f"{name}#1", f"{web}/2.png", f"{name}#3", "http://[/a.png"]
+    assert rows["value"].dropna().tolist() == [0, 20, 40]
+    assert rows["error"][1].startswith(f"{name}#1: cannot be read: {web}/gone.png")
+    assert "secret" not in rows.to_csv()
+    assert "password" not in rows.to_csv()
+
+
+def test_the_digest_tells_addresses_apart_that_have_one_name(web: str) -> None:
+    pytest.importorskip("aiohttp", reason="needs the extra ray")
+    digests = {list_sources([f"{web}/0.png?id={number}"], 4).digest for number in (1, 1, 2)}
+    assert len(digests) == 2
+
+
+@pytest.mark.parametrize(
+    ("address", "bare"),
+    [
+        ("https://user:secret@host/a.jpg?token=secret", "https://host/a.jpg"),
+        ("https://host:8000/a@2x.jpg", "https://host:8000/a@2x.jpg"),
+        ("http://secret@[host/a.jpg", "http://[host/a.jpg"),
+        ("memory://album/a.jpg", "memory://album/a.jpg"),
+    ],
+)
+def test_names_of_addresses_hold_no_secrets(address: str, bare: str) -> None:
+    assert without_secrets(address) == bare
+    assert shown("", address) == bare
+    assert first_line(OSError(f"404, from {address} and no other")) == f"404, from {bare} and no other"
 
 
 def test_a_stored_image_that_cannot_be_read_or_decoded_is_named() -> None:

@@ -107,17 +107,20 @@ class Rows:
         if isinstance(value, Mapping):  # as `datasets` stores an image
             value = value["path"] if value["bytes"] is None else value["bytes"]
         if isinstance(value, str):
-            return self._at(value)
+            return self._at(row, value)
         read = partial(bytes, value) if isinstance(value, bytes) else partial(_fail, "the row is empty")
         return StoredImage(self._name(row), read)
 
-    def _at(self, path: str) -> str | StoredImage:
-        if is_address(path):
-            return StoredImage(portable(path), partial(read_address, path))
-        if not self.root:
-            return os.path.join(os.path.dirname(self.path), path)
-        absolute = posixpath.join(posixpath.dirname(self.path), path)
-        return StoredImage(shown(self.root, absolute), partial(read_bytes, self.root, absolute))
+    def _at(self, row: int, path: str) -> str | StoredImage:
+        read = partial(read_address, path)
+        if not is_address(path):
+            if not self.root:
+                return os.path.join(os.path.dirname(self.path), path)
+            path = posixpath.join(posixpath.dirname(self.path), path)
+            read = partial(read_bytes, self.root, path)
+        # The options of an address may be secret, and may be all that tells two of them apart.
+        with_options = is_address(path) and not {"?", "#"}.isdisjoint(path)
+        return StoredImage(self._name(row) if with_options else shown(self.root, path), read)
 
 
 Portion = Files | Rows
@@ -172,7 +175,8 @@ def list_sources(sources: Iterable[str], size: int, column: str | None = None) -
         paths = [path for path in sorted(entries) if (root, path) not in seen]
         seen.update((root, path) for path in paths)
         for path in paths:
-            digest.update(f"{shown(root, path)}\0{entries[path]}\n".encode())
+            # A path may hold options that its name lacks and that make it another image.
+            digest.update(f"{shown(root, path)}\0{portable(path)}\0{entries[path]}\n".encode())
         if any(path.endswith(PARQUET) for path in paths):
             portions.extend(_row_portions(root, paths, size, column, digest.update))
         else:
