@@ -15,9 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-from qualiclip_plugin.errors import ConfigError, DatasetError
+from qualiclip_plugin.errors import ConfigError, DatasetError, ImageError
 from qualiclip_plugin.training.config import config_from_mapping
 from qualiclip_plugin.training.run_folder import RunFolder, read_csv
+from tests.harness_data import opinion_folder
 from tests.training_runs import assert_same, run, stop_after, weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -182,12 +183,15 @@ def test_no_usable_photograph_is_an_error(run_settings, photo_folder: str, tmp_p
         run(run_settings | {"crop_size": 256}, photo_folder, tmp_path / "run")
 
 
-def test_scored_data_that_cannot_be_used_is_refused(run_settings, photo_folder: str, tmp_path: Path) -> None:
-    def refused(text: str, message: str) -> None:
-        (tmp_path / "metadata.csv").write_text(text)
-        with pytest.raises(DatasetError, match=message):
-            run(run_settings | {"scored_data": str(tmp_path)}, photo_folder, tmp_path / "run")
-
-    refused("file_name,mos\nmissing.png,1\n", r"missing\.png")
-    refused("file_name,mos\nmissing.png,good\n", "no number")
-    refused("file,mos\nmissing.png,1\n", "file_name")
+def test_scored_data_that_cannot_be_used_is_refused_before_the_first_step(
+    run_settings, photo_folder: str, tmp_path: Path
+) -> None:
+    scored = opinion_folder(tmp_path / "scored")
+    settings = run_settings | {"scored_data": str(scored), "validate_every": 0}
+    (scored / "7.png").write_bytes(b"no image")
+    with pytest.raises(ImageError, match=r"7\.png: not an image"):
+        run(settings, photo_folder, tmp_path / "run")
+    (scored / "metadata.csv").write_text("")
+    with pytest.raises(DatasetError, match=r"metadata\.csv: no rows"):
+        run(settings, photo_folder, tmp_path / "run")
+    assert not (tmp_path / "run" / "log.csv").exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,16 @@ from PIL import Image
 from torch import nn
 
 from qualiclip_plugin.distortions import get_table
+from qualiclip_plugin.errors import DatasetError, ImageError
 from qualiclip_plugin.training.config import TrainConfig
-from qualiclip_plugin.training.validation import ScoredData, held_out_crops, ladder_scores, validate
+from qualiclip_plugin.training.validation import (
+    ScoredData,
+    held_out_crops,
+    ladder_scores,
+    read_scored_data,
+    validate,
+)
+from tests.harness_data import opinion_folder, write_images
 
 
 class Brightness(nn.Module):
@@ -62,6 +72,61 @@ def test_figures_of_a_known_scorer(crops: torch.Tensor, tmp_path: Path) -> None:
     assert -0.5 < figures["l_test"] < 0.5
     # Brightness 30, 200, 100 against opinions 1, 2, 3: ranks 1, 3, 2 against 1, 2, 3.
     assert figures["srcc"] == pytest.approx(0.5)
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(2) as threads:
+        yield threads
+
+
+def test_scored_data_is_read_as_the_harness_reads_it(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
+    data = read_scored_data(str(opinion_folder(tmp_path, 4)), pool)
+    assert data.files == [tmp_path / f"{index}.png" for index in range(4)]
+    assert data.mos.tolist() == [1, 0, 2, 3]
+    for index in range(4):
+        (tmp_path / f"{index}.png").rename(tmp_path / f"{index}")
+    (tmp_path / "metadata.csv").write_text("file_name,mos\n0,3\n1,2\n2,.5\n")
+    data = read_scored_data(str(tmp_path), pool)
+    assert data.files == [tmp_path / f"{index}" for index in range(3)]
+    assert data.mos.tolist() == [3, 2, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        (b"", "no rows"),
+        (b"file_name,mos\n", "no rows"),
+        (b"file_name,mos\n0.png,1\n\xe4.png,2\n2.png,3\n", "cannot be read: 'utf-8'"),
+        (b"file_name,mos\n0.png,1\n,2\n2.png,3\n", "line 3: file name ''"),
+        (b"file_name,mos\n0.png,1\n1.png,2,3\n2.png,3\n", "line 3: more cells than the 2 columns"),
+        (b"file_name,mos\n0.png,1\n1.png\n2.png,3\n", "line 3: no value for mos"),
+        (b"file_name,mos\n0.png,1\n1.png,good\n2.png,3\n", r"line 3 \(1.png\): mos is 'good', a number is needed"),
+        (b"file_name,mos\n0.png,1\n1.png,nan\n2.png,3\n", r"line 3 \(1.png\): mos is 'nan'"),
+        (b"file_name,mos\n0.png,1\n1.png,2\n", "2 images, at least 3 are needed"),
+        (b"name,mos\n0.png,1\n1.png,2\n2.png,3\n", "no column file_name"),
+        (b"file_name,dmos\n0.png,1\n1.png,2\n2.png,3\n", "no column mos, which validation compares with"),
+    ],
+)
+def test_metadata_that_cannot_be_used_is_named(
+    tmp_path: Path, pool: ThreadPoolExecutor, metadata: bytes, message: str
+) -> None:
+    write_images(tmp_path, 3)
+    (tmp_path / "metadata.csv").write_bytes(metadata)
+    with pytest.raises(DatasetError, match=rf"metadata\.csv.*{message}"):
+        read_scored_data(str(tmp_path), pool)
+
+
+def test_scored_images_that_cannot_be_used_are_named(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
+    folder = opinion_folder(tmp_path, size=lambda index: (20, 60) if index == 1 else (40, 48))
+    with pytest.raises(ImageError, match=r"1\.png: image of 60x20 pixels is too small: each side needs at least 32"):
+        read_scored_data(str(folder), pool)
+    (folder / "1.png").write_bytes(b"no image")
+    with pytest.raises(ImageError, match=r"1\.png: not an image in a supported format"):
+        read_scored_data(str(folder), pool)
+    (folder / "1.png").unlink()
+    with pytest.raises(ImageError, match=r"1\.png: no such file"):
+        read_scored_data(str(folder), pool)
 
 
 def test_what_is_not_there_is_not_measured(crops: torch.Tensor) -> None:

@@ -88,7 +88,7 @@ class TrainConfig(ObjectiveConfig):
         validation_photos: Photographs held out of training for validation.
         validate_every: Steps between validations; 0 validates only at the end.
         validation_size: Side in pixels of the validation crops.
-        scored_data: imagefolder with ``metadata.csv`` (``file_name,mos``) to correlate with; never in a loss.
+        scored_data: imagefolder with metadata (``file_name``, ``mos``) to correlate with; never in a loss.
         save_every: Steps between checkpoints.
         keep: Number of checkpoints that are kept.
         save_precision: Stored type of the result: ``fp32`` or ``fp16``.

@@ -108,7 +108,7 @@ class Trainer:
         if self.main:
             self.folder.lock()
         check_plan(config)
-        self.scored = read_scored_data(config.scored_data) if config.scored_data else None
+        self.scored = read_scored_data(config.scored_data, self.pool) if config.scored_data else None
         self.model = self._starting_model()
         self.photos = TrainingPhotos(config, photos, self.pool, self.skipped, self.display)
         if self.main:

@@ -5,6 +5,7 @@ correlation with human scores, which no loss ever sees.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ import torch
 from torch import Tensor
 
 from qualiclip_plugin.distortions import get_table
-from qualiclip_plugin.errors import DatasetError
+from qualiclip_plugin.errors import DatasetError, ImageError
 from qualiclip_plugin.images import read_image, to_float
-from qualiclip_plugin.model import QualiCLIP
+from qualiclip_plugin.model import QualiCLIP, check_images
 from qualiclip_plugin.training.config import TrainConfig
 from qualiclip_plugin.training.generators import generator
 from qualiclip_plugin.training.losses import level_pairs
@@ -38,28 +39,36 @@ class ScoredData:
     mos: np.ndarray
 
 
-def read_scored_data(folder: str) -> ScoredData:
-    """Read an imagefolder with ``metadata.csv`` (columns ``file_name`` and ``mos``).
+def read_scored_data(folder: str, pool: Executor) -> ScoredData:
+    """Read an imagefolder with ``metadata.csv`` or ``metadata.jsonl`` (columns ``file_name`` and ``mos``).
+
+    Args:
+        folder: The folder.
+        pool: Threads that decode every image once: a run may reach its first validation after days.
 
     Raises:
-        DatasetError: The file or a column is missing, a score is no number, or an image is not there.
+        DatasetError: As ``harness.data.metadata.local_rows``; or the scores are not ``mos``.
+        ImageError: An image is not there, cannot be decoded or is too small.
     """
-    import pandas as pd
+    from harness.data.metadata import find_metadata, local_rows, local_spec
 
-    table_path = Path(folder) / "metadata.csv"
-    if not table_path.is_file():
-        raise DatasetError(f"scored data: no {table_path}")
-    table = pd.read_csv(table_path)
-    if not {"file_name", "mos"} <= set(table.columns):
-        raise DatasetError(f"{table_path} needs the columns file_name and mos, it has {', '.join(table.columns)}")
-    mos = pd.to_numeric(table["mos"], errors="coerce").to_numpy(float)
-    files = [Path(folder) / name for name in table["file_name"]]
-    for file, score in zip(files, mos, strict=True):
-        if not np.isfinite(score):
-            raise DatasetError(f"{table_path}: the mos of {file.name} is no number")
-        if not file.is_file():
-            raise DatasetError(f"{table_path} names {file.name}, which is not in {folder}")
-    return ScoredData(files, mos)
+    place = Path(folder)
+    tables = find_metadata(place)
+    spec = local_spec(place)
+    if spec.columns.opinion != "mos":
+        raise DatasetError(f"{tables[0]}: no column mos, which validation compares with")
+    rows = [row for _, row in local_rows(place, tables, spec)]
+    data = ScoredData([place / row["file_name"] for row in rows], np.array([float(row["mos"]) for row in rows]))
+    list(pool.map(_check_image, data.files))
+    return data
+
+
+def _check_image(file: Path) -> None:
+    pixels = read_image(file)
+    try:
+        check_images(pixels[None])
+    except ImageError as error:
+        raise ImageError(f"{file}: {error}") from error
 
 
 def held_out_crops(photos: Sequence[Tensor], size: int) -> Tensor:
