@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -27,8 +26,6 @@ from qualiclip_plugin.errors import out_of_memory
 if TYPE_CHECKING:
     import pandas as pd
 
-WRITE_EVERY_SECONDS = float(os.environ.get("HARNESS_WRITE_EVERY", "20"))
-"""Scores that a kill may cost, in seconds of work; set by ``$HARNESS_WRITE_EVERY``."""
 RECORDED_PACKAGES = ("qualiclip-plugin", "pyiqa", "torch", "numpy", "Pillow", "scipy", "datasets", "scikit-image")
 
 
@@ -42,6 +39,7 @@ class Options:
         workers: Processes that decode; 0: a thread.
         retry_failed: Score images again that failed before.
         engine: ``local``: this process; ``ray``: the workers of a Ray cluster (see ``cluster_rows``).
+        write_every: Scores that a kill may cost, in seconds of work.
     """
 
     batch_pixels: int = 0
@@ -49,6 +47,7 @@ class Options:
     workers: int = 0
     retry_failed: bool = False
     engine: str = "local"
+    write_every: float = 20.0
 
 
 class Reporter(Protocol):
@@ -174,7 +173,7 @@ def score_missing(
             pending.append({**row, "image_hash": hashes.iloc[row.pop("index")]})
             now = time.monotonic()
             # Another wait like the one for this row must not carry the waiting scores past their time.
-            due, seen = 2 * now - seen - written > WRITE_EVERY_SECONDS, now
+            due, seen = 2 * now - seen - written > options.write_every, now
             if due:
                 store.append(key, pending)
                 pending, written = [], now

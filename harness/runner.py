@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -50,9 +51,10 @@ def run_all(request: RunRequest, reporter: Reporter) -> list[dict[str, Any]]:
     """Run, write the tables, and return the cells of what was asked for.
 
     Raises:
-        QualiCLIPError: A dataset is invalid or the output holds results of another one of its name (both found
-            before anything is scored), or the output is not writable.
+        QualiCLIPError: A dataset or setting is invalid, or the output holds results of another dataset of its name
+            (all found before anything is scored), or the output is not writable.
     """
+    options = _options(request)
     specs = catalogue(request.include)
     names = request.datasets or DEFAULT_DATASETS
     opened = open_datasets(names, specs, allow_partial=request.allow_partial, stream=request.stream)
@@ -64,7 +66,7 @@ def run_all(request: RunRequest, reporter: Reporter) -> list[dict[str, Any]]:
     asked = request.scorers or DEFAULT_SCORERS
     with _engine(request.engine):
         for scorer in {entry if isinstance(entry, str) else entry.name: entry for entry in asked}.values():
-            cells.extend(_run_scorer(scorer, opened, store, request, reporter))
+            cells.extend(_run_scorer(scorer, opened, store, request, options, reporter))
     write_tables(store)
     return cells
 
@@ -113,15 +115,34 @@ def _check_stored(images: ImageSet, store: Store) -> None:
         )
 
 
-def _run_scorer(
-    asked: str | Scorer, opened: list[ImageSet], store: Store, request: RunRequest, reporter: Reporter
-) -> list[dict[str, Any]]:
-    options = Options(
+def _options(request: RunRequest) -> Options:
+    return Options(
         batch_size=request.batch_size,
         workers=_workers(request),
         retry_failed=request.retry_failed,
         engine=request.engine,
+        write_every=_write_every(os.environ.get("HARNESS_WRITE_EVERY")),
     )
+
+
+def _write_every(text: str | None) -> float:
+    try:
+        seconds = float(text) if text else Options.write_every
+    except ValueError:
+        seconds = math.nan
+    if not seconds >= 0:
+        raise ConfigError(f"HARNESS_WRITE_EVERY is {text!r}: a number of seconds is needed")
+    return seconds
+
+
+def _run_scorer(
+    asked: str | Scorer,
+    opened: list[ImageSet],
+    store: Store,
+    request: RunRequest,
+    options: Options,
+    reporter: Reporter,
+) -> list[dict[str, Any]]:
     try:
         scorer = (
             asked

@@ -285,7 +285,9 @@ def degrade(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The picture.")],
     distortion: Annotated[str | None, typer.Option(help="Kind of degradation, jpeg for example.")] = None,
     level: Annotated[int, typer.Option(min=0, help="0 as it is, 1 mild, ... 5 severe.")] = 3,
-    seed: Annotated[int, typer.Option(help="Of the random draw (noise, positions, direction).")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="Of the random draw (noise, positions, direction).")
+    ] = 0,
     table: Annotated[str, typer.Option(help="Table of kinds: default, paper, camera or arniqa.")] = "default",
     output: Annotated[Path | None, typer.Option(help="Where to write the degraded picture (lossless).")] = None,
     sheet: Annotated[

@@ -158,6 +158,7 @@ def test_a_terminal_of_another_encoding(album: Path, monkeypatch: pytest.MonkeyP
         (["b good.png", "--background", "sky"], "unknown colour 'sky'"),
         (["b good.png", "--background", "#ffffff00"], "must be opaque"),
         (["b good.png", "--device", "abacus"], "device 'abacus' cannot be used"),
+        (["b good.png", "--device", "meta"], "device 'meta' cannot be used"),
         (["b good.png", "--precision", "fp7"], "fp7"),
         (["b good.png", "--scale", "mine"], "--scale"),
         (["b good.png", "--batch-size", "-1"], "--batch-size"),
@@ -184,6 +185,31 @@ def test_what_cannot_start_is_exit_code_2(
     assert message in output.err
     assert output.out == ""
     assert sorted(album.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["degrade", "x.png", "--distortion", "jpeg", "--seed", "99999999999999999999"], "'--seed'"),
+        (["degrade", "x.png", "--distortion", "jpeg", "--seed", "-1"], "'--seed'"),
+        (["bench", "scale", "--pools", "a"], "--pools is 'a': numbers of workers, separated by commas"),
+        (["bench", "scale", "--pools", "1,,2"], "--pools is '1,,2'"),
+        (["bench", "scale", "--pools", "0"], "--pools is '0'"),
+    ],
+)
+def test_numbers_that_cannot_be_are_exit_code_2(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    Image.new("RGB", (40, 40)).save("x.png")
+    assert run_main(monkeypatch, *arguments) == 2
+    assert message in capfd.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
 
 
 def test_a_declared_error_has_no_traceback(

@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 import torch
 
-from harness import engine
 from harness.data.datasets import open_dataset
 from harness.data.metadata import local_spec
 from harness.engine import Options, Silent, evaluate, score_key, unavailable_cell
@@ -224,8 +223,7 @@ def test_a_scorer_without_batches_gets_single_images(tmp_path: Path) -> None:
     assert sizes == [1, 1, 1, 1]
 
 
-def test_scores_are_written_while_a_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "WRITE_EVERY_SECONDS", 0.0)
+def test_scores_are_written_while_a_run_goes_on(tmp_path: Path) -> None:
     images = open_dataset(str(opinion_folder(tmp_path / "set", 6)))
     store, seen = Store(tmp_path / "r"), []
 
@@ -233,7 +231,7 @@ def test_scores_are_written_while_a_run_goes_on(tmp_path: Path, monkeypatch: pyt
         seen.append(len(list((tmp_path / "r").rglob("part-*.parquet"))))
         return brightness(batch)
 
-    evaluate(fake_scorer(watching, batches=False), images, store, settings=FAST)
+    evaluate(fake_scorer(watching, batches=False), images, store, Options(write_every=0), settings=FAST)
     assert seen == list(range(6))
 
 

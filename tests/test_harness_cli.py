@@ -95,6 +95,17 @@ def test_bad_usage_is_one_line_and_exit_code_two(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("wrong", ["abc", "nan", "-1"])
+def test_a_wrong_time_between_writes_is_refused_before_any_work(
+    wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HARNESS_WRITE_EVERY", wrong)
+    folder = opinion_folder(tmp_path / "photos", 3)
+    with pytest.raises(QualiCLIPError, match=f"HARNESS_WRITE_EVERY is '{wrong}': a number of seconds is needed"):
+        call("run", "--scorer", FUNCTION, "--dataset", str(folder), "--output", str(tmp_path / "results"))
+    assert not (tmp_path / "results").exists()
+
+
 def test_bad_data_leaves_no_result_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -214,7 +214,7 @@ def test_negative_numbers_are_refused_before_any_work() -> None:
 def test_devices() -> None:
     assert check_device("cpu") == "cpu"
     assert check_device("auto") in ("cpu", "cuda")
-    for wrong in ("gpu", "cuda:99", "", "cpu cpu"):
+    for wrong in ("gpu", "cuda:99", "", "cpu cpu", "meta"):
         with pytest.raises(ConfigError, match="device"):
             check_device(wrong)
 

@@ -269,6 +269,7 @@ def test_a_parquet_file_that_changes_under_a_run_gives_errors(tmp_path: Path) ->
         ("file:///dev/shm", "file:///dev/shm: neither images nor Parquet files there"),
         ("abacus://bead", "abacus://bead: Protocol not known: abacus"),
         ("http://127.0.0.1:9/x?token=secret", "http://127.0.0.1:9/x: cannot be listed"),
+        ("http://secret@[/x?token=secret", "http://[/x: Invalid IPv6 URL"),
     ],
 )
 def test_a_source_without_images_is_named(

@@ -263,6 +263,13 @@ def to_markdown(report: Report, price: float) -> str:
     return "\n".join(lines)
 
 
+def _pool_sizes(text: str) -> list[int]:
+    sizes = text.replace(" ", "").split(",")
+    if not all(size.isdecimal() and int(size) for size in sizes):
+        raise ConfigError(f"--pools is {text!r}: numbers of workers, separated by commas, are needed")
+    return [int(size) for size in sizes]
+
+
 def scale_command(
     images: Annotated[int, typer.Option(min=SAMPLE, help="JPEG files to make and score.")] = 600,
     weights: Annotated[str, typer.Option(help="A name from 'qualiclip weights list', or a file.")] = "lite",
@@ -274,8 +281,9 @@ def scale_command(
     """Measure how many images a second this machine scores, part by part and with growing pools of workers."""
     if device not in ("cpu", "cuda"):
         raise ConfigError(f"device {device!r}: cpu or cuda is measured")
+    sizes = _pool_sizes(pools)
     with tempfile.TemporaryDirectory() as folder:
-        report = measure(photographs(Path(folder), images), weights, device, [int(pool) for pool in pools.split(",")])
+        report = measure(photographs(Path(folder), images), weights, device, sizes)
     if output is not None:
         with atomic_write(output, "w") as file:
             file.write(json.dumps(asdict(report), indent=1) + "\n")

@@ -146,7 +146,7 @@ def check_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(1, device=name)
+        torch.zeros(1, device=name).item()  # some take tensors and give nothing back
     except Exception as error:  # torch reports a missing device by type of backend: AssertionError, RuntimeError, ...
         raise ConfigError(f"device {name!r} cannot be used: {first_line(error)}") from error
     return name

@@ -50,9 +50,12 @@ def split_address(address: str) -> tuple[str, str]:
     ``s3://key:secret@bucket/a b/*.jpg?region=x`` gives ``s3://key:secret@bucket?region=x`` and ``bucket/a b/*.jpg``.
 
     Raises:
-        ConfigError: See :func:`filesystem`.
+        ConfigError: See :func:`filesystem`; or the address is malformed.
     """
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError as error:
+        raise ConfigError(f"{without_secrets(address)}: {error}") from error
     root = f"{parts.scheme}://{parts.netloc}"
     if parts.scheme not in PYARROW_SCHEMES:
         return root, str(filesystem(root)._strip_protocol(address))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import datasets
 import torch
 
-from harness import engine
 from harness.data import download, ladders
 from qualiclip_plugin import distortions, weights
 
@@ -20,7 +20,7 @@ def one_thread() -> None:
 
 def write_often() -> None:
     """Store scores as often as they come, so that there is something to lose."""
-    engine.WRITE_EVERY_SECONDS = 0.02
+    os.environ["HARNESS_WRITE_EVERY"] = "0.02"
 
 
 def cache_of_datasets(folder: str) -> None:
