@@ -1,7 +1,8 @@
 """Weight names: what they mean, where their files are, how they are fetched and verified.
 
 A weight is chosen in this order: the explicit argument (a card's name or a path), the environment variable
-``QUALICLIP_WEIGHTS``, the default ``official``. One never stands in for another.
+``QUALICLIP_WEIGHTS``, the default ``official``. One never stands in for another. The commands that score and export
+have ``lite`` as their own default, so that they need no download.
 """
 
 from __future__ import annotations
