@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,22 @@ def test_functions_are_scorers_with_a_declared_direction(images: torch.Tensor) -
         create_scorer("tests.harness_data:nothing")
     with pytest.raises(ScorerError, match="it needs the package no_such_module, which is not installed"):
         create_scorer("no_such_module:nothing")
+
+
+def test_a_function_is_found_in_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: torch.Tensor
+) -> None:
+    (tmp_path / "helper_of_mine.py").write_text("OFFSET = 1\n")
+    (tmp_path / "scorer_of_mine.py").write_text(
+        "from helper_of_mine import OFFSET\n\ndef mean(images):\n    return images.mean((1, 2, 3)) + OFFSET\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    # The installed command has its own folder there, and not the current one.
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    before = list(sys.path)
+    scorer = create_scorer("scorer_of_mine:mean@lower_better=false", device="cpu")
+    assert torch.equal(scorer.score(images), images.mean((1, 2, 3)) + 1)
+    assert sys.path == before
 
 
 def test_metrics_that_mix_a_batch_are_found(images: torch.Tensor) -> None:

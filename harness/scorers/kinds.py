@@ -9,6 +9,7 @@ import pickle
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -130,9 +131,10 @@ def _only_tensors() -> Iterator[None]:
 
 
 def start_callable(name: str, base: str, options: dict[str, Any], device: str) -> Scorer:
-    """A function of the user's, images to scores: ``module:function``."""
+    """A function of the user's, images to scores: ``module:function``, found in the current folder too."""
     module_name, _, function_name = base.partition(":")
-    module = import_module(module_name)
+    with _current_folder_on_path():
+        module = import_module(module_name)
     function = getattr(module, function_name, None)
     if not callable(function):
         raise ScorerError(f"{module_name} has no function {function_name!r}")
@@ -153,6 +155,17 @@ def start_callable(name: str, base: str, options: dict[str, Any], device: str) -
         device=device_name(device),
         facts=facts(name),
     )
+
+
+@contextlib.contextmanager
+def _current_folder_on_path() -> Iterator[None]:
+    # An installed command has its own folder there instead.
+    folder = os.getcwd()
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
 
 
 def start_command(name: str, base: str, options: dict[str, Any]) -> Scorer:
