@@ -47,6 +47,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """OpenAI CLIP's normalisation, RGB in [0, 1]."""
 
+OFFICIAL_BACKBONE = "RN50"
 PYIQA_TEMPERATURE = 2.0
 """pyiqa divides CLIP's logits by this; scores of published leaderboards were made with it."""
 AUTHORS_SCALE = 100.0
@@ -177,7 +178,7 @@ def build_text_side(file: WeightsFile, config: dict[str, Any]) -> TextTransforme
 def build_model(
     file: WeightsFile,
     *,
-    backbone: str = "RN50",
+    backbone: str = OFFICIAL_BACKBONE,
     scale: str | float = "pyiqa",
     temperature: float = PYIQA_TEMPERATURE,
     positional_embedding: bool = False,
@@ -197,9 +198,18 @@ def build_model(
         precision: ``fp32``, ``fp16`` or ``bf16``.
 
     Raises:
-        WeightsError: The file does not fit the architecture, or has no prompts and no text tower.
+        WeightsError: The file does not fit the architecture, or has no prompts and no text tower; or an option was
+            chosen that a ``plugin`` file carries itself.
     """
     if file.format == "plugin":
+        chosen = {
+            "backbone": backbone != OFFICIAL_BACKBONE,
+            "temperature": temperature != PYIQA_TEMPERATURE,
+            "positional_embedding": positional_embedding,
+            "prompt_learner": prompt_learner is not None,
+        }
+        if names := [name for name, so in chosen.items() if so]:
+            raise WeightsError(f"{file.path} carries all that it needs: {', '.join(names)} cannot be chosen for it")
         return _build_from_plugin(file, scale, precision)
     if file.format == "prompt-learner":
         raise WeightsError(f"{file.path} holds only learned prompts; it needs the QualiCLIP encoder they belong to")

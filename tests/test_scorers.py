@@ -94,6 +94,18 @@ def test_an_unknown_option_is_a_reason() -> None:
         create_scorer("niqe@nonsense_model=1,pretrained_model_path=/nonsense", device="cpu")
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("qualiclip-lite@temperature=5", "temperature cannot be chosen for it"),
+        ("cmd:true@lower_better=true,crop=2,size=3", "a command takes no option crop, size"),
+    ],
+)
+def test_an_option_without_effect_is_refused(name: str, reason: str) -> None:
+    with pytest.raises(ScorerError, match=reason):
+        create_scorer(name, device="cpu")
+
+
 def test_functions_are_scorers_with_a_declared_direction(images: torch.Tensor) -> None:
     scorer = create_scorer("tests.harness_data:brightness", device="cpu")
     assert not scorer.lower_better

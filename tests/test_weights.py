@@ -259,6 +259,14 @@ def test_half_precision_file_scores_nearly_the_same(tmp_path, tiny_model, images
     torch.testing.assert_close(half, tiny_model.eval()(images), rtol=0, atol=5e-3)
 
 
+@pytest.mark.parametrize(
+    ("option", "value"), [("backbone", "ViT-B-32"), ("temperature", 5.0), ("positional_embedding", True)]
+)
+def test_what_a_file_carries_itself_cannot_be_chosen(option, value):
+    with pytest.raises(WeightsError, match=rf"lite\.safetensors carries all that it needs: {option} cannot be"):
+        load_model("lite", **{option: value})
+
+
 def test_packaged_weights_need_no_cache(own_cache):
     assert get_card("lite").path.is_relative_to(module.PACKAGE)
     assert load_model("lite")(torch.rand(1, 3, 64, 64)).shape == (1, 1)

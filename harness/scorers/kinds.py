@@ -173,7 +173,9 @@ def start_command(name: str, base: str, options: dict[str, Any]) -> Scorer:
     words = shlex.split(base.removeprefix(COMMAND))
     if not words or shutil.which(words[0]) is None:
         raise ScorerError(f"{name}: no program {words[0] if words else ''!r}")
-    direction = _declared(options.get("lower_better"), name, base)
+    direction = _declared(options.pop("lower_better", None), name, base)
+    if options:
+        raise ScorerError(f"{name}: a command takes no option {', '.join(options)}")
     files = {Path(word).name: sha256_file(word) for word in words if Path(word).is_file()}
     return Scorer(
         name=name,
