@@ -84,6 +84,12 @@ TRIALS: dict[str, Trial] = {
     "order between contents .5": Trial(("head.pristine_weight=0.5",)),
     "pairs need not mean anything": Trial(("head.attribute_weight=0",)),
     "pairs apart by .3": Trial(("head.attribute_margin=0.3",)),
+    "towards the D-test: ranking margin .35, order .4, pairs apart by .2": Trial(
+        ("head.ranking_margin=0.35", "head.pristine_weight=0.4", "head.attribute_margin=0.2")
+    ),
+    "further: ranking margin .25, order .5, pairs apart by .2": Trial(
+        ("head.ranking_margin=0.25", "head.pristine_weight=0.5", "head.attribute_margin=0.2")
+    ),
     "half of the crops": Trial(share=0.5),
     "a quarter of the crops": Trial(share=0.25),
     "without camera shake": Trial(without=("camera_shake",)),
