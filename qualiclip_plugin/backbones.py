@@ -55,12 +55,12 @@ def backbone_config(name: str) -> dict[str, Any]:
     return config
 
 
-def build_image_encoder(config: dict[str, Any], positional_embedding: bool = False) -> nn.Module:
+def build_image_encoder(config: dict[str, Any]) -> nn.Module:
     """Build an untrained image tower that accepts any image size.
 
     Args:
-        config: open_clip model configuration.
-        positional_embedding: Keep the positional embedding of a ResNet's attention pool (QualiCLIP does not).
+        config: open_clip model configuration. Where it says ``positional_embedding``, that of a ResNet's attention
+            pool is kept (QualiCLIP does not).
 
     Returns:
         A module: normalised images (N, 3, H, W) -> features (N, embed_dim), not of unit norm.
@@ -71,7 +71,7 @@ def build_image_encoder(config: dict[str, Any], positional_embedding: bool = Fal
     if "stage_pool" in config["vision_cfg"]:
         return StagePoolTower(**config["vision_cfg"]["stage_pool"], embed_dim=config["embed_dim"])
     if isinstance(config["vision_cfg"].get("layers"), list | tuple):  # open_clip's mark of a ResNet
-        return ResNetTower(config["vision_cfg"], config["embed_dim"], positional_embedding)
+        return ResNetTower(config["vision_cfg"], config["embed_dim"], config.get("positional_embedding", False))
     vision_config = {**config["vision_cfg"], "timm_model_pretrained": False}
     name = vision_config.get("timm_model_name")
     # timm would also take the address of a repository, and ask the network for it.

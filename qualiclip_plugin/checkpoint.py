@@ -48,6 +48,8 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """OpenAI CLIP's normalisation, RGB in [0, 1]."""
 
 OFFICIAL_BACKBONE = "RN50"
+BACKBONE_KEYS = ("embed_dim", "vision_cfg", "quick_gelu", "positional_embedding")
+"""What of a configuration builds the image side, and is stored with its weights."""
 PYIQA_TEMPERATURE = 2.0
 """pyiqa divides CLIP's logits by this; scores of published leaderboards were made with it."""
 AUTHORS_SCALE = 100.0
@@ -213,9 +215,9 @@ def build_model(
         return _build_from_plugin(file, scale, precision)
     if file.format == "prompt-learner":
         raise WeightsError(f"{file.path} holds only learned prompts; it needs the QualiCLIP encoder they belong to")
-    config = backbone_config(backbone)
+    config = backbone_config(backbone) | ({"positional_embedding": True} if positional_embedding else {})
     visual = {key.removeprefix("visual."): v for key, v in file.tensors.items() if key.startswith("visual.")}
-    encoder = _filled_encoder(config, visual, file.path, positional_embedding)
+    encoder = _filled_encoder(config, visual, file.path)
     return QualiCLIP(
         encoder,
         _text_features(file, config, prompt_learner),
@@ -223,7 +225,7 @@ def build_model(
         CLIP_MEAN,
         CLIP_STD,
         ATTRIBUTES,
-        backbone={key: config[key] for key in ("embed_dim", "vision_cfg", "quick_gelu") if key in config},
+        backbone={key: config[key] for key in BACKBONE_KEYS if key in config},
         precision=precision,
     )
 
@@ -263,6 +265,8 @@ def load_prompt_learner(file: WeightsFile, text_tower: TextTransformer, config: 
 
 
 def _clip_scale(file: WeightsFile, scale: str | float, temperature: float) -> float:
+    if scale != "pyiqa" and temperature != PYIQA_TEMPERATURE:
+        raise WeightsError(f"temperature divides the scale 'pyiqa'; with scale {scale!r} it has no effect")
     if scale == "authors":
         return AUTHORS_SCALE
     if scale == "pyiqa":
@@ -307,15 +311,13 @@ def _build_from_plugin(file: WeightsFile, scale: str | float, precision: str) ->
     )
 
 
-def _filled_encoder(
-    config: dict[str, Any], tensors: Mapping[str, Tensor], path: Path, positional_embedding: bool = False
-) -> nn.Module:
+def _filled_encoder(config: dict[str, Any], tensors: Mapping[str, Tensor], path: Path) -> nn.Module:
     """Build the image tower of a configuration and load tensors into it."""
     try:
         # First without memory: a header may ask for a network of any size, its file has tensors for one.
         with torch.device("meta"):
-            check_fit(build_image_encoder(config, positional_embedding), tensors, path)
-        encoder = build_image_encoder(config, positional_embedding)
+            check_fit(build_image_encoder(config), tensors, path)
+        encoder = build_image_encoder(config)
     except QualiCLIPError:
         raise
     except Exception as error:  # what open_clip and timm make of settings they do not know

@@ -41,7 +41,12 @@ HEADER_SCHEMA: dict[str, Any] = {
         "backbone": {
             "type": "object",
             "required": ["embed_dim", "vision_cfg"],
-            "properties": {"embed_dim": _SIZE, "quick_gelu": {"type": "boolean"}, "vision_cfg": _VISION},
+            "properties": {
+                "embed_dim": _SIZE,
+                "quick_gelu": {"type": "boolean"},
+                "positional_embedding": {"type": "boolean"},
+                "vision_cfg": _VISION,
+            },
         },
         "logit_scale": {**_NUMBER, "minimum": -1e6, "maximum": 1e6},
         "mean": {"type": "array", "items": _NUMBER, "minItems": 3, "maxItems": 3},

@@ -12,8 +12,8 @@ from torch import nn
 from qualiclip_plugin.attention_pool import SingleQueryAttentionPool
 from qualiclip_plugin.backbones import backbone_config, build_image_encoder, build_tokenizer, interpolate_grid
 from qualiclip_plugin.bench.reference import pyiqa_class
-from qualiclip_plugin.checkpoint import CLIP_MEAN, CLIP_STD, build_text_side, read_weights
-from qualiclip_plugin.errors import ConfigError, ImageError
+from qualiclip_plugin.checkpoint import CLIP_MEAN, CLIP_STD, build_text_side, read_weights, save_checkpoint
+from qualiclip_plugin.errors import ConfigError, ImageError, WeightsError
 from qualiclip_plugin.inference import fold_batch_norm, prepare_for_inference
 from qualiclip_plugin.model import QualiCLIP, pair_scores, quality_score
 from qualiclip_plugin.prompts import ATTRIBUTES, PROMPT_PAIRS, encode_prompts, flat_prompts, paired_features
@@ -69,13 +69,17 @@ def test_fast_scores_are_near_pyiqas(reference, pictures, images, runtime, preci
 
 
 @pytest.mark.usefixtures("use_official")
-def test_scores_with_positional_embedding_equal_pyiqa(reference, monkeypatch, images):
+def test_scores_with_positional_embedding_equal_pyiqa(reference, monkeypatch, images, tmp_path):
     ours = load_model("official", positional_embedding=True)
     without = reference(images[:2])
     monkeypatch.setattr(reference, "pos_embedding", True)
     with torch.no_grad():
         torch.testing.assert_close(ours(images[:2]), reference(images[:2]), rtol=0, atol=1e-5)
     assert not torch.allclose(ours(images[:2]), without, atol=1e-4)
+    trainable = load_model("official", positional_embedding=True, inference=False)
+    save_checkpoint(tmp_path / "saved.safetensors", trainable, {})
+    again = load_model(str(tmp_path / "saved.safetensors"))
+    torch.testing.assert_close(again(images[:2]), ours(images[:2]), rtol=0, atol=1e-6)
 
 
 @pytest.mark.usefixtures("official_plus")
@@ -103,6 +107,8 @@ def test_prompt_features_equal_pyiqa(use_official, reference):
 @pytest.mark.usefixtures("use_official")
 def test_authors_scale_differs_from_pyiqas(images):
     authors, pyiqa = load_model("official", scale="authors"), load_model("official")
+    with pytest.raises(WeightsError, match="with scale 'authors' it has no effect"):
+        load_model("official", scale="authors", temperature=1.0)
     assert authors.logit_scale == 100
     assert pyiqa.logit_scale == pytest.approx(1 / 0.07 / 2, rel=1e-4)  # exp(initial logit_scale) / temperature
     assert not torch.allclose(authors(images), pyiqa(images), atol=1e-3)
