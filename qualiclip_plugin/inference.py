@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
 
 import torch
 from open_clip.modified_resnet import Bottleneck, ModifiedResNet
@@ -18,6 +20,9 @@ from qualiclip_plugin.towers import ConvTower, ResNetTower
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """Selectable precisions and the types they compute in."""
+
+Switch = tuple[Any, Callable[[Any], object], Any]
+"""A setting of torch: its value, what changes it, and the value that means exact."""
 
 CONV_NORM_PAIRS: dict[type[nn.Module], tuple[tuple[str, str], ...]] = {
     ModifiedResNet: (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3")),
@@ -149,10 +154,59 @@ def exact_fp32() -> Iterator[None]:
     On a GPU torch rounds the input of convolutions to ten bits and tries out algorithms, unless told otherwise, and
     programs often allow the same for matrix products, on the CPU too.
     """
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+    cudnn: Any = torch.backends.cudnn
+    wanted = {"enabled": True, "benchmark": False, "deterministic": True}
+    before = {name: getattr(cudnn, name) for name in wanted}
+    with exact_products(), _exact(*_convolutions()):
+        try:
+            for name, value in wanted.items():
+                setattr(cudnn, name, value)
             yield
+        finally:
+            for name, value in before.items():
+                setattr(cudnn, name, value)
+
+
+def exact_products() -> AbstractContextManager[None]:
+    """No TensorFloat-32, on the CPU no bf16, in products of fp32 matrices; the setting is put back."""
+    return _exact(*_products())
+
+
+def fp32_settings() -> tuple[object, object]:
+    """How exactly products and convolutions in fp32 are computed at present; equal where it is the same."""
+    return _products()[0], _convolutions()[0]
+
+
+# Since torch 2.9 there are two APIs. Of products the old one must be used where it can be read, as both must agree when
+# one is computed; of convolutions the new one alone counts, and may overrule what the old one changes.
+
+
+def _products() -> Switch:
+    try:
+        return torch.get_float32_matmul_precision(), torch.set_float32_matmul_precision, "highest"
+    except RuntimeError:
+        return _by_backend(torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul"))  # noqa: B009
+
+
+def _convolutions() -> Switch:
+    cudnn: Any = torch.backends.cudnn
+    if hasattr(cudnn, "conv"):
+        return _by_backend(cudnn.conv, cudnn.rnn)
+    return cudnn.allow_tf32, partial(setattr, cudnn, "allow_tf32"), False
+
+
+def _by_backend(*backends: Any) -> Switch:
+    def change(values: Sequence[str]) -> None:
+        for backend, value in zip(backends, values, strict=True):
+            backend.fp32_precision = value
+
+    return [backend.fp32_precision for backend in backends], change, ["ieee"] * len(backends)
+
+
+@contextmanager
+def _exact(before: Any, change: Callable[[Any], object], exact: Any) -> Iterator[None]:
+    try:
+        change(exact)
+        yield
     finally:
-        torch.set_float32_matmul_precision(precision)
+        change(before)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from qualiclip_plugin.inference import exact_fp32
 from qualiclip_plugin.weights import load_model
 
 
@@ -38,7 +39,8 @@ class QualiCLIPMetric(Metric):
     @torch.no_grad()
     def update(self, images: Tensor) -> None:
         """Add images (N, 3, H, W), RGB in [0, 1]."""
-        scores = self.model(images)
+        with exact_fp32():
+            scores = self.model(images)
         self.total += scores.double().sum()
         self.count += scores.shape[0]
 

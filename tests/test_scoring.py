@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -209,6 +211,37 @@ def test_negative_numbers_are_refused_before_any_work() -> None:
     for wrong in ({"batch_size": -1}, {"workers": -1}):
         with pytest.raises(ConfigError, match="negative"):
             score_files(["x.png"], MeanModel(), **wrong)
+
+
+FP32_SETTINGS = {
+    "neither API": "",
+    "old": "torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True",
+    "new, products": "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+    "new, convolutions": "torch.backends.cudnn.conv.fp32_precision = 'ieee'",
+    "new, all": "torch.backends.fp32_precision = 'tf32'",
+}
+
+
+@pytest.mark.parametrize("setting", FP32_SETTINGS)
+def test_exact_fp32_in_programs_of_either_api(setting: str) -> None:
+    if setting.startswith("new") and not hasattr(torch.backends.cudnn, "conv"):
+        pytest.skip("this torch has no precision by operator")
+    # A process of its own: once used, the two APIs of torch do not mix.
+    program = f"""
+import torch
+from qualiclip_plugin.inference import exact_fp32, fp32_settings
+{FP32_SETTINGS[setting]}
+torch.backends.cudnn.benchmark = True
+before = fp32_settings()
+with exact_fp32():
+    assert fp32_settings()[0] in ("highest", ["ieee", "ieee"]), fp32_settings()
+    assert fp32_settings()[1] in (False, ["ieee", "ieee"]), fp32_settings()
+    assert (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark) == (True, False)
+    torch.nn.functional.conv2d(torch.rand(1, 3, 8, 8), torch.rand(4, 3, 3, 3)) @ torch.rand(6, 6)
+assert fp32_settings() == before
+assert (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark) == (False, True)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_devices() -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from qualiclip_plugin.errors import ConfigError
-from qualiclip_plugin.inference import PRECISIONS, prepare_for_inference, round_kernels
+from qualiclip_plugin.inference import PRECISIONS, fp32_settings, prepare_for_inference, round_kernels
 from qualiclip_plugin.runtimes.fused import FusedMap, Normalise
 from qualiclip_plugin.runtimes.openvino import OpenVINOPart, check_openvino
 from qualiclip_plugin.runtimes.replay import Recorder, Replayed
@@ -92,8 +92,7 @@ def _use_cuda(model: QualiCLIP) -> None:
 
 
 def _kernel_settings(model: QualiCLIP) -> tuple[object, ...]:
-    precision = torch.get_float32_matmul_precision()
-    return model.tile_pixels, torch.backends.cudnn.allow_tf32, precision, torch.is_autocast_enabled("cuda")
+    return model.tile_pixels, str(fp32_settings()), torch.is_autocast_enabled("cuda")
 
 
 _USE = {"openvino": _use_openvino, "cuda": _use_cuda}

@@ -18,6 +18,7 @@ from torch import Tensor
 from qualiclip_plugin.distortions import Distortion, get_distortion, get_table
 from qualiclip_plugin.errors import ConfigError, ImageError
 from qualiclip_plugin.files import atomic_write
+from qualiclip_plugin.inference import exact_products
 
 _SEEDS = 1 << 62
 
@@ -193,36 +194,9 @@ def _draw_kinds(
 
 
 @contextmanager
-def _exact_products() -> Iterator[None]:
-    """Switch TF32 (and bf16 on the CPU) off for matrix products, by the API that the caller switched it on with.
-
-    Since torch 2.9 there are two APIs, and reading the old one raises where the new one was used.
-    """
-    try:
-        precision = torch.get_float32_matmul_precision()
-    except RuntimeError:
-        # torch's type stubs do not know the second.
-        backends = (torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul"))  # noqa: B009
-        before = [backend.fp32_precision for backend in backends]
-        try:
-            for backend in backends:
-                backend.fp32_precision = "ieee"
-            yield
-        finally:
-            for backend, value in zip(backends, before, strict=True):
-                backend.fp32_precision = value
-        return
-    try:
-        torch.set_float32_matmul_precision("highest")
-        yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
-
-
-@contextmanager
 def _full_precision(device: torch.device) -> Iterator[None]:
     """Keep a caller's autocast and TF32 settings away from the degradations: JPEG rounds, ladders are ordered."""
-    with _exact_products(), torch.autocast(device.type, enabled=False):
+    with exact_products(), torch.autocast(device.type, enabled=False):
         yield
 
 
