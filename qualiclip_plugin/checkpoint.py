@@ -339,7 +339,13 @@ def save_checkpoint(
         model: A trainable model (BatchNorm not folded).
         card: What people should know: training data, configuration, date, figures, licence. JSON-serialisable.
         dtype: Storage type of floating-point matrices and kernels; vectors, which are few, stay as they are.
+
+    Raises:
+        WeightsError: The model is no longer what its architecture says, as after folding BatchNorm for inference.
     """
+    encoder = model.image_encoder.state_dict()
+    with torch.device("meta"):
+        check_fit(build_image_encoder(model.backbone), encoder, Path(path))
     header = {
         "format_version": FORMAT_VERSION,
         "backbone": model.backbone,
@@ -349,7 +355,7 @@ def save_checkpoint(
         "attributes": list(model.attributes),
         "card": dict(card),
     }
-    tensors = {f"image_encoder.{key}": value for key, value in model.image_encoder.state_dict().items()}
+    tensors = {f"image_encoder.{key}": value for key, value in encoder.items()}
     tensors["text_features"] = model.text_features
     stored = {
         key: value.detach()

@@ -6,7 +6,9 @@ them for people and search.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from huggingface_hub import ModelHubMixin, hf_hub_download
@@ -28,12 +30,17 @@ class HubQualiCLIP(
     Takes the arguments of :class:`QualiCLIP`; :meth:`of` makes one of a trained model. Models whose BatchNorm was
     folded for inference cannot be saved. ``from_pretrained`` gives a model in evaluation mode, ready to score and
     to be trained further after ``train()``.
+
+    Attributes:
+        card: What people should know, saved with the weights (see ``checkpoint.save_checkpoint``).
     """
 
+    card: Mapping[str, Any] = MappingProxyType({})
+
     @classmethod
-    def of(cls, model: QualiCLIP) -> HubQualiCLIP:
-        """Share the parameters of a model (``load_model(..., inference=False)``)."""
-        return cls(
+    def of(cls, model: QualiCLIP, card: Mapping[str, Any] = MappingProxyType({})) -> HubQualiCLIP:
+        """Share the parameters of a model (``load_model(..., inference=False)``), and the card of its file."""
+        shared = cls(
             model.image_encoder,
             model.text_features,
             model.logit_scale,
@@ -43,9 +50,11 @@ class HubQualiCLIP(
             backbone=model.backbone,
             precision=model.precision,
         )
+        shared.card = card
+        return shared
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        save_checkpoint(save_directory / FILE_NAME, self, {"name": save_directory.name})
+        save_checkpoint(save_directory / FILE_NAME, self, {"name": save_directory.name, **self.card})
 
     @classmethod
     def _from_pretrained(
@@ -65,4 +74,6 @@ class HubQualiCLIP(
             options |= {"force_download": force_download, "local_files_only": local_files_only}
             path = Path(hf_hub_download(model_id, FILE_NAME, **options))
         # Everything else in `settings` is config.json's copy of what the file carries.
-        return cls.of(build_model(read_weights(path), precision=settings.get("precision", "fp32"))).eval()
+        file = read_weights(path)
+        model = build_model(file, precision=settings.get("precision", "fp32"))
+        return cls.of(model, file.header.get("card", {})).eval()

@@ -177,8 +177,8 @@ def fp32_settings() -> tuple[object, object]:
     return _products()[0], _convolutions()[0]
 
 
-# Since torch 2.9 there are two APIs. Of products the old one must be used where it can be read, as both must agree when
-# one is computed; of convolutions the new one alone counts, and may overrule what the old one changes.
+# Since torch 2.9 there are two APIs. Of products the old one must be used where it can be read, as both must agree
+# when one is computed; of convolutions the new one alone counts, and may overrule what the old one changes.
 
 
 def _products() -> Switch:

@@ -12,6 +12,7 @@ import torch
 from huggingface_hub.errors import EntryNotFoundError
 
 from qualiclip_plugin import cli
+from qualiclip_plugin.checkpoint import read_weights
 from qualiclip_plugin.errors import ConfigError, WeightsError
 from qualiclip_plugin.export import export_onnx, export_program
 from qualiclip_plugin.hub import FILE_NAME, HubQualiCLIP
@@ -137,9 +138,16 @@ def test_a_pushed_model_is_loaded_by_its_name(images, shared, tmp_path: Path, mo
 
 
 def test_a_model_for_inference_is_not_shared(tiny_checkpoint, tmp_path: Path):
-    HubQualiCLIP.of(load_model(tiny_checkpoint)).save_pretrained(tmp_path)
-    with pytest.raises(WeightsError):
-        HubQualiCLIP.from_pretrained(tmp_path)
+    with pytest.raises(WeightsError, match="does not fit the architecture: it lacks"):
+        HubQualiCLIP.of(load_model(tiny_checkpoint)).save_pretrained(tmp_path)
+    assert not (tmp_path / FILE_NAME).exists()
+
+
+def test_the_card_goes_with_the_weights(tiny_checkpoint, tmp_path: Path):
+    card = {"licence": "CC0-1.0", "opinion_aware": False}
+    HubQualiCLIP.of(load_model(tiny_checkpoint, inference=False), card).save_pretrained(tmp_path / "first")
+    HubQualiCLIP.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
+    assert read_weights(tmp_path / "second" / FILE_NAME).header["card"] == {"name": "first", **card}
 
 
 @pytest.fixture(scope="module")
