@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ from qualiclip_plugin.scoring.score_table import to_frame
 from qualiclip_plugin.scoring.shards import open_shards
 from qualiclip_plugin.scoring.sources import list_sources
 from qualiclip_plugin.weights import load_model
+from tests.conftest import needs_openvino
 from tests.harness_data import brightness, fake_scorer, opinion_folder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -318,6 +320,20 @@ def test_an_unknown_engine_is_refused(tmp_path: Path) -> None:
 
 
 # Before any cluster
+
+
+@pytest.mark.parametrize(("runtime", "there", "needed"), [("cuda", "cpu", "cuda"), ("openvino", "cuda", "cpu")])
+def test_a_runtime_for_another_device_is_refused_before_a_folder_is_begun(
+    album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: str, there: str, needed: str
+) -> None:
+    if runtime == "openvino":
+        needs_openvino()
+    monkeypatch.setattr(ray_engine, "cluster", nullcontext)
+    monkeypatch.setattr(ray_engine, "make_pool", lambda *_: Pool(1, there, 1))
+    request = ScoreRequest(weights="lite", runtime=runtime)
+    with pytest.raises(ConfigError, match=f"the runtime '{runtime}' computes on {needed}; the workers have {there}"):
+        score_on_ray([str(album / "photos")], tmp_path / "out", request)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from qualiclip_plugin.model import QualiCLIP
 
 RUNTIMES = ("eager", "openvino", "cuda")
+DEVICES = {"openvino": "cpu", "cuda": "cuda"}
+"""The only type of device that a runtime computes on."""
 
 
 def check_runtime(runtime: str) -> str:
@@ -63,7 +65,7 @@ def prepare_for_scoring(model: QualiCLIP, runtime: str = "eager", device: str | 
 
 
 def _use_openvino(model: QualiCLIP) -> None:
-    tower = _tower(model, "openvino")
+    tower = served_tower(model, "openvino")
     check_openvino(model.precision, model.mean.device)
     round_kernels(tower, PRECISIONS[model.precision])
     if isinstance(tower, StagePoolTower):
@@ -78,7 +80,7 @@ def _use_openvino(model: QualiCLIP) -> None:
 
 
 def _use_cuda(model: QualiCLIP) -> None:
-    tower = _tower(model, "cuda")
+    tower = served_tower(model, "cuda")
     if not model.mean.is_cuda or torch.version.cuda is None:  # AMD's GPUs call themselves cuda as well
         raise ConfigError(f"the runtime 'cuda' computes on NVIDIA GPUs, not on {model.mean.device}")
     if isinstance(tower, ResNetTower):
@@ -98,8 +100,8 @@ def _kernel_settings(model: QualiCLIP) -> tuple[object, ...]:
 _USE = {"openvino": _use_openvino, "cuda": _use_cuda}
 
 
-def _tower(model: QualiCLIP, runtime: str) -> ConvTower:
-    """The image tower, if it is of the kind that runtimes serve."""
+def served_tower(model: QualiCLIP, runtime: str) -> ConvTower:
+    """The image tower of a model, if it is of the kind that runtimes serve; ``ConfigError`` otherwise."""
     tower = model.image_encoder
     if not isinstance(tower, ConvTower):
         raise ConfigError(f"the runtime {runtime!r} serves convolutional towers, not {type(tower).__name__}")

@@ -13,7 +13,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from qualiclip_plugin.errors import ConfigError
 from qualiclip_plugin.files import sha256_file
 from qualiclip_plugin.images import MAX_PIXELS, WHITE, portable
 from qualiclip_plugin.provenance import git_revision, versions
+from qualiclip_plugin.runtimes import DEVICES, served_tower
 from qualiclip_plugin.scoring.cluster import MOST_DEATHS, Casualties, Pool, cluster, make_pool, map_on
 from qualiclip_plugin.scoring.score_files import ScoredImage, StoredImage, score_files
 from qualiclip_plugin.scoring.shards import open_shards
@@ -114,10 +115,12 @@ def score_on_ray(
         WeightsError: The weights cannot be had.
     """
     # What a worker would refuse is refused here, before a folder is begun that another run could not use.
-    request.load()
+    check_request(request)
     listing = list_sources(sources, request.images_per_shard, request.column)
     with cluster():
         pool = make_pool(device, workers, threads)
+        if (needed := DEVICES.get(request.runtime, pool.device)) != pool.device:
+            raise ConfigError(f"the runtime {request.runtime!r} computes on {needed}; the workers have {pool.device}")
         identity = identify(request, pool)
         manifest = {"source": listing.digest, "images_per_shard": request.images_per_shard, **identity}
         folder = open_shards(output, tuple(map(len, listing.portions)), manifest)
@@ -132,6 +135,14 @@ def score_on_ray(
             advance(len(frame), total)
     facts = {"workers": pool.workers, "images_in_last_run": total, "seconds_of_last_run": time.monotonic() - started}
     return {**folder.summarise(failures, **facts), "scores": folder.scores}
+
+
+def check_request(request: ScoreRequest) -> None:
+    """Raise what a worker would of a model, also where this machine has not the workers' GPUs."""
+    if request.runtime != "cuda":
+        request.load()
+    else:
+        served_tower(replace(request, runtime="eager").load(), request.runtime)
 
 
 def identify(request: ScoreRequest, pool: Pool) -> dict[str, Any]:
