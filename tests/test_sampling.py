@@ -269,6 +269,14 @@ def test_pairs_overlap_and_reach_everywhere(min_overlap: float) -> None:
     assert {min(lefts_seen), max(lefts_seen)} == {0, 92}
 
 
+def test_pairs_that_need_not_overlap_may_only_touch() -> None:
+    photo, draws = coordinates(40, 50), generator()
+    pairs = torch.stack([sample_crop_pairs(photo, 16, draws, min_overlap=0) for _ in range(1000)])
+    distance = (pairs[:, 0, :2, 0, 0] - pairs[:, 1, :2, 0, 0]).abs()
+    assert distance.amax(0).tolist() == [16, 16]
+    assert (distance == 16).all(1).any()
+
+
 def test_scale_widens_the_view() -> None:
     ramp = coordinates(200, 300) / 300
     pair = sample_crop_pairs(ramp, 50, generator(), scale=(0.5, 0.5))

@@ -298,7 +298,9 @@ def sample_crop_pairs(
     # The overlap is (1 - |dy| / side) (1 - |dx| / side): what the rows leave bounds the columns' distance.
     other_top = _nearby(draw[3], top, int((1 - min_overlap) * side), H - side)
     rows = 1 - abs(other_top - top) / side
-    other_left = _nearby(draw[4], left, int((1 - min_overlap / rows) * side), W - side)
+    # Rows that only touch are drawn where no overlap is asked for, which binds no column.
+    reach = int((1 - min_overlap / rows) * side) if rows else side
+    other_left = _nearby(draw[4], left, reach, W - side)
     corners = ((top, left), (other_top, other_left))
     crops = torch.stack([photo[:, y : y + side, x : x + side] for y, x in corners])
     if side == size:
