@@ -341,7 +341,8 @@ def save_checkpoint(
         dtype: Storage type of floating-point matrices and kernels; vectors, which are few, stay as they are.
 
     Raises:
-        WeightsError: The model is no longer what its architecture says, as after folding BatchNorm for inference.
+        WeightsError: The model is no longer what its architecture says, as after folding BatchNorm for inference; or
+            the card or the scale holds a number that is not finite, which no reader would accept.
     """
     encoder = model.image_encoder.state_dict()
     with torch.device("meta"):
@@ -366,5 +367,9 @@ def save_checkpoint(
         if not key.endswith("num_batches_tracked")
     }
     header[DIGEST] = digest(header, stored)
+    try:
+        text = json.dumps(header, sort_keys=True, allow_nan=False)
+    except ValueError as error:
+        raise WeightsError(f"{path} was not written: its header cannot be stored: {first_line(error)}") from error
     with atomic_write(path) as file:
-        file.write(save_safetensors(stored, metadata={HEADER: json.dumps(header, sort_keys=True)}))
+        file.write(save_safetensors(stored, metadata={HEADER: text}))

@@ -9,12 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from torch import nn
 
 from qualiclip_plugin.distortions import get_table
 from qualiclip_plugin.errors import DatasetError, ImageError
 from qualiclip_plugin.training.config import TrainConfig
+from qualiclip_plugin.training.display import Display
+from qualiclip_plugin.training.run_folder import read_log
+from qualiclip_plugin.training.run_logs import RunLogs
+from qualiclip_plugin.training.usable_photos import SkipList
 from qualiclip_plugin.training.validation import (
     ScoredData,
     held_out_crops,
@@ -104,6 +109,7 @@ def test_scored_data_is_read_as_the_harness_reads_it(tmp_path: Path, pool: Threa
         (b"file_name,mos\n0.png,1\n1.png,good\n2.png,3\n", r"line 3 \(1.png\): mos is 'good', a number is needed"),
         (b"file_name,mos\n0.png,1\n1.png,nan\n2.png,3\n", r"line 3 \(1.png\): mos is 'nan'"),
         (b"file_name,mos\n0.png,1\n1.png,2\n", "2 images, at least 3 are needed"),
+        (b"file_name,mos\n0.png,2\n1.png,2\n2.png,2.0\n", "all mos are 2"),
         (b"name,mos\n0.png,1\n1.png,2\n2.png,3\n", "no column file_name"),
         (b"file_name,dmos\n0.png,1\n1.png,2\n2.png,3\n", "no column mos, which validation compares with"),
     ],
@@ -127,6 +133,29 @@ def test_scored_images_that_cannot_be_used_are_named(tmp_path: Path, pool: Threa
     (folder / "1.png").unlink()
     with pytest.raises(ImageError, match=r"1\.png: no such file"):
         read_scored_data(str(folder), pool)
+
+
+class Indifferent(Brightness):
+    """One score for every image."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(torch.zeros_like(images))
+
+
+def test_figures_that_are_undefined_are_absent(crops: torch.Tensor, tmp_path: Path) -> None:
+    files = [tmp_path / name for name in write_images(tmp_path, 3)]
+    figures = validate(Indifferent(), crops, ScoredData(files, np.array([1.0, 2.0, 3.0])), TrainConfig())
+    assert set(figures) == {"ranking_accuracy", "kinds"}
+    assert figures["ranking_accuracy"] == 0
+
+
+def test_a_figure_may_become_defined_later(tmp_path: Path) -> None:
+    config = TrainConfig(validation_photos=1, scored_data="scored")
+    logs = RunLogs(tmp_path, config, 0, Display(SkipList(), enabled=False), Accelerator(cpu=True))
+    for step, figures in enumerate([{"ranking_accuracy": 0.5}, {"ranking_accuracy": 0.5, "srcc": 0.25}]):
+        logs.validation(step, figures)
+    logs.close()
+    assert [row["srcc"] for row in read_log(tmp_path / "validation.csv")] == ["", "0.25"]
 
 
 def test_what_is_not_there_is_not_measured(crops: torch.Tensor) -> None:

@@ -253,6 +253,15 @@ def test_checkpoint_round_trip(tmp_path, tiny_model, images):
     assert torch.equal(again(images), tiny_model.eval()(images))
 
 
+def test_a_card_that_no_reader_would_accept_is_not_written(tmp_path, tiny_model):
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(path, tiny_model, {"srcc": 0.5})
+    before = path.read_bytes()
+    with pytest.raises(WeightsError, match=r"model\.safetensors was not written: .*not JSON compliant"):
+        save_checkpoint(path, tiny_model, {"srcc": float("nan")})
+    assert path.read_bytes() == before
+
+
 def test_half_precision_file_scores_nearly_the_same(tmp_path, tiny_model, images):
     save_checkpoint(tmp_path / "half.safetensors", tiny_model, {}, torch.float16)
     half = load_model(tmp_path / "half.safetensors")(images)

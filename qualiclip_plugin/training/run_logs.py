@@ -7,6 +7,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from qualiclip_plugin.distortions import get_table
 from qualiclip_plugin.training.config import TrainConfig
 from qualiclip_plugin.training.display import Display
 from qualiclip_plugin.training.run_folder import CsvLog
@@ -19,6 +20,14 @@ def loss_parts(config: TrainConfig) -> list[str]:
     """Names of the losses that a configuration has."""
     optional = [name for name in ("content", "metric", "attribute") if getattr(config, f"{name}_weight")]
     return ["consistency", "positive", "negative", *optional]
+
+
+def validation_figures(config: TrainConfig) -> list[str]:
+    """Columns of ``validation.csv`` that a configuration has, besides the step."""
+    held_out = config.validation_photos > 0
+    ladders = ["ranking_accuracy", "d_test", "l_test"] if held_out else []
+    people = ["srcc"] if config.scored_data else []
+    return [*ladders, *people, *(get_table(config.table) if held_out else ())]
 
 
 class RunLogs:
@@ -36,7 +45,7 @@ class RunLogs:
         self, folder: Path, config: TrainConfig, first_step: int, display: Display, accelerator: Accelerator
     ) -> None:
         self.folder, self.display, self.accelerator = folder, display, accelerator
-        self.parts = loss_parts(config)
+        self.parts, self.figures = loss_parts(config), validation_figures(config)
         self._steps = CsvLog(folder / "log.csv", ["step", "loss", *self.parts, *FIGURES], first_step)
         self._validation: CsvLog | None = None
 
@@ -50,7 +59,8 @@ class RunLogs:
         """Log a validation; rows of this step and later ones, from before a continuation, are replaced."""
         flat = {name: value for name, value in figures.items() if name != "kinds"} | figures.get("kinds", {})
         if self._validation is None:
-            self._validation = CsvLog(self.folder / "validation.csv", ["step", *flat], step - 1)
+            # Not the columns of this row: a figure that is undefined now may be defined later.
+            self._validation = CsvLog(self.folder / "validation.csv", ["step", *self.figures], step - 1)
         self._validation.add({"step": step, **flat})
         self.display.validation(step, figures)
         self.accelerator.log({f"validation/{name}": value for name, value in flat.items()}, step=step)

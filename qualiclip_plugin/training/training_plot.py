@@ -99,10 +99,10 @@ def _plot_validation(axes: Axes, rows: Rows, validation: Rows) -> None:
         label = "levels in order, while training"
         axes.plot(_column(rows, "step"), _smooth(_column(rows, "accuracy")), label=label, color="0.8")
     for name, label in VALIDATION.items():
-        if validation and validation[0].get(name):
-            values = _column(validation, name)
+        if measured := [row for row in validation if row.get(name)]:
+            values = _column(measured, name)
             change = " to ".join(f"{value:.2f}" for value in dict.fromkeys((values[0], values[-1])))
-            steps = _column(validation, "step")
+            steps = _column(measured, "step")
             axes.plot(steps, values, marker="o", markersize=5, linewidth=2, label=f"{label}: {change}")
     axes.set(xlabel="step")
     axes.set_ylim(top=1.01)

@@ -4,11 +4,11 @@ correlation with human scores, which no loss ever sees.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from qualiclip_plugin.training.config import TrainConfig
 from qualiclip_plugin.training.generators import generator
 from qualiclip_plugin.training.losses import level_pairs
 from qualiclip_plugin.training.sampling import degrade, sample_plan
+
+if TYPE_CHECKING:
+    from harness.statistics import Estimate
 
 BATCH = 32
 
@@ -47,7 +50,7 @@ def read_scored_data(folder: str, pool: Executor) -> ScoredData:
         pool: Threads that decode every image once: a run may reach its first validation after days.
 
     Raises:
-        DatasetError: As ``harness.data.metadata.local_rows``; or the scores are not ``mos``.
+        DatasetError: As ``harness.data.metadata.local_rows``; or the scores are not ``mos``, or all the same.
         ImageError: An image is not there, cannot be decoded or is too small.
     """
     from harness.data.metadata import find_metadata, local_rows, local_spec
@@ -59,6 +62,8 @@ def read_scored_data(folder: str, pool: Executor) -> ScoredData:
         raise DatasetError(f"{tables[0]}: no column mos, which validation compares with")
     rows = [row for _, row in local_rows(place, tables, spec)]
     data = ScoredData([place / row["file_name"] for row in rows], np.array([float(row["mos"]) for row in rows]))
+    if data.mos.min() == data.mos.max():
+        raise DatasetError(f"{tables[0]}: all mos are {data.mos[0]:g}, and nothing correlates with that")
     list(pool.map(_check_image, data.files))
     return data
 
@@ -128,7 +133,7 @@ def validate(
 
     Returns:
         ``ranking_accuracy`` (mean over kinds), ``d_test``, ``l_test``, ``kinds`` (kind -> ranking accuracy) and
-        ``srcc``; those that were not measured are absent.
+        ``srcc``; those that were not measured, or are undefined because all scores are the same, are absent.
     """
     model.eval()
     figures: dict[str, Any] = {}
@@ -136,7 +141,8 @@ def validate(
         ladders = {kind: ladder_scores(model, crops, kind, config) for kind in get_table(config.table)}
         figures |= _ladder_figures(ladders)
     if scored is not None:
-        figures["srcc"] = correlation(model, scored, crops.device if crops is not None else model.mean.device)
+        device = crops.device if crops is not None else model.mean.device
+        figures |= _defined({"srcc": correlation(model, scored, device)})
     return figures
 
 
@@ -152,16 +158,25 @@ def _ladder_figures(ladders: dict[str, np.ndarray]) -> dict[str, Any]:
     accuracy = (degraded[..., milder] > degraded[..., worse]).mean((1, 2))
     return {
         "ranking_accuracy": float(accuracy.mean()),
-        "d_test": d_test(scores.ravel()[counted], (levels == 0)[counted]).value,
-        "l_test": l_test(scores.ravel(), levels, contents, kinds).value,
+        **_defined(
+            {
+                "d_test": d_test(scores.ravel()[counted], (levels == 0)[counted]),
+                "l_test": l_test(scores.ravel(), levels, contents, kinds),
+            }
+        ),
         "kinds": {kind: float(value) for kind, value in zip(ladders, accuracy, strict=True)},
     }
 
 
+def _defined(estimates: Mapping[str, Estimate]) -> dict[str, float]:
+    # The figures enter the card of the weights, and JSON has no NaN.
+    return {name: estimate.value for name, estimate in estimates.items() if estimate.defined}
+
+
 @torch.no_grad()
-def correlation(model: QualiCLIP, scored: ScoredData, device: torch.device) -> float:
+def correlation(model: QualiCLIP, scored: ScoredData, device: torch.device) -> Estimate:
     """SRCC of the whole images' scores with the opinion scores."""
     from harness.statistics import srcc
 
     scores = [model(to_float(read_image(file))[None].to(device)).item() for file in scored.files]
-    return srcc(np.array(scores), scored.mos).value
+    return srcc(np.array(scores), scored.mos)
