@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from qualiclip_plugin.distortions import GROUPS, get_table
 from qualiclip_plugin.files import atomic_write
 from qualiclip_plugin.training.run_folder import RunFolder, read_log
@@ -72,8 +74,15 @@ def _column(rows: Rows, name: str) -> list[float]:
 def _smooth(values: list[float]) -> list[float]:
     """Mean over the last few values."""
     length = max(1, round(SMOOTH_SHARE * len(values)))
-    windows = [values[max(0, i + 1 - length) : i + 1] for i in range(len(values))]
-    return [sum(window) / len(window) for window in windows]
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(0, ends - length)
+    # Sums to the end less sums to the start: the windows themselves would be as many as a tenth of the run's square.
+    # What is not finite has no difference, so it is counted on its own.
+    finite = np.isfinite(values)
+    totals = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
+    faults = np.concatenate([[0], np.cumsum(~finite)])
+    means = (totals[ends] - totals[starts]) / (ends - starts)
+    return np.where(faults[ends] > faults[starts], np.nan, means).tolist()
 
 
 def _plot_losses(axes: Axes, rows: Rows) -> None:
