@@ -178,6 +178,39 @@ def test_skipped_photographs_are_listed(run_settings, photo_folder: str, tmp_pat
     assert len(read_csv(output / "skipped.csv")) == 2
 
 
+@pytest.mark.parametrize(
+    ("check", "message"), [(True, "0 usable photographs"), (False, "100 photographs in a row cannot be used")]
+)
+def test_skipped_photographs_are_listed_whatever_ends_the_run(
+    run_settings, photo_folder: str, tmp_path: Path, check: bool, message: str
+) -> None:
+    settings = run_settings | {"check_photos": check, "validation_photos": 0, "validate_every": 0}
+    with pytest.raises(DatasetError, match=message):
+        run(settings | {"crop_size": 256}, photo_folder, tmp_path / "run")
+    listed = {Path(row["photograph"]).name for row in read_csv(tmp_path / "run" / "skipped.csv")}
+    assert listed <= {path.name for path in Path(photo_folder).iterdir()}
+    assert len(listed) == 8 if check else listed
+
+
+def test_the_list_of_a_try_that_failed_is_not_the_next_ones(run_settings, photo_folder: str, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="0 usable"):
+        run(run_settings | {"crop_size": 256}, photo_folder, tmp_path / "run")
+    assert (tmp_path / "run" / "skipped.csv").exists()
+    run(run_settings, photo_folder, tmp_path / "run")
+    assert not (tmp_path / "run" / "skipped.csv").exists()
+
+
+def test_a_trainer_that_is_kept_out_leaves_the_list_alone(run_settings, photo_folder: str, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.check(resume=False)
+    folder.lock()
+    folder.write_skipped({"photo": "broken"})
+    with pytest.raises(ConfigError, match="another process"):
+        run(run_settings, photo_folder, tmp_path / "run")
+    assert folder.read_skipped() == {"photo": "broken"}
+    folder.unlock()
+
+
 def test_no_usable_photograph_is_an_error(run_settings, photo_folder: str, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="0 usable photographs"):
         run(run_settings | {"crop_size": 256}, photo_folder, tmp_path / "run")

@@ -142,6 +142,11 @@ class RunFolder:
         if (self.path / "checkpoints").is_dir():
             _remove_leftovers(self.path / "checkpoints")
 
+    @property
+    def held(self) -> bool:
+        """Whether this object keeps others out of the folder."""
+        return self._lock is not None and self._lock.is_locked
+
     def unlock(self) -> None:
         """Give the folder back."""
         if self._lock is not None:
@@ -269,8 +274,10 @@ class RunFolder:
         return {row["photograph"]: row["reason"] for row in read_csv(self.path / "skipped.csv")}
 
     def write_skipped(self, reasons: Mapping[str, str]) -> None:
-        """Write ``skipped.csv`` where there is something to list."""
-        if reasons:
+        """Write ``skipped.csv``, or remove that of an earlier try where there is nothing to list."""
+        if not reasons:
+            (self.path / "skipped.csv").unlink(missing_ok=True)
+        else:
             rows = [{"photograph": name, "reason": reason} for name, reason in list(reasons.items())]
             write_csv(self.path / "skipped.csv", ["photograph", "reason"], rows)
 

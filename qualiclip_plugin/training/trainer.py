@@ -126,10 +126,14 @@ class Trainer:
             self._restore()
 
     def close(self) -> None:
-        """End the threads, the trackers and the hold on the folder."""
+        """End the threads, the trackers and the hold on the folder; list what was skipped, whatever ended the run."""
         self.pool.shutdown(wait=True, cancel_futures=True)
         self.accelerator.end_training()
-        if self.main:
+        if self.folder.held:
+            try:
+                self.folder.write_skipped(self.skipped.reasons)
+            except OSError as error:  # must not hide what ended the run
+                self.display.say(f"skipped.csv cannot be written: {error.strerror or error}")
             self.folder.unlock()
 
     @property
