@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from PIL import Image
 
 from qualiclip_plugin.errors import DatasetError, ImageError
 from qualiclip_plugin.training.generators import derive_seed
-from qualiclip_plugin.training.photos import SKIMAGE, SKIMAGE_FILES, open_photos
+from qualiclip_plugin.training.photos import SKIMAGE, SKIMAGE_FILES, Photos, open_photos
 from qualiclip_plugin.training.usable_photos import PhotoOrder, SkipList, check_all, hold_out, read_or_replace
 
 
@@ -132,6 +133,26 @@ def test_images_of_a_stream_without_a_name_are_named_by_their_content(folder: Pa
     first, second = skipped.reasons
     assert first == f"image with sha256 {hashlib.sha256(broken).hexdigest()}"
     assert skipped.reasons[second] == "empty image"
+
+
+def test_what_is_not_there_has_the_size_0(folder: Path) -> None:
+    import datasets
+
+    file = folder / "good0.png"
+    images = [None, {"bytes": b"", "path": None}, {"bytes": None, "path": str(file)}, {"bytes": b"12", "path": None}]
+    features = datasets.Features(image=datasets.Image(decode=False))
+    photos = Photos(datasets.Dataset.from_dict({"image": images}, features=features), "image", "rows")
+    size = file.stat().st_size
+    assert [photos.stamp(index) for index in range(4)] == ["row 0 0", "row 1 0", f"good0.png {size}", "row 3 2"]
+    file.unlink()
+    assert photos.stamp(2) == "good0.png 0"
+
+
+def test_a_file_whose_name_is_no_text_is_named(folder: Path) -> None:
+    file = os.fsencode(folder) + b"/caf\xe9.png"
+    Path(os.fsdecode(file)).write_bytes((folder / "good0.png").read_bytes())
+    with pytest.raises(DatasetError, match=r"caf\\udce9\.png is no UTF-8"):
+        open_photos(str(folder))
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:

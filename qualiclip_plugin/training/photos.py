@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from qualiclip_plugin.errors import DatasetError, ImageError, first_line
-from qualiclip_plugin.images import images_in
+from qualiclip_plugin.images import images_in, portable, printable
 from qualiclip_plugin.training.photo_stream import PhotoStream
 from qualiclip_plugin.training.usable_photos import decode, image_name
 
@@ -59,14 +59,24 @@ class Photos:
         return image_name(self.rows[index][self.column], index)
 
     def stamp(self, index: int) -> str:
-        """What tells a photograph from another one in its place: the file's name and its size in bytes."""
-        image = self.rows[index][self.column]
-        size = len(image["bytes"]) if image.get("bytes") else os.path.getsize(image["path"])
-        return f"{Path(self.name(index)).name} {size}"
+        """What tells a photograph from another one in its place: the file's name and its size in bytes (0: none)."""
+        return f"{Path(self.name(index)).name} {_size(self.rows[index][self.column])}"
 
     def read(self, index: int) -> Tensor:
         """Decode one photograph to RGB, uint8, (3, H, W); raises ``ImageError``."""
         return decode(self.rows[index][self.column])
+
+
+def _size(image: dict[str, Any] | None) -> int:
+    # Photographs that nobody has checked: what cannot be read is found when its turn comes.
+    if not image:
+        return 0
+    if image.get("bytes") or not image.get("path"):
+        return len(image.get("bytes") or b"")
+    try:
+        return os.path.getsize(image["path"])
+    except OSError:
+        return 0
 
 
 def open_photos(where: str, *, column: str | None = None, split: str = "train", streaming: bool = False) -> Any:
@@ -83,7 +93,7 @@ def open_photos(where: str, *, column: str | None = None, split: str = "train", 
         :class:`Photos`, or :class:`PhotoStream` where ``streaming``.
 
     Raises:
-        DatasetError: Nothing is there, or it has no image column.
+        DatasetError: Nothing is there, it has no image column, or the name of a file is no UTF-8.
     """
     rows = _open_rows(where, split, streaming)
     found = _image_column(rows, column, where)
@@ -141,6 +151,10 @@ def _image_files(where: str) -> list[Path]:
 def _rows_of_files(files: Sequence[Path], streaming: bool) -> Any:
     from datasets import Dataset, Features, Image
 
+    for file in files:
+        # Arrow stores text as UTF-8, and under another name the file would not be found again.
+        if portable(file) != str(file):
+            raise DatasetError(f"photographs: the name {printable(file)} is no UTF-8; rename it")
     rows = Dataset.from_dict({"image": [str(file) for file in files]}, features=Features(image=Image(decode=False)))
     return rows.to_iterable_dataset() if streaming else rows
 
