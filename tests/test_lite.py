@@ -231,6 +231,13 @@ def test_fit_refuses_several_distortions_at_once(network: QualiCLIP) -> None:
         fit_head(network, [crops], config, CPU, lambda done: None)
 
 
+def test_fit_refuses_stages_before_it_reads_a_crop(network: QualiCLIP) -> None:
+    config = dataclasses.replace(TrainConfig(), head=dataclasses.replace(HEAD, stages=(5,)))
+    crops = (pytest.fail("a crop was read") for _ in range(1))
+    with pytest.raises(ConfigError, match=r"pools the stages \[1, 2\], not \[5\]"):
+        fit_head(network, crops, config, CPU, lambda done: None)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -60,12 +60,14 @@ def fit_head(
         notice: Is told the number of batches done.
 
     Raises:
-        ConfigError: The network has another tower, or a kind that a prompt pair names was never drawn.
+        ConfigError: The network has another tower or does not pool the stages, or a kind that a prompt pair names
+            was never drawn.
     """
     if config.head is None:
         raise ConfigError("head: there are no settings to fit it with")
-    seen = collect_ladders(model, crops, config, device, notice)
+    # First, because collecting takes most of the time: stages that the tower does not pool are refused here.
     columns = stage_pool_tower(model).columns(config.head.stages)
+    seen = collect_ladders(model, crops, config, device, notice)
     weight, bias = fit_directions(ladder_moments(seen, columns), config.head, config.levels)
     hidden = stage_pool_tower(model).hidden
     layer = None
