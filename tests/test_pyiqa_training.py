@@ -123,6 +123,8 @@ def test_the_dataset_gives_crop_pairs_and_draws_anew(photos: Path) -> None:
         ({"train": {"consistency_loss_opt": None, "positive_loss_opt": None, "negative_loss_opt": None}}, "no loss"),
         ({"network": {"train_image_encoder": False}}, "train_image_encoder"),
         ({"train": {"degradation": {"level": 2}}}, "did you mean levels"),
+        ({"train": {"degradation": {"pristine": True}}}, "'pristine' is no setting of degradation; there are"),
+        ({"train": {"degradation": {"learning_rate": 1e-3}}}, "'learning_rate' is no setting of degradation"),
     ],
 )
 def test_wrong_options_are_named(

@@ -21,7 +21,7 @@ from pyiqa.utils.registry import DATASET_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
 from torch import Tensor, nn
 
 from qualiclip_plugin.checkpoint import save_checkpoint
-from qualiclip_plugin.errors import ConfigError, DatasetError
+from qualiclip_plugin.errors import ConfigError, DatasetError, did_you_mean
 from qualiclip_plugin.images import to_float
 from qualiclip_plugin.model import QualiCLIP, prompt_similarities
 from qualiclip_plugin.provenance import versions
@@ -141,6 +141,9 @@ class QualiCLIPTrainingModel(GeneralIQAModel):
     ``train.positive_loss_opt`` and ``train.negative_loss_opt`` name the losses, of which any may be left out.
     """
 
+    KEYS = ("batch_norm", "train_layers")
+    DEGRADATION_KEYS = ("table", "distortions", "levels", "compositions", "by_group", "share_noise")
+
     def model_to_device(self, net: nn.Module) -> nn.Module:
         # The encoder is what is distributed (see init_training_settings): pyiqa would wrap the scoring network,
         # whose output is not what the losses need.
@@ -149,8 +152,13 @@ class QualiCLIPTrainingModel(GeneralIQAModel):
     def init_training_settings(self) -> None:
         """Losses, trained stages, optimizer and schedule."""
         train_opt = self.opt["train"]
-        keys = ("batch_norm", "train_layers")
-        settings = {key: train_opt[key] for key in keys if key in train_opt} | dict(train_opt.get("degradation", {}))
+        degradation = train_opt.get("degradation") or {}
+        for key in degradation:
+            if key not in self.DEGRADATION_KEYS:
+                hint = did_you_mean(str(key), self.DEGRADATION_KEYS)
+                hint = hint or f"; there are {', '.join(self.DEGRADATION_KEYS)}"
+                raise ConfigError(f"train options: {key!r} is no setting of degradation{hint}")
+        settings = {key: train_opt[key] for key in self.KEYS if key in train_opt} | dict(degradation)
         self.config: TrainConfig = config_from_mapping(settings, "train options")
         self.losses = {
             part: build_loss(train_opt[f"{part}_loss_opt"]).to(self.device)
