@@ -112,6 +112,17 @@ def test_a_pinned_archive_is_indexed_once_and_read_again_for_scores(
     assert [item.index for item in decoded(again, [1, 3])] == [1, 3]
 
 
+def test_an_archive_is_read_once_in_its_own_order(server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.files = {"koniq10k.tgz": tgz(dict(reversed(PICTURES.items()))), "meta_info.csv": LABELS}
+    read, passes = streams._remote_entries, []
+    monkeypatch.setattr(streams, "_remote_entries", lambda archive: passes.append(archive) or read(archive))
+    opened = open_spec(dataclasses.replace(koniq(server), stream=True))
+    assert opened.table["file_name"].tolist() == [f"{i}.png" for i in (3, 2, 1, 0)]
+    assert len(passes) == 1
+    assert [item.index for item in decoded(opened, range(4))] == [0, 1, 2, 3]
+    assert len(passes) == 2
+
+
 def test_what_an_archive_lacks_is_named_and_goes_on_only_when_asked(server: LocalServer) -> None:
     pictures = {name: content for name, content in PICTURES.items() if "2.png" not in name}
     server.files = {"koniq10k.tgz": tgz(pictures), "meta_info.csv": LABELS}

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 LARGEST_IMAGE = 1 << 30
 """Bytes of one member of an archive that are read into memory at most."""
 
+ORDER = 2
+"""Raised whenever the same source is read in another order, which an index kept before does not fit."""
+
 
 @dataclass(frozen=True)
 class Stream:
@@ -78,7 +81,7 @@ def open_stream(spec: DatasetSpec) -> Source:
         DatasetError: The source cannot be read, a column is missing or a label invalid; names the row.
     """
     opened = _open_hub(spec) if spec.hub else _open_archive(spec)
-    key = hashlib.sha256(repr(spec).encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{ORDER} {spec!r}".encode()).hexdigest()[:16]
     path = cache_folder("streams", f"{spec.name}-{key}.parquet")
     if spec.pinned and path.exists():
         labels, missing = unpack_labels(path, path.read_bytes()), tuple[str, ...]()
@@ -125,8 +128,10 @@ def _open_archive(spec: DatasetSpec) -> _Opened:
     table = remote_labels(archive) or _labels_inside(spec)
     rows = [(where, row, image_path(archive, row, where)) for where, row in labelled(spec, table)]
     features = datasets.Features({"image": datasets.Image(decode=False)})
+    # A list would be taken for shards: the archive would be read once for each of its entries.
+    wanted = tuple(place for *_, place in rows)
     images = datasets.IterableDataset.from_generator(
-        _members, features=features, gen_kwargs={"archive": archive, "wanted": [place for *_, place in rows]}
+        _members, features=features, gen_kwargs={"archive": archive, "wanted": wanted}
     )
 
     def index() -> tuple[pd.DataFrame, tuple[str, ...]]:
