@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from harness.data import streams
+from harness.data import archives, streams
 from harness.data.datasets import open_spec
 from harness.data.loading import decoded
 from harness.data.specs import Columns, DatasetSpec, Hub, Opinion
@@ -131,6 +131,23 @@ def test_what_an_archive_lacks_is_named_and_goes_on_only_when_asked(server: Loca
         open_spec(asked)
     partial = open_spec(asked, allow_partial=True)
     assert (len(partial), len(partial.missing), partial.complete) == (3, 1, False)
+
+
+def test_a_member_that_is_there_twice_is_not_chosen_by_chance(server: LocalServer) -> None:
+    files = {f"{folder}/{i}.png": png(i) for folder in "ab" for i in range(4)}
+    server.files = {"koniq10k.tgz": tgz(files), "meta_info.csv": LABELS}
+    archive = dataclasses.replace(archives.packed(koniq(server)), path="**/{img_name}")
+    with pytest.raises(DatasetError, match=r"koniq10k\.tgz: \*\*/0\.png fits a/0\.png and b/0\.png"):
+        open_spec(koniq(server, archive=archive, stream=True))
+
+
+def test_one_member_may_be_the_image_of_two_names(server: LocalServer) -> None:
+    labels = b"img_name,mos,std\n0.png,1,1\na/0.png,2,1\n1.png,3,1\n2.png,4,1\n"
+    server.files = {"koniq10k.tgz": tgz({f"a/{i}.png": png(i) for i in range(3)}), "meta_info.csv": labels}
+    archive = dataclasses.replace(archives.packed(koniq(server)), path="**/{img_name}")
+    kept, stream = (open_spec(koniq(server, archive=archive, stream=streamed)) for streamed in (False, True))
+    hashes = [set(map(tuple, images.table[["file_name", "image_hash"]].to_numpy())) for images in (kept, stream)]
+    assert hashes[0] == hashes[1]
 
 
 @pytest.mark.parametrize(

@@ -147,13 +147,26 @@ def _open_archive(spec: DatasetSpec) -> _Opened:
 
 
 def _members(archive: Archive, wanted: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The images of an archive that labels name, in the order of the archive, under the names of the labels."""
-    places = dict.fromkeys(wanted)
-    ends = {place.removeprefix(ANYWHERE): place for place in places if place.startswith(ANYWHERE)}
+    """The images of an archive that labels name, in the order of the archive, under the names of the labels.
+
+    Raises:
+        DatasetError: Several members fit one name.
+    """
+    exact = {place for place in wanted if not place.startswith(ANYWHERE)}
+    ends = {place.removeprefix(ANYWHERE): place for place in wanted if place.startswith(ANYWHERE)}
+    found: dict[str, str] = {}
     for name, source in _remote_entries(archive):
-        place = name if name in places else next((ends[end] for end in _ends(name) if end in ends), None)
-        if place is not None:
-            yield {"image": {"bytes": _content(source, f"{archive.images.file}: {name!r}"), "path": place}}
+        places = [*exact.intersection([name]), *(ends[end] for end in _ends(name) if end in ends)]
+        for place in places:
+            _refuse_second(archive, place, found.get(place), name)
+            found[place] = name
+        content = _content(source, f"{archive.images.file}: {name!r}") if places else b""
+        yield from ({"image": {"bytes": content, "path": place}} for place in places)
+
+
+def _refuse_second(archive: Archive, wanted: str, first: str | None, second: str) -> None:
+    if first is not None:
+        raise DatasetError(f"{archive.images.file}: {wanted} fits {first} and {second}")
 
 
 def _content(source: IO[bytes], where: str) -> bytes:
