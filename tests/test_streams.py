@@ -14,7 +14,7 @@ import pytest
 from harness.data import archives, streams
 from harness.data.datasets import open_spec
 from harness.data.loading import decoded
-from harness.data.specs import Columns, DatasetSpec, Hub, Opinion
+from harness.data.specs import Columns, DatasetSpec, Hub, LabelFile, Opinion
 from harness.engine import Options, evaluate
 from harness.figures import Settings
 from harness.store import Store
@@ -148,6 +148,24 @@ def test_one_member_may_be_the_image_of_two_names(server: LocalServer) -> None:
     kept, stream = (open_spec(koniq(server, archive=archive, stream=streamed)) for streamed in (False, True))
     hashes = [set(map(tuple, images.table[["file_name", "image_hash"]].to_numpy())) for images in (kept, stream)]
     assert hashes[0] == hashes[1]
+
+
+def labels_inside(server: LocalServer, file: str, **options: Any) -> DatasetSpec:
+    """A stream whose labels lie in its archive."""
+    archive = dataclasses.replace(archives.packed(koniq(server)), labels=LabelFile(file))
+    return koniq(server, archive=archive, stream=True, **options)
+
+
+def test_labels_inside_a_streamed_archive_are_found_as_in_a_downloaded_one(server: LocalServer) -> None:
+    tables = {"old/l.csv": LABELS.replace(b",4,", b",5,"), "./l.csv": LABELS}
+    server.files = {"koniq10k.tgz": tgz({**tables, **PICTURES})}
+    asked = labels_inside(server, "l.csv")
+    kept = open_spec(dataclasses.replace(asked, stream=False))
+    assert open_spec(asked).table["opinion"].tolist() == kept.table["opinion"].tolist() == [1, 2, 3, 4]
+    with pytest.raises(DatasetError, match=r"\*\*/l\.csv fits old/l\.csv and l\.csv"):
+        open_spec(labels_inside(server, "**/l.csv", name="anywhere"))
+    with pytest.raises(DatasetError, match=r"holds no label file m\.csv"):
+        open_spec(labels_inside(server, "m.csv"))
 
 
 @pytest.mark.parametrize(

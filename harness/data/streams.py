@@ -21,7 +21,7 @@ from harness.data.labels import label_table, pack_labels, unpack_labels
 from harness.data.metadata import check_rows
 from harness.data.sources import Source, hub_rows, image_bytes, image_column, label_columns, named_rows
 from harness.data.specs import Archive, DatasetSpec
-from harness.data.unpack import CHUNK, DAMAGED, entries
+from harness.data.unpack import CHUNK, DAMAGED, entries, safe_name
 from qualiclip_plugin.errors import DatasetError, QualiCLIPError, first_line
 from qualiclip_plugin.files import atomic_write
 
@@ -189,12 +189,18 @@ def _labels_inside(spec: DatasetSpec) -> Path:
     if path.exists() and spec.pinned:
         return path
     wanted = archive.labels.file
-    for name, source in _remote_entries(archive):
-        if name == wanted or f"/{name}".endswith(f"/{wanted.removeprefix(ANYWHERE)}"):
-            with atomic_write(path) as file:
+    first = None
+    with atomic_write(path) as file:
+        for name, source in _remote_entries(archive):
+            if wanted in (name, *(f"{ANYWHERE}{end}" for end in _ends(name))):
+                _refuse_second(archive, wanted, first, name)
                 shutil.copyfileobj(source, file)
-            return path
-    raise DatasetError(f"{archive.images.file}: holds no label file {wanted}")
+                first = name
+                if not wanted.startswith(ANYWHERE):
+                    break
+        if first is None:
+            raise DatasetError(f"{archive.images.file}: holds no label file {wanted}")
+    return path
 
 
 def _remote_entries(archive: Archive) -> Iterator[tuple[str, IO[bytes]]]:
@@ -204,7 +210,9 @@ def _remote_entries(archive: Archive) -> Iterator[tuple[str, IO[bytes]]]:
     refuse_offline(where)
     try:
         with fsspec.open(where, "rb") as file:
-            yield from ((name, source) for name, source in entries(file, archive.images.file) if source is not None)
+            for name, source in entries(file, archive.images.file):
+                if source is not None:
+                    yield safe_name(archive.images.file, name).as_posix(), source
     except DAMAGED as error:
         raise DatasetError(f"{where}: damaged or not an archive: {error}") from error
     except Exception as error:
