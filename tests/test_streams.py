@@ -20,7 +20,7 @@ from harness.figures import Settings
 from harness.store import Store
 from qualiclip_plugin.errors import DatasetError
 from tests.harness_data import brightness, fake_scorer, opinion_folder, png, tgz, write_images
-from tests.local_server import COMMIT, LocalServer
+from tests.local_server import COMMIT, LocalServer, remote
 from tests.test_archives import LABELS, PICTURES, koniq
 
 ROOT = Path(__file__).parents[1]
@@ -166,6 +166,18 @@ def test_labels_inside_a_streamed_archive_are_found_as_in_a_downloaded_one(serve
         open_spec(labels_inside(server, "**/l.csv", name="anywhere"))
     with pytest.raises(DatasetError, match=r"holds no label file m\.csv"):
         open_spec(labels_inside(server, "m.csv"))
+
+
+def test_labels_of_an_earlier_archive_are_not_taken_for_a_new_one(server: LocalServer) -> None:
+    newer = LABELS.replace(b",4,", b",5,")
+    server.files = {"koniq10k.tgz": tgz({"l.csv": LABELS, **PICTURES}), "new.tgz": tgz({"l.csv": newer, **PICTURES})}
+    asked = labels_inside(server, "l.csv")
+    moved = dataclasses.replace(archives.packed(asked), images=remote(server, "new.tgz"))
+    assert open_spec(asked).table["opinion"].tolist() == [1, 2, 3, 4]
+    assert open_spec(dataclasses.replace(asked, archive=moved)).table["opinion"].tolist() == [1, 2, 3, 5]
+    server.files["koniq10k.tgz"] = server.files["new.tgz"]
+    assert open_spec(asked).table["opinion"].tolist() == [1, 2, 3, 4]
+    assert open_spec(dataclasses.replace(asked, version="2")).table["opinion"].tolist() == [1, 2, 3, 5]
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,9 @@ def _ends(name: str) -> Iterator[str]:
 
 def _labels_inside(spec: DatasetSpec) -> Path:
     archive = packed(spec)
-    path = cache_folder("streams", f"{spec.name}-{archive.images.revision[:16]}-{Path(archive.labels.file).name}")
+    # An address has no revision: another archive is told by its address, its hash or the dataset's version.
+    key = hashlib.sha256(repr((archive, spec.version)).encode()).hexdigest()[:16]
+    path = cache_folder("streams", f"{spec.name}-{key}-{Path(archive.labels.file).name}")
     if path.exists() and spec.pinned:
         return path
     wanted = archive.labels.file
