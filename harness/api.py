@@ -19,6 +19,8 @@ from harness.store import Store, StoreError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from harness.statistics.fitting import Form
+
 COMPARISON = (
     *("dataset", "figure", "n", "first", "second", "difference", "low", "high"),
     *("p_bootstrap", "p_williams", "p_f", "reason"),
@@ -112,19 +114,23 @@ def _compare(first: Cell, second: Cell, draws: int, seed: int) -> dict[str, Any]
     rows = first.rows.iloc[order[0]].reset_index(drop=True)
     result: dict[str, Any] = {"dataset": first.dataset, "figure": first.main_figure, "n": len(common)}
     if first.has_opinions:
-        return result | _by_opinions(a, b, first.opinions[order[0]], rows, draws, seed)
+        form = first.content["settings"]["form"]
+        return result | _by_opinions(a, b, first.opinions[order[0]], rows, draws, seed, form)
     return result | _by_ladders(a, b, rows, draws, seed)
 
 
-def _by_opinions(a: Any, b: Any, opinions: Any, rows: pd.DataFrame, draws: int, seed: int) -> dict[str, Any]:
+def _by_opinions(
+    a: Any, b: Any, opinions: Any, rows: pd.DataFrame, draws: int, seed: int, form: Form
+) -> dict[str, Any]:
     contents = rows["reference"].to_numpy(dtype=str)
     clusters = contents if (contents != "").all() else None
     paired = st.paired_bootstrap(a, b, opinions, clusters=clusters, draws=draws, seed=seed)
-    fits = [st.fit_logistic4(scores, opinions) for scores in (a, b)]
+    fits = [st.fit_logistic(form, scores, opinions) for scores in (a, b)]
     usable = all(not fit.reason and fit.rising for fit in fits)
     residuals = [fit.apply(scores) - opinions for fit, scores in zip(fits, (a, b), strict=True)] if usable else []
     williams = st.williams_test(a, b, opinions)
-    variances = st.f_test(*residuals) if usable else no_outcome("the fit of a scorer is undefined or falls")
+    undefined = no_outcome("the fit of a scorer is undefined or falls")
+    variances = st.f_test(*residuals, parameters=len(fits[0].parameters)) if usable else undefined
     reasons = {"bootstrap": paired.reason, "Williams": williams.reason, "F": variances.reason}
     return {
         "first": st.srcc(a, opinions).value,

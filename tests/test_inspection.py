@@ -21,9 +21,11 @@ from harness.data.loading import Decoded
 from harness.figures import Settings
 from harness.niqe import fit_niqe, sharp_features
 from harness.report import write_report
+from harness.report.data import contest, load_cells
 from harness.scorers.create import availability, create_scorer
 from harness.scorers.names import ScorerError
-from harness.store import StoreError
+from harness.statistics import f_test
+from harness.store import Store, StoreError
 from qualiclip_plugin.errors import DatasetError
 from tests.harness_data import brightness, fake_scorer, opinion_folder, write_metadata
 
@@ -125,6 +127,25 @@ def test_evaluate_and_compare_from_python(tmp_path: Path) -> None:
     assert turned["p_bootstrap"] == pytest.approx(row["p_bootstrap"])
     with pytest.raises(StoreError, match="no stored scores of 'missing'"):
         harness.compare("good", "missing", output=tmp_path / "results")
+
+
+def test_errors_are_compared_after_the_fit_that_the_cells_were_made_with(tmp_path: Path) -> None:
+    folder = opinion_folder(tmp_path / "set", 16)
+    scorers = [
+        fake_scorer(brightness, "bright"),
+        fake_scorer(lambda batch: brightness(batch).round(decimals=1), "flat"),
+    ]
+    settings = Settings(draws=20, form="logistic5")
+    harness.evaluate(scorers, str(folder), output=tmp_path / "results", settings=settings)
+    cells = sorted(load_cells(Store(tmp_path / "results")), key=lambda cell: cell.scorer)
+    residuals = [cell.fit.apply(cell.scores) - cell.opinions for cell in cells if cell.fit is not None]
+    expected = f_test(*residuals, parameters=5).p_value
+    compared = contest(cells, draws=20)
+    assert compared is not None
+    (errors,) = (matrix for matrix in compared.matrices if matrix.method == "f")
+    assert errors.p_values[0, 1] == pytest.approx(expected, rel=1e-4)
+    row = harness.compare("bright", "flat", output=tmp_path / "results", draws=20).iloc[0]
+    assert row["p_f"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_only_images_that_both_have_scored_are_compared(tmp_path: Path) -> None:

@@ -216,8 +216,11 @@ def _matrices(
         opinions = st.oriented(rows["opinion"].to_numpy(dtype=float), lower_better=down)
         contents = rows["reference"].to_numpy(dtype=str)
         clusters = contents if (contents != "").all() else None
+        form = cell.content["settings"]["form"]
         return [
-            st.significance_matrix(columns, opinions, method=method, clusters=clusters, draws=draws, seed=seed)
+            st.significance_matrix(
+                columns, opinions, method=method, clusters=clusters, draws=draws, seed=seed, form=form
+            )
             for method in SIGNIFICANCE
         ]
     ladders = {name: ladders_of(rows, values) for name, values in columns.items()}
