@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -315,6 +316,14 @@ def test_scorers_that_met_different_labels_are_told_apart(results: Path, tmp_pat
     store.write_cell(store.cell_path(first["scorer"]["name"], "rated"), first)
     write_report(tmp_path / "results", tmp_path / "site", draws=0)
     assert "and so not with each other" in (tmp_path / "site" / "dataset-rated.html").read_text()
+
+
+def test_every_image_that_some_scorer_lacks_is_counted(results: Path) -> None:
+    bright, rough = (cell_of(results, name, "rated") for name in ("bright", "rough"))
+    lacking = [replace(bright, rows=bright.rows[1:]), replace(rough, rows=rough.rows[:-2])]
+    compared = data.contest(lacking, draws=0)
+    assert compared is not None
+    assert (len(compared.rows), compared.left_out) == (len(bright.rows) - 3, 3)
 
 
 def renamed(cell: data.Cell, dataset: str) -> data.Cell:

@@ -192,7 +192,8 @@ def contest(cells: Iterable[Cell], *, draws: int = 2000, seed: int = 0) -> Conte
     if not measured:
         return None
     tables = [cell.rows.set_index("file_name") for cell in measured]
-    common = sorted(set.intersection(*(set(table.index) for table in tables)))
+    images = [set(table.index) for table in tables]
+    common = sorted(set.intersection(*images))
     rows = tables[0].loc[common].reset_index()
     scores = {cell.scorer: dict(zip(cell.rows["file_name"], cell.scores, strict=True)) for cell in measured}
     columns = {name: np.array([values[file] for file in common]) for name, values in scores.items()}
@@ -204,8 +205,8 @@ def contest(cells: Iterable[Cell], *, draws: int = 2000, seed: int = 0) -> Conte
         for attacker in columns
         if defender != attacker
     ]
-    most = max(len(table) for table in tables)
-    return Contest(measured[0].dataset, measured, rows, matrices, rivals, most - len(common), statistic)
+    left_out = len(set.union(*images)) - len(common)
+    return Contest(measured[0].dataset, measured, rows, matrices, rivals, left_out, statistic)
 
 
 def _matrices(
