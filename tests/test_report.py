@@ -313,9 +313,20 @@ def test_scorers_that_met_different_labels_are_told_apart(results: Path, tmp_pat
     store = Store(tmp_path / "results")
     first = next(cell for cell in store.cells() if cell["dataset"]["name"] == "rated" and cell["subsets"])
     first["dataset"]["labels_hash"] = "0" * 64
-    store.write_cell(store.cell_path(first["scorer"]["name"], "rated"), first)
+    name = first["scorer"]["name"]
+    store.write_cell(store.cell_path(name, "rated"), first)
     write_report(tmp_path / "results", tmp_path / "site", draws=0)
-    assert "and so not with each other" in (tmp_path / "site" / "dataset-rated.html").read_text()
+    text = (tmp_path / "site" / "dataset-rated.html").read_text()
+    assert "and so not with each other" in text
+    assert f"as they met other labels than the rest: {name}." in text
+    compared = data.contest((cell for cell in data.load_cells(store) if cell.dataset == "rated"), draws=20)
+    assert compared is not None
+    assert compared.other_labels == [name]
+    assert len(compared.cells) == 2
+    assert {names for matrix in compared.matrices for names in matrix.names} == {
+        cell.scorer for cell in compared.cells
+    }
+    assert name not in {side for rival in compared.rivals for side in (rival.defender, rival.attacker)}
 
 
 def test_every_image_that_some_scorer_lacks_is_counted(results: Path) -> None:

@@ -159,16 +159,17 @@ class Rival:
 
 @dataclass(frozen=True)
 class Contest:
-    """The scorers of one dataset against each other, on the images that all of them scored.
+    """The scorers of one dataset that met the same labels against each other, on the images that all of them scored.
 
     Attributes:
         dataset: Its name.
-        cells: Measured cells.
+        cells: Measured cells with the same labels.
         rows: Labels of the common images, (N,).
         matrices: Significance, one for each test that applies; none for fewer than two scorers.
         rivals: gMAD pairs for every defender and attacker, as indices into ``rows``.
         left_out: Images that some scorer lacks.
         statistic: What the matrix compares.
+        other_labels: Measured scorers that are not compared, as they met other labels.
     """
 
     dataset: str
@@ -178,19 +179,25 @@ class Contest:
     rivals: list[Rival] = field(default_factory=list)
     left_out: int = 0
     statistic: str = "srcc"
+    other_labels: list[str] = field(default_factory=list)
 
 
 def contest(cells: Iterable[Cell], *, draws: int = 2000, seed: int = 0) -> Contest | None:
     """Compare the scorers of one dataset on their common images; none where no scorer has scores.
+
+    Where they met different labels, the largest group with the same ones is compared, the first of equal ones.
 
     Args:
         cells: Cells of one dataset.
         draws: Resamples of the paired bootstrap; 0 leaves the matrix out.
         seed: Same seed, same matrix.
     """
-    measured = [cell for cell in cells if cell.measured]
-    if not measured:
+    having_scores = [cell for cell in cells if cell.measured]
+    if not having_scores:
         return None
+    alike = max(leaderboard.label_groups(cell.content for cell in having_scores), key=len)
+    measured = [cell for cell in having_scores if cell.scorer in alike]
+    others = [cell.scorer for cell in having_scores if cell.scorer not in alike]
     tables = [cell.rows.set_index("file_name") for cell in measured]
     images = [set(table.index) for table in tables]
     common = sorted(set.intersection(*images))
@@ -206,7 +213,7 @@ def contest(cells: Iterable[Cell], *, draws: int = 2000, seed: int = 0) -> Conte
         if defender != attacker
     ]
     left_out = len(set.union(*images)) - len(common)
-    return Contest(measured[0].dataset, measured, rows, matrices, rivals, left_out, statistic)
+    return Contest(measured[0].dataset, measured, rows, matrices, rivals, left_out, statistic, others)
 
 
 def _matrices(
