@@ -177,8 +177,9 @@ def fp32_settings() -> tuple[object, object]:
     return _products()[0], _convolutions()[0]
 
 
-# Since torch 2.9 there are two APIs. Of products the old one must be used where it can be read, as both must agree
-# when one is computed; of convolutions the new one alone counts, and may overrule what the old one changes.
+# Since torch 2.9 there are two APIs; where a program has used the new one, the old one may not be readable. Of
+# products the old one must be used where it can be read, as both must agree when one is computed. Of convolutions the
+# new one alone counts, and what the old one says must agree for those who read it meanwhile.
 
 
 def _products() -> Switch:
@@ -190,9 +191,22 @@ def _products() -> Switch:
 
 def _convolutions() -> Switch:
     cudnn: Any = torch.backends.cudnn
+    try:
+        old: Switch | None = cudnn.allow_tf32, partial(setattr, cudnn, "allow_tf32"), False
+    except RuntimeError:
+        old = None
+    switches = [old] if old else []
     if hasattr(cudnn, "conv"):
-        return _by_backend(cudnn.conv, cudnn.rnn)
-    return cudnn.allow_tf32, partial(setattr, cudnn, "allow_tf32"), False
+        switches.append(_by_backend(cudnn.conv, cudnn.rnn))
+    return _together(*switches)
+
+
+def _together(*switches: Switch) -> Switch:
+    def change(values: Sequence[Any]) -> None:
+        for (_, one, _), value in zip(switches, values, strict=True):
+            one(value)
+
+    return [before for before, _, _ in switches], change, [exact for _, _, exact in switches]
 
 
 def _by_backend(*backends: Any) -> Switch:

@@ -235,8 +235,10 @@ torch.backends.cudnn.benchmark = True
 before = fp32_settings()
 with exact_fp32():
     assert fp32_settings()[0] in ("highest", ["ieee", "ieee"]), fp32_settings()
-    assert fp32_settings()[1] in (False, ["ieee", "ieee"]), fp32_settings()
+    assert fp32_settings()[1] in ([False], [["ieee", "ieee"]], [False, ["ieee", "ieee"]]), fp32_settings()
     assert (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark) == (True, False)
+    if {setting != "new, convolutions"}:
+        assert not torch.backends.cudnn.allow_tf32  # other libraries ask in the old way
     torch.nn.functional.conv2d(torch.rand(1, 3, 8, 8), torch.rand(4, 3, 3, 3)) @ torch.rand(6, 6)
 assert fp32_settings() == before
 assert (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark) == (False, True)
