@@ -119,14 +119,13 @@ def unlike(cells: Iterable[CellJson]) -> dict[str, str]:
     """Scorers whose cells do not belong in one mean, and why: versions of the scorer, or labels of a dataset."""
     measured = [cell for cell in cells if cell["subsets"]]
     by_scorer, by_dataset = (_grouped(measured, what) for what in ("scorer", "dataset"))
+    disputed = [name for name, own in by_dataset.items() if len(label_groups(own)) > 1]
     reasons = {}
     for name, own in by_scorer.items():
         identities = [cell["scorer"]["identity"] for cell in own]
         keys = sorted(set().union(*identities))
         changed = [key for key in keys if any(one.get(key) != identities[0].get(key) for one in identities)]
-        relabelled = [
-            cell["dataset"]["name"] for cell in own if len(label_groups(by_dataset[cell["dataset"]["name"]])) > 1
-        ]
+        relabelled = [cell["dataset"]["name"] for cell in own if cell["dataset"]["name"] in disputed]
         if changed:
             reasons[name] = f"scored by different versions ({', '.join(changed)}); run it again"
         elif relabelled:

@@ -129,7 +129,8 @@ def environment() -> Environment:
 def _check_target(target: Path) -> None:
     if target.exists() and not target.is_dir():
         raise ConfigError(f"{target}: is a file, a folder is needed")
-    strangers = [name for name in _files(target) if name not in _earlier_report(target)]
+    known = _earlier_report(target)
+    strangers = [name for name in _files(target) if name not in known]
     if strangers:
         raise ConfigError(f"{target}: holds {strangers[0]}, which is no part of a report; choose another --output")
 
