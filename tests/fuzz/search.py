@@ -1,4 +1,4 @@
-"""The search of one target, ``python -m tests.fuzz.search TARGET [FOLDER] [libFuzzer options]``: see ``tests.fuzz``."""
+"""The search of one target: ``python -m tests.fuzz.search TARGET [FOLDER] [libFuzzer options]``."""
 
 from __future__ import annotations
 
