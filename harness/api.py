@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness import statistics as st
 from harness.engine import Silent
-from harness.leaderboard import table
+from harness.leaderboard import label_note, table
 from harness.report.data import Cell, ladders_of, load_cell
 from harness.runner import RunRequest, run_all
 from harness.scorers.kinds import Scorer
@@ -81,7 +81,8 @@ def compare(
 
     Returns:
         One row per dataset with the columns ``COMPARISON``; a difference above 0 favours ``first``. Only
-        images that both have scored count (``n``).
+        images that both have scored count (``n``). Scorers that met different labels are not tested: the row
+        has the reason.
 
     Raises:
         StoreError: A scorer has no stored scores, or they cannot be read.
@@ -107,6 +108,8 @@ def _compare(first: Cell, second: Cell, draws: int, seed: int) -> dict[str, Any]
     lacking = [cell for cell in (first, second) if not cell.measured]
     if lacking:
         return {"dataset": first.dataset, "reason": f"{lacking[0].scorer}: {lacking[0].content['reason']}"}
+    if note := label_note(cell.content for cell in (first, second)):
+        return {"dataset": first.dataset, "reason": note}
     places = [{name: place for place, name in enumerate(cell.rows["file_name"])} for cell in (first, second)]
     common = sorted(places[0].keys() & places[1].keys())
     order = [[known[name] for name in common] for known in places]

@@ -167,6 +167,18 @@ def test_only_images_that_both_have_scored_are_compared(tmp_path: Path) -> None:
     assert (row["n"], row["first"], row["second"]) == (9, pytest.approx(1), pytest.approx(1))
 
 
+def test_scorers_that_met_different_labels_are_not_compared(tmp_path: Path) -> None:
+    folder = opinion_folder(tmp_path / "set", 6)
+    options = {"output": tmp_path / "results", "settings": Settings(draws=0)}
+    harness.evaluate(fake_scorer(brightness, "one"), str(folder), **options)
+    metadata = pd.read_csv(folder / "metadata.csv")
+    metadata.assign(mos=metadata["mos"].to_numpy()[::-1]).to_csv(folder / "metadata.csv", index=False)
+    harness.evaluate(fake_scorer(brightness, "two"), str(folder), **options)
+    row = harness.compare("one", "two", output=tmp_path / "results").iloc[0]
+    assert row["reason"] == "Compared with different labels, and so not with each other: one; two. Run them again."
+    assert pd.isna(row["difference"])
+
+
 def test_published_results_without_labels_say_so(tmp_path: Path) -> None:
     folder = opinion_folder(tmp_path / "set", 6)
     scorers = [fake_scorer(brightness, "one"), fake_scorer(brightness, "two")]
