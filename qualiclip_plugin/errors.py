@@ -45,8 +45,16 @@ def first_line(error: BaseException) -> str:
 
     Addresses in it lose their credentials and options: libraries quote the whole address that they were given.
     """
-    lines = _OPTIONS.sub(r"\1", _CREDENTIALS.sub("", str(error))).strip().splitlines()
+    lines = _ADDRESS.sub(lambda found: bare_address(found[0]), str(error)).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
+
+
+def bare_address(address: str) -> str:
+    """An address without credentials, options and fragment."""
+    # Not by urlsplit, which refuses some texts: those, too, are shown.
+    scheme, _, rest = re.split("[?#]", address, maxsplit=1)[0].partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -56,7 +64,7 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(words in text for words in _OUT_OF_MEMORY)
 
 
-_CREDENTIALS, _OPTIONS = re.compile(r"(?<=://)[^\s/?#]*@"), re.compile(r"(://[^\s?]*)\?\S*")
+_ADDRESS = re.compile(r"\w[\w+.-]*://\S+")
 
 _OUT_OF_MEMORY = (
     "out of memory",

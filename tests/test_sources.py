@@ -325,7 +325,7 @@ def test_web_addresses_in_parquet_keep_their_secrets_and_are_told_apart(web: str
         "http://[/a.png",
     ]
     write_parquet(folder / "list" / "list.parquet", "url", addresses, pa.string())
-    rows = rows_of(list_sources([f"{secret}/list/list.parquet"], 10))
+    rows = rows_of(list_sources([f"{secret}/list/list.parquet?X-Amz-Signature=secret/secret"], 10))
     name = f"{web}/list/list.parquet"
     assert rows["path"].tolist() == [f"{name}#0", f"{name}#1", f"{web}/2.png", f"{name}#3", "http://[/a.png"]
     assert rows["value"].dropna().tolist() == [0, 20, 40]

@@ -11,6 +11,7 @@ import glob
 import hashlib
 import os
 import posixpath
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -116,7 +117,9 @@ class Rows:
         if not is_address(path):
             if not self.root:
                 return os.path.join(os.path.dirname(self.path), path)
-            path = posixpath.join(posixpath.dirname(self.path), path)
+            # The options of the list's own address may hold slashes, and are not those of the image.
+            own = re.split("[?#]", self.path, maxsplit=1)[0] if is_address(self.path) else self.path
+            path = posixpath.join(posixpath.dirname(own), path)
             read = partial(read_bytes, self.root, path)
         # The options of an address may be secret, and may be all that tells two of them apart.
         with_options = is_address(path) and not {"?", "#"}.isdisjoint(path)
@@ -177,7 +180,7 @@ def list_sources(sources: Iterable[str], size: int, column: str | None = None) -
         for path in paths:
             # A path may hold options that its name lacks and that make it another image.
             digest.update(f"{shown(root, path)}\0{portable(path)}\0{entries[path]}\n".encode())
-        if any(path.endswith(PARQUET) for path in paths):
+        if any(_holds_rows(root, path) for path in paths):
             portions.extend(_row_portions(root, paths, size, column, digest.update))
         else:
             portions.extend(Files(root, tuple(paths[at : at + size])) for at in range(0, len(paths), size))
@@ -189,7 +192,7 @@ def list_sources(sources: Iterable[str], size: int, column: str | None = None) -
 def _entries(source: str) -> tuple[str, dict[str, str]]:
     """The root of a source, and its files with what tells a changed one: images alone or Parquet files alone."""
     root, found = _remote(source) if is_address(source) else ("", _local(source))
-    tables = sum(path.endswith(PARQUET) for path in found)
+    tables = sum(_holds_rows(root, path) for path in found)
     if not found:
         raise ConfigError(f"{without_secrets(source)}: neither images nor Parquet files there")
     if 0 < tables < len(found):
@@ -197,6 +200,11 @@ def _entries(source: str) -> tuple[str, dict[str, str]]:
             f"{without_secrets(source)}: holds both images and Parquet files; give a pattern such as *{PARQUET}"
         )
     return root, found
+
+
+def _holds_rows(root: str, path: str) -> bool:
+    # A signed address has options behind its name.
+    return shown(root, path).endswith(PARQUET)
 
 
 def _local(source: str) -> dict[str, str]:

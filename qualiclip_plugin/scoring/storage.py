@@ -5,12 +5,11 @@ Storage that pyarrow knows is read through it, which needs no further package; a
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from qualiclip_plugin.errors import ConfigError, first_line
+from qualiclip_plugin.errors import ConfigError, bare_address, first_line
 from qualiclip_plugin.images import portable, printable
 
 if TYPE_CHECKING:
@@ -79,17 +78,10 @@ def read_address(address: str) -> bytes:
 def shown(root: str, path: str) -> str:
     """How a file is called in tables: without the credentials and options that its address may carry."""
     if is_address(path):
-        return portable(_bare(path))
+        return portable(bare_address(path))
     return f"{urlsplit(root).scheme}://{path}" if root else portable(path)
 
 
 def without_secrets(address: str) -> str:
     """An address as messages show it, without credentials and options."""
-    return printable(_bare(address) if is_address(address) else address)
-
-
-def _bare(address: str) -> str:
-    # Not by urlsplit, which refuses some texts: those, too, are shown.
-    scheme, _, rest = re.split("[?#]", address, maxsplit=1)[0].partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+    return printable(bare_address(address) if is_address(address) else address)
