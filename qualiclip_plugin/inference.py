@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -154,17 +154,8 @@ def exact_fp32() -> Iterator[None]:
     On a GPU torch rounds the input of convolutions to ten bits and tries out algorithms, unless told otherwise, and
     programs often allow the same for matrix products, on the CPU too.
     """
-    cudnn: Any = torch.backends.cudnn
-    wanted = {"enabled": True, "benchmark": False, "deterministic": True}
-    before = {name: getattr(cudnn, name) for name in wanted}
-    with exact_products(), _exact(*_convolutions()):
-        try:
-            for name, value in wanted.items():
-                setattr(cudnn, name, value)
-            yield
-        finally:
-            for name, value in before.items():
-                setattr(cudnn, name, value)
+    with exact_products(), _exact(*_convolutions()), _exact(*_algorithms()):
+        yield
 
 
 def exact_products() -> AbstractContextManager[None]:
@@ -186,19 +177,29 @@ def _products() -> Switch:
     try:
         return torch.get_float32_matmul_precision(), torch.set_float32_matmul_precision, "highest"
     except RuntimeError:
-        return _by_backend(torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul"))  # noqa: B009
+        mkldnn: Any = torch.backends.mkldnn
+        return _together(
+            *(_attribute(one, "fp32_precision", "ieee") for one in (torch.backends.cuda.matmul, mkldnn.matmul))
+        )
 
 
 def _convolutions() -> Switch:
     cudnn: Any = torch.backends.cudnn
-    try:
-        old: Switch | None = cudnn.allow_tf32, partial(setattr, cudnn, "allow_tf32"), False
-    except RuntimeError:
-        old = None
-    switches = [old] if old else []
+    switches = []
+    with suppress(RuntimeError):
+        switches.append(_attribute(cudnn, "allow_tf32", False))
     if hasattr(cudnn, "conv"):
-        switches.append(_by_backend(cudnn.conv, cudnn.rnn))
+        switches += [_attribute(one, "fp32_precision", "ieee") for one in (cudnn.conv, cudnn.rnn)]
     return _together(*switches)
+
+
+def _algorithms() -> Switch:
+    wanted = {"enabled": True, "benchmark": False, "deterministic": True}
+    return _together(*(_attribute(torch.backends.cudnn, name, value) for name, value in wanted.items()))
+
+
+def _attribute(owner: Any, name: str, exact: object) -> Switch:
+    return getattr(owner, name), partial(setattr, owner, name), exact
 
 
 def _together(*switches: Switch) -> Switch:
@@ -207,14 +208,6 @@ def _together(*switches: Switch) -> Switch:
             one(value)
 
     return [before for before, _, _ in switches], change, [exact for _, _, exact in switches]
-
-
-def _by_backend(*backends: Any) -> Switch:
-    def change(values: Sequence[str]) -> None:
-        for backend, value in zip(backends, values, strict=True):
-            backend.fp32_precision = value
-
-    return [backend.fp32_precision for backend in backends], change, ["ieee"] * len(backends)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from qualiclip_plugin import __version__, cli
 from qualiclip_plugin.images import read_image, to_float
 from qualiclip_plugin.weights import load_cards, load_model
+from tests.commands import run_main
 
 COMMAND = [sys.executable, "-m", "qualiclip_plugin"]
 
@@ -38,14 +39,6 @@ def qualiclip(*arguments: str | Path, cwd: Path | None = None, **variables: str)
         cwd=cwd,
         env=environment(**variables),
     )
-
-
-def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
-    """The exit code of the command in this process: importing torch anew takes longer than most of these tests."""
-    monkeypatch.setattr(sys, "argv", ["qualiclip", *arguments])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    return caught.value.code
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +100,7 @@ def test_the_scores_are_the_ones_of_the_model(scored: subprocess.CompletedProces
 def test_all_fine_is_exit_code_0(album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(album)
     output = tmp_path / "new" / "s.parquet"
-    assert run_main(monkeypatch, "score", "*good*", "b good.png", "--output", str(output)) == 0
+    assert run_main(monkeypatch, "qualiclip", "score", "*good*", "b good.png", "--output", str(output)) == 0
     frame = pd.read_parquet(output)
     assert frame["path"].tolist() == ["a\ngood 图像.jpg", "b good.png"]
     assert frame["error"].isna().all()
@@ -136,7 +129,7 @@ def test_a_terminal_gets_a_drawn_table(album: Path, monkeypatch: pytest.MonkeyPa
     terminal = Terminal()
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(sys, "stdout", terminal)
-    assert run_main(monkeypatch, "score", str(album / "b good.png")) == 0
+    assert run_main(monkeypatch, "qualiclip", "score", str(album / "b good.png")) == 0
     assert "┃" in terminal.getvalue()
     assert "b good.png" in terminal.getvalue()
 
@@ -144,7 +137,7 @@ def test_a_terminal_gets_a_drawn_table(album: Path, monkeypatch: pytest.MonkeyPa
 def test_a_terminal_of_another_encoding(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="latin-1", write_through=True))
-    assert run_main(monkeypatch, "score", str(album / "a\ngood 图像.jpg")) == 0
+    assert run_main(monkeypatch, "qualiclip", "score", str(album / "a\ngood 图像.jpg")) == 0
     assert b"a\\ngood \\u56fe\\u50cf.jpg" in written.getvalue()
 
 
@@ -180,7 +173,7 @@ def test_what_cannot_start_is_exit_code_2(
     monkeypatch.chdir(album)
     monkeypatch.setenv("COLUMNS", "200")
     before = sorted(album.iterdir())
-    assert run_main(monkeypatch, "score", *arguments) == 2
+    assert run_main(monkeypatch, "qualiclip", "score", *arguments) == 2
     output = capfd.readouterr()
     assert message in output.err
     assert output.out == ""
@@ -207,7 +200,7 @@ def test_numbers_that_cannot_be_are_exit_code_2(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     Image.new("RGB", (40, 40)).save("x.png")
-    assert run_main(monkeypatch, *arguments) == 2
+    assert run_main(monkeypatch, "qualiclip", *arguments) == 2
     assert message in capfd.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
 
@@ -217,7 +210,7 @@ def test_a_declared_error_has_no_traceback(
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    assert run_main(monkeypatch, "score", str(album / "b good.png"), "--weights", "official") == 2
+    assert run_main(monkeypatch, "qualiclip", "score", str(album / "b good.png"), "--weights", "official") == 2
     output = capfd.readouterr()
     assert output.err.startswith("error: the weights 'official' are not here")
     assert "Traceback" not in output.err
@@ -311,7 +304,7 @@ def test_degrade_refuses(
 ) -> None:
     monkeypatch.chdir(album)
     before = sorted(album.iterdir())
-    assert run_main(monkeypatch, "degrade", *arguments) == 2
+    assert run_main(monkeypatch, "qualiclip", "degrade", *arguments) == 2
     assert message in capfd.readouterr().err
     assert sorted(album.iterdir()) == before
 

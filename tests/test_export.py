@@ -11,7 +11,6 @@ import pytest
 import torch
 from huggingface_hub.errors import EntryNotFoundError
 
-from qualiclip_plugin import cli
 from qualiclip_plugin.checkpoint import read_weights
 from qualiclip_plugin.errors import ConfigError, WeightsError
 from qualiclip_plugin.export import export_onnx, export_program
@@ -19,6 +18,7 @@ from qualiclip_plugin.hub import FILE_NAME, HubQualiCLIP
 from qualiclip_plugin.images import read_image
 from qualiclip_plugin.weights import load_model
 from tests import fake_hub
+from tests.commands import run_main
 
 SIZES = [(1, 64, 64), (3, 131, 70), (2, 224, 333)]
 
@@ -52,18 +52,15 @@ def test_a_graph_refuses_sides_below_its_smallest(programs):
         programs["clip"](torch.rand(1, 3, 63, 64))
 
 
-def command(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["qualiclip", "export", *map(str, arguments)])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    return caught.value.code
+def export(monkeypatch, *arguments):
+    return run_main(monkeypatch, "qualiclip", "export", *arguments)
 
 
 @pytest.mark.parametrize("name", ["lite", pytest.param("clip", marks=pytest.mark.slow)])
 def test_onnx_scores_equal_at_any_size(models, pictures, tiny_checkpoint, tmp_path, monkeypatch, capsys, name):
     runtime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
     weights = tiny_checkpoint if name == "clip" else name
-    assert command(monkeypatch, tmp_path / "model.onnx", "--weights", weights) == 0
+    assert export(monkeypatch, tmp_path / "model.onnx", "--weights", weights) == 0
     assert capsys.readouterr().out.strip().splitlines()[-1] == str(tmp_path / "model.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     session = runtime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
@@ -74,14 +71,14 @@ def test_onnx_scores_equal_at_any_size(models, pictures, tiny_checkpoint, tmp_pa
 
 def test_a_program_is_read_back_from_its_file(models, pictures, tiny_checkpoint, tmp_path, monkeypatch):
     path = tmp_path / "model.pt2"
-    assert command(monkeypatch, path, "--weights", tiny_checkpoint, "--format", "torch-export") == 0
+    assert export(monkeypatch, path, "--weights", tiny_checkpoint, "--format", "torch-export") == 0
     program = torch.export.load(path).module()
     torch.testing.assert_close(program(pictures[1]), models["clip"](pictures[1]), rtol=0, atol=1e-6)
 
 
 def test_export_names_what_is_missing_or_cannot_be_written(models, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
-    assert command(monkeypatch, tmp_path / "file" / "model.pt2", "--format", "torch-export") == 2
+    assert export(monkeypatch, tmp_path / "file" / "model.pt2", "--format", "torch-export") == 2
     assert "model.pt2: cannot be written" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ConfigError, match=r"qualiclip-plugin\[onnx\]"):

@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from harness.cli import app, main
+from harness.cli import app
 from harness.store import Store
 from qualiclip_plugin.errors import QualiCLIPError
+from tests.commands import run_main
 from tests.harness_data import opinion_folder, write_images
 
 FUNCTION = "tests.harness_data:brightness"
@@ -85,10 +86,7 @@ def test_bad_usage_is_one_line_and_exit_code_two(
     arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["iqa-harness", *arguments])
-    with pytest.raises(SystemExit) as raised:
-        main()
-    assert raised.value.code == 2
+    assert run_main(monkeypatch, "iqa-harness", *arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error
@@ -113,9 +111,7 @@ def test_bad_data_leaves_no_result_behind(
     write_images(tmp_path / "bad", 3)
     (tmp_path / "bad/metadata.csv").write_text("file_name,mos\n0.png,1\n1.png,x\n2.png,3\n")
     command = ["run", "--scorer", FUNCTION, "--dataset", str(good), "--dataset", str(tmp_path / "bad")]
-    monkeypatch.setattr(sys, "argv", ["iqa-harness", *command, "--output", str(tmp_path / "results")])
-    with pytest.raises(SystemExit):
-        main()
+    assert run_main(monkeypatch, "iqa-harness", *command, "--output", tmp_path / "results") == 2
     assert "line 3 (1.png): mos is 'x'" in capsys.readouterr().err
     assert not (tmp_path / "results").exists()
 

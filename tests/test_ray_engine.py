@@ -26,7 +26,6 @@ from PIL import Image
 from harness.engine import Silent
 from harness.figures import Settings
 from harness.runner import RunRequest, run_all
-from qualiclip_plugin import cli
 from qualiclip_plugin.errors import ConfigError
 from qualiclip_plugin.scoring import ray_engine
 from qualiclip_plugin.scoring.cluster import Pool, make_pool, map_on
@@ -36,6 +35,7 @@ from qualiclip_plugin.scoring.score_table import to_frame
 from qualiclip_plugin.scoring.shards import open_shards
 from qualiclip_plugin.scoring.sources import list_sources
 from qualiclip_plugin.weights import load_model
+from tests.commands import run_main
 from tests.conftest import needs_openvino
 from tests.harness_data import brightness, fake_scorer, opinion_folder
 
@@ -359,10 +359,7 @@ def test_what_cannot_start_leaves_nothing_behind(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.setattr(sys, "argv", ["qualiclip", "score", str(album / "photos"), *arguments])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    assert caught.value.code == 2
+    assert run_main(monkeypatch, "qualiclip", "score", album / "photos", *arguments) == 2
     assert message in capfd.readouterr().err
     assert list(tmp_path.iterdir()) == []
 

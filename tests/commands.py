@@ -1,0 +1,20 @@
+"""The commands as a user calls them, in this process: importing torch anew takes longer than most tests."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+import harness.cli
+import qualiclip_plugin.cli
+
+MAINS = {"qualiclip": qualiclip_plugin.cli.main, "iqa-harness": harness.cli.main}
+
+
+def run_main(monkeypatch: pytest.MonkeyPatch, program: str, *arguments: object) -> object:
+    """The exit code of a command."""
+    monkeypatch.setattr(sys, "argv", [program, *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        MAINS[program]()
+    return caught.value.code
