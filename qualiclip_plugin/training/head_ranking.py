@@ -13,7 +13,7 @@ from qualiclip_plugin.training.config import TrainConfig
 from qualiclip_plugin.training.generators import derive_seed, preserved_generators
 from qualiclip_plugin.training.head_config import HeadConfig
 from qualiclip_plugin.training.ladder_features import LadderFeatures
-from qualiclip_plugin.training.losses import level_pairs, named_fall_loss
+from qualiclip_plugin.training.losses import falls, named_fall_loss
 
 PRISTINE_MARGIN = 1.0
 """By how much the logit of any pristine crop's score exceeds that of any degraded crop's."""
@@ -92,8 +92,7 @@ def ladder_loss(qualities: Tensor, relevant: Tensor, config: HeadConfig) -> Tens
     """
     scores = torch.sigmoid(qualities)
     logits = torch.logit(scores.mean(-1), eps=1e-6)
-    milder, worse = level_pairs(logits.shape[1])
-    ranking = torch.relu(config.ranking_margin - (logits[:, milder] - logits[:, worse])).mean()
+    ranking = torch.relu(config.ranking_margin - falls(logits, 1)).mean()
     gaps = logits[:, 0, None] - logits[:, 1:].flatten()
     pristine = torch.relu(PRISTINE_MARGIN - gaps).mean()
     attributes = named_fall_loss(scores[:, 0] - scores[:, -1], relevant, config.attribute_margin)
