@@ -11,7 +11,12 @@ from torch import nn
 from qualiclip_plugin.errors import ConfigError
 from qualiclip_plugin.model import QualiCLIP
 from qualiclip_plugin.prompts import ATTRIBUTES
-from qualiclip_plugin.training.losses import consistency_loss, negative_ranking_loss, positive_ranking_loss
+from qualiclip_plugin.training.losses import (
+    attribute_loss,
+    consistency_loss,
+    negative_ranking_loss,
+    positive_ranking_loss,
+)
 from qualiclip_plugin.training.objective import (
     Objective,
     ObjectiveConfig,
@@ -101,6 +106,19 @@ def test_one_prompt_pair_or_all() -> None:
     torch.testing.assert_close(objective(s, one)[0], objective(s[..., 1:2, :], ObjectiveConfig())[0])
     with pytest.raises(ConfigError, match="prompt_pairs"):
         ObjectiveConfig(prompt_pairs=("sharpness",))
+    with pytest.raises(ConfigError, match="attribute_weight compares prompt pairs"):
+        replace(one, attribute_weight=1.0)
+
+
+def test_attributes_are_compared_among_the_prompt_pairs_that_are_trained() -> None:
+    s = random_similarities()
+    relevant = torch.zeros(len(s), 7, dtype=torch.bool)
+    relevant[:, 4] = True
+    config = ObjectiveConfig(prompt_pairs=("sharp_image", "noise_free"), attribute_weight=1.0)
+    chosen = selected_prompt_pairs(config)
+    expected = attribute_loss(s[..., chosen, :], relevant[:, chosen], config.attribute_margin)
+    torch.testing.assert_close(objective(s, config, relevant=relevant)[1]["attribute"], expected)
+    assert expected != attribute_loss(s, relevant, config.attribute_margin)
 
 
 def test_neighbours_cost_less_than_all_pairs() -> None:

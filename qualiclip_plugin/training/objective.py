@@ -72,8 +72,8 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         check_choice("level_pairs", self.level_pairs, PAIRS)
         check_choice("reduction", self.reduction, REDUCTIONS)
-        if self.prompt_pairs != "all":
-            selected_prompt_pairs(self)
+        if len(selected_prompt_pairs(self)) == 1 and self.attribute_weight:
+            raise ConfigError("attribute_weight compares prompt pairs, of which prompt_pairs names one")
         for name in (name for name in self.__dict__ if name.endswith(("_weight", "_margin", "_gap"))):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name} must be finite and at least 0, not {getattr(self, name)}")
@@ -157,14 +157,15 @@ def _optional_parts(
     if config.attribute_weight:
         if relevant is None:
             raise ConfigError("attribute_weight is set, so the objective needs relevant prompt pairs")
-        parts["attribute"] = attribute_loss(similarities, relevant, config.attribute_margin)
+        named = _select(relevant[..., None], config)[..., 0]
+        parts["attribute"] = attribute_loss(selected, named, config.attribute_margin)
     return parts
 
 
-def _select(similarities: Tensor, config: ObjectiveConfig) -> Tensor:
-    if config.prompt_pairs == "all":
-        return similarities
-    return similarities[..., selected_prompt_pairs(config), :]
+def _select(values: Tensor, config: ObjectiveConfig) -> Tensor:
+    """The prompt pairs that take part, of values (..., P, any)."""
+    # Indices would have to be sent to a GPU, which waits for all that it was given before.
+    return values if config.prompt_pairs == "all" else values[..., selected_prompt_pairs(config), :]
 
 
 def content_levels(config: ObjectiveConfig, levels: int) -> tuple[list[int], list[int]]:
