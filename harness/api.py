@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import statistics as st
-from harness.engine import Silent
 from harness.leaderboard import label_note, table
+from harness.progress import Silent
 from harness.report.data import Cell, ladders_of, load_cell
 from harness.runner import RunRequest, run_all
 from harness.scorers.kinds import Scorer

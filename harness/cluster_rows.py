@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from harness.data.datasets import ImageSet
-from harness.engine import RECORDED_PACKAGES, Options, Reporter, Silent, scored_rows
-from harness.scorers.identity import device_name, reading_code
+from harness.progress import Reporter, Silent
+from harness.scorers.identity import device_name, reading_code, recorded_versions
 from harness.scorers.kinds import Scorer
 from harness.scorers.names import ScorerError
+from harness.scoring import Options, scored_rows
 from qualiclip_plugin.scoring.cluster import make_pool, map_on
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def cluster_rows(
     """Decode and score the images at the positions ``missing`` on the cluster that is connected.
 
     Yields:
-        Rows as :func:`harness.engine.scored_rows` does, in the order in which they are finished.
+        Rows as :func:`harness.scoring.scored_rows` does, in the order in which they are finished.
 
     Raises:
         ScorerError: The scorer cannot be sent to workers.
@@ -54,7 +54,7 @@ def cluster_rows(
 
 def _code() -> dict[str, str]:
     """What two processes need to have in common for one scorer to be the same in both."""
-    return {"reading": reading_code()} | {package: metadata.version(package) for package in RECORDED_PACKAGES}
+    return {"reading": reading_code(), **recorded_versions()}
 
 
 class RowWorker:

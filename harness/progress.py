@@ -6,11 +6,33 @@ import json
 import sys
 import time
 from collections.abc import Iterable
-from typing import TypeVar
-
-from harness.engine import Reporter, Silent
+from typing import Protocol, TypeVar
 
 Item = TypeVar("Item")
+
+
+class Reporter(Protocol):
+    """Who is told how a run proceeds."""
+
+    def start(self, scorer: str, dataset: str, total: int, done: int) -> None: ...
+
+    def advance(self, images: int) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+class Silent:
+    """A reporter that says nothing."""
+
+    def start(self, scorer: str, dataset: str, total: int, done: int) -> None: ...
+
+    def advance(self, images: int) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def finish(self) -> None: ...
 
 
 class JsonLines:

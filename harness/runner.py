@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from harness.data.datasets import ImageSet, open_datasets
 from harness.data.specs import catalogue
-from harness.engine import Options, Reporter, evaluate, unavailable_cell
+from harness.engine import evaluate, unavailable_cell
 from harness.figures import Settings
 from harness.formats import render
 from harness.leaderboard import table, timings, to_csv
 from harness.parquet import DamagedError
+from harness.progress import Reporter
 from harness.scorers.create import create_scorer, pick_device
 from harness.scorers.kinds import Scorer
 from harness.scorers.names import DEFAULT_SCORERS, ScorerError
+from harness.scoring import Options
 from harness.store import Store
 from qualiclip_plugin.errors import ConfigError, DatasetError
 

@@ -19,7 +19,7 @@ import pytest
 from harness.data import download
 from harness.data.datasets import open_dataset, open_spec
 from harness.data.download import fetch
-from harness.data.sources import image_bytes
+from harness.data.rows import image_bytes
 from harness.data.specs import (
     Archive,
     Columns,

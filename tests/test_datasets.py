@@ -18,7 +18,8 @@ from harness.data.labels import LABELS
 from harness.data.loading import batches, decoded, in_background
 from harness.data.metadata import local_spec
 from harness.data.resizing import resize_shorter_side
-from harness.data.sources import from_rows, image_bytes
+from harness.data.rows import image_bytes
+from harness.data.sources import from_rows
 from harness.data.specs import (
     Columns,
     DatasetSpec,

@@ -20,11 +20,13 @@ import torch
 
 from harness.data.datasets import open_dataset
 from harness.data.metadata import local_spec
-from harness.engine import Options, Silent, evaluate, score_key, unavailable_cell
+from harness.engine import evaluate, score_key, unavailable_cell
 from harness.figures import Settings
 from harness.formats import render
+from harness.progress import Silent
 from harness.runner import RunRequest, run_all
 from harness.scorers.names import Facts
+from harness.scoring import Options
 from harness.store import Store
 from qualiclip_plugin.errors import DatasetError
 from tests.harness_data import brightness, fake_scorer, opinion_folder, write_images, write_metadata

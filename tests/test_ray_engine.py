@@ -23,8 +23,8 @@ import pytest
 import torch
 from PIL import Image
 
-from harness.engine import Silent
 from harness.figures import Settings
+from harness.progress import Silent
 from harness.runner import RunRequest, run_all
 from qualiclip_plugin.errors import ConfigError
 from qualiclip_plugin.scoring import ray_engine

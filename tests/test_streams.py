@@ -15,8 +15,9 @@ from harness.data import archives, streams
 from harness.data.datasets import open_spec
 from harness.data.loading import decoded
 from harness.data.specs import Columns, DatasetSpec, Hub, LabelFile, Opinion
-from harness.engine import Options, evaluate
+from harness.engine import evaluate
 from harness.figures import Settings
+from harness.scoring import Options
 from harness.store import Store
 from qualiclip_plugin.errors import DatasetError
 from tests.harness_data import brightness, fake_scorer, opinion_folder, png, tgz, write_images

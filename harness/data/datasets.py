@@ -12,20 +12,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.data import resizing
+from harness.data.archives import open_archive
 from harness.data.cache import check_cached
 from harness.data.labels import labels_hash
-from harness.data.metadata import local_spec
-from harness.data.sources import image_bytes, load
+from harness.data.ladders import generate
+from harness.data.metadata import find_metadata, local_spec
+from harness.data.rows import image_bytes
+from harness.data.sources import Source, load_hub, load_local, load_parquet
 from harness.data.specs import DatasetSpec, catalogue, find_spec
+from harness.data.streams import open_stream
 from harness.scorers.identity import code_hash
 from harness.statistics import MIN_IMAGES
 from qualiclip_plugin.errors import DatasetError
+from qualiclip_plugin.files import sha256_file
 
 if TYPE_CHECKING:
     import datasets
     import pandas as pd
 
-    from harness.data.streams import Stream
+    from harness.data.rows import Stream
 
 _CHUNK = 64
 
@@ -116,7 +121,7 @@ def open_datasets(names: Iterable[str], specs: Mapping[str, DatasetSpec], **opti
 
 def open_spec(spec: DatasetSpec, *, allow_partial: bool = False) -> ImageSet:
     """Open the dataset that a specification describes; see :func:`open_dataset`."""
-    source = load(spec)
+    source = _load(spec)
     labels, rows = source.labels, source.rows
     if spec.subset:
         kept = [index for index, split in enumerate(labels["split"]) if split == spec.subset]
@@ -129,6 +134,21 @@ def open_spec(spec: DatasetSpec, *, allow_partial: bool = False) -> ImageSet:
     if "image_hash" not in labels:
         labels["image_hash"] = image_hashes(rows)
     return ImageSet(spec, labels, rows, complete, source.missing)
+
+
+def _load(spec: DatasetSpec) -> Source:
+    if spec.stream:
+        return open_stream(spec)
+    if spec.generated:
+        folder = generate(spec)
+        check_cached({str(path): sha256_file(path) for path in find_metadata(folder)})
+        return load_local(folder, spec)
+    if spec.archive:
+        return open_archive(spec)
+    if spec.hub:
+        return load_hub(spec)
+    path = Path(spec.folder)
+    return load_parquet(path, spec) if path.suffix == ".parquet" else load_local(path, spec)
 
 
 def image_hashes(rows: Any) -> list[str]:

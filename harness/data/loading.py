@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from harness.data.datasets import ImageSet
 from harness.data.resizing import resize_shorter_side
-from harness.data.sources import image_bytes
+from harness.data.rows import Stream, image_bytes
 from harness.data.specs import DatasetSpec
-from harness.data.streams import Stream
 from qualiclip_plugin.errors import DatasetError, ImageError
 
 if TYPE_CHECKING:

@@ -13,18 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.data.cache import check_cached
 from harness.data.labels import label_table
 from harness.data.metadata import Placed, check_rows, find_metadata, local_rows
 from harness.data.specs import DatasetSpec
 from qualiclip_plugin.errors import DatasetError
-from qualiclip_plugin.files import sha256_file
 
 if TYPE_CHECKING:
     import datasets
     import pandas as pd
 
-    from harness.data.streams import Stream
+    from harness.data.rows import Stream
 
 
 @dataclass(frozen=True)
@@ -40,32 +38,6 @@ class Source:
     labels: pd.DataFrame
     rows: datasets.Dataset | Stream
     missing: tuple[str, ...] = ()
-
-
-def load(spec: DatasetSpec) -> Source:
-    """Load what a specification describes.
-
-    Raises:
-        DatasetError: It cannot be had, a column is missing or a label invalid; names the row.
-    """
-    if spec.stream:
-        from harness.data.streams import open_stream
-
-        return open_stream(spec)
-    if spec.generated:
-        from harness.data.ladders import generate
-
-        folder = generate(spec)
-        check_cached({str(path): sha256_file(path) for path in find_metadata(folder)})
-        return load_local(folder, spec)
-    if spec.archive:
-        from harness.data.archives import open_archive
-
-        return open_archive(spec)
-    if spec.hub:
-        return load_hub(spec)
-    path = Path(spec.folder)
-    return load_parquet(path, spec) if path.suffix == ".parquet" else load_local(path, spec)
 
 
 def load_local(path: Path, spec: DatasetSpec) -> Source:
@@ -189,11 +161,6 @@ def named_rows(
     unique = len(set(names)) == len(names) and all(names)
     for number, row in enumerate(table):
         yield f"{where}, row {number}", {**row, spec.columns.image: names[number] if unique else f"{number:06d}"}
-
-
-def image_bytes(image: Mapping[str, Any]) -> bytes:
-    """Content of an undecoded image of ``datasets``: ``{"bytes": ..., "path": ...}``."""
-    return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
 
 
 def _hub_name(spec: DatasetSpec) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -19,7 +19,8 @@ from harness.data.cache import cache_folder
 from harness.data.download import address, refuse_offline
 from harness.data.labels import label_table, pack_labels, unpack_labels
 from harness.data.metadata import check_rows
-from harness.data.sources import Source, hub_rows, image_bytes, image_column, label_columns, named_rows
+from harness.data.rows import Stream, image_bytes, unbroken
+from harness.data.sources import Source, hub_rows, image_column, label_columns, named_rows
 from harness.data.specs import Archive, DatasetSpec
 from harness.data.unpack import CHUNK, DAMAGED, entries, safe_name
 from qualiclip_plugin.errors import DatasetError, QualiCLIPError, first_line
@@ -34,44 +35,6 @@ LARGEST_IMAGE = 1 << 30
 
 ORDER = 2
 """Raised whenever the same source is read in another order, which an index kept before does not fit."""
-
-
-@dataclass(frozen=True)
-class Stream:
-    """Undecoded images that are read in order.
-
-    Attributes:
-        rows: Column ``image``.
-        positions: Places in the stream of the images that count, ascending.
-        origin: Where they come from, for messages.
-    """
-
-    rows: datasets.IterableDataset
-    positions: Sequence[int]
-    origin: str
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def select(self, kept: Sequence[int]) -> Stream:
-        """The same stream with fewer images that count."""
-        return Stream(self.rows, [self.positions[index] for index in kept], self.origin)
-
-    def contents(self, indices: Sequence[int]) -> Iterator[tuple[int, bytes]]:
-        """Index and bytes of the images at ``indices``, in the order of the stream.
-
-        Raises:
-            DatasetError: The stream breaks off or ends too early.
-        """
-        wanted = {self.positions[index]: index for index in indices}
-        first = min(wanted, default=0)
-        for position, row in enumerate(_unbroken(self.rows.skip(first), self.origin), first):
-            if position in wanted:
-                yield wanted.pop(position), image_bytes(row["image"])
-            if not wanted:
-                return
-        if wanted:
-            raise DatasetError(f"{self.origin}: ends before image {min(wanted)}")
 
 
 def open_stream(spec: DatasetSpec) -> Source:
@@ -110,7 +73,7 @@ def _open_hub(spec: DatasetSpec) -> _Opened:
         kept = label_columns(spec, rows.column_names or list(next(iter(rows), {})), spec.source)
         undecoded = rows.select_columns([image, *kept]).cast_column(image, datasets.Image(decode=False))
         table, paths, hashes = list[dict[str, Any]](), list[str | None](), list[str]()
-        for row in _unbroken(undecoded, spec.source):
+        for row in unbroken(undecoded, spec.source):
             found = row.pop(image)
             hashes.append(hashlib.sha256(image_bytes(found)).hexdigest())
             paths.append(found["path"])
@@ -137,7 +100,7 @@ def _open_archive(spec: DatasetSpec) -> _Opened:
     def index() -> tuple[pd.DataFrame, tuple[str, ...]]:
         known = {place: row for _, row, place in rows}
         found, hashes = list[dict[str, Any]](), list[str]()
-        for entry in _unbroken(images, spec.source):
+        for entry in unbroken(images, spec.source):
             hashes.append(hashlib.sha256(entry["image"]["bytes"]).hexdigest())
             found.append(known.pop(entry["image"]["path"]))
         missing = tuple(f"{where}: image {place!r} is missing" for where, _, place in rows if place in known)
@@ -221,20 +184,6 @@ def _remote_entries(archive: Archive) -> Iterator[tuple[str, IO[bytes]]]:
         if isinstance(error, QualiCLIPError):
             raise
         raise DatasetError(f"{where}: cannot be read: {first_line(error)}") from error
-
-
-def _unbroken(rows: Iterable[dict[str, Any]], origin: str) -> Iterator[dict[str, Any]]:
-    count = 0
-    try:
-        for row in rows:
-            yield row
-            count += 1
-    except QualiCLIPError:
-        raise
-    except Exception as error:
-        raise DatasetError(
-            f"{origin}: broke off after {count} images: {first_line(error)}; run again to go on"
-        ) from error
 
 
 def _keep(path: Path, labels: pd.DataFrame) -> None:

@@ -161,7 +161,8 @@ def _declared(scorer: Scorer) -> dict[str, Any]:
 
 
 def _scores(scorer: Scorer, pictures: Pictures, hashes: Mapping[str, str]) -> dict[str, Any]:
-    from harness.engine import BatchLimit, Options, Silent, score_batch
+    from harness.progress import Silent
+    from harness.scoring import BatchLimit, Options, score_batch
 
     scores: dict[str, float] = {}
     failures: dict[str, str] = {}

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.data.datasets import ImageSet, open_dataset, open_datasets
-from harness.data.sources import image_bytes
+from harness.data.rows import Stream, image_bytes
 from harness.data.specs import DatasetSpec
-from harness.data.streams import Stream
 from qualiclip_plugin.errors import QualiCLIPError
 from qualiclip_plugin.images import read_image
 

@@ -35,6 +35,12 @@ _MODEL_CODE = (
     "towers.py",
     "tracing.py",
 )
+_RECORDED = ("qualiclip-plugin", "pyiqa", "torch", "numpy", "Pillow", "scipy", "datasets", "scikit-image")
+
+
+def recorded_versions() -> dict[str, str]:
+    """Versions of the packages that scores and figures may depend on."""
+    return {package: metadata.version(package) for package in _RECORDED}
 
 
 def model_code() -> str:
