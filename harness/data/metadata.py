@@ -197,12 +197,11 @@ def check_opinion(value: float, spec: DatasetSpec, where: str) -> None:
 
 def _columns(path: Path) -> list[str]:
     if path.suffix == ".parquet":
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
         try:
             return list(pq.read_schema(path).names)
-        except (OSError, pa.ArrowInvalid) as error:
+        except Exception as error:  # damaged bytes raise whatever they please: OSError, ArrowInvalid, UnicodeDecodeError
             raise DatasetError(f"{path}: not a readable Parquet file: {error}") from error
     if path.suffix not in (".csv", ".jsonl"):
         raise DatasetError(f"{path}: neither a folder nor a .csv, .jsonl or .parquet file")
