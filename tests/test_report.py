@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +257,17 @@ def test_ticks_are_round_and_inside(low: float, high: float, labels: list[str]) 
     made = charts.ticks(low, high)
     assert [label for _, label in made] == labels
     assert all(low - 1e-9 <= value <= high + 1e-9 for value, _ in made)
+
+
+@pytest.mark.parametrize("length", [150, 390])
+@pytest.mark.parametrize("lowest", [0.9, -0.05, -0.2, -0.36, -0.6, -1.0])
+def test_labels_of_a_bar_chart_do_not_touch(length: float, lowest: float) -> None:
+    groups = {str(i): {"figures": {"srcc": {"value": value}}, "n": 9} for i, value in enumerate((lowest, 0.5))}
+    made = charts.bars(groups, "srcc", ranked=False, length=length)
+    assert made is not None
+    places = [(made.axis.at(value), 4 * len(label)) for value, label in made.axis.ticks]  # 8 units a character
+    assert len(places) >= 3
+    assert all(a + half <= b - other for (a, half), (b, other) in pairwise(places))
 
 
 def test_axis_of_one_value_has_a_width() -> None:

@@ -12,6 +12,9 @@ import numpy as np
 from harness.report.data import Cell, ladder_rows
 from harness.statistics.checks import Floats
 
+TICK_ROOM = 50
+"""Units of a bar chart's axis that one tick takes: a label such as "-0.25" with air around it."""
+
 MAX_POINTS = 4000
 """Points that a scatter plot draws; a browser becomes slow with more. The choice is seeded and stated."""
 
@@ -189,7 +192,7 @@ def bars(
     if not values:
         return None
     low, high = min([0.0, *values]), max([1.0, *values])
-    scale = Axis(low, high, labels, labels + length, ticks(low, high, 4))
+    scale = Axis(low, high, labels, labels + length, ticks(low, high, min(4, int(length // TICK_ROOM))))
     made = []
     for name, (entry, n) in found.items():
         value = entry.get("value")
