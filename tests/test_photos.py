@@ -115,6 +115,11 @@ def test_datasets_that_need_another_word_are_refused(tmp_path: Path, photographs
     assert len(open_photos(str(tmp_path / "two"), split="val", column="second")) == 1
 
 
+def test_a_file_is_refused_without_a_look_at_the_hub(folder: Path) -> None:
+    with pytest.raises(DatasetError, match=r"cut\.png': a file; a folder or the name of a dataset is needed"):
+        open_photos(str(folder / "cut.png"))
+
+
 def test_a_folder_of_images_has_no_splits(folder: Path) -> None:
     with pytest.raises(DatasetError, match="a folder of images has no split 'test'"):
         open_photos(str(folder), split="test")
