@@ -329,9 +329,10 @@ def export(
 
     Input: images (N, 3, H, W), RGB in [0, 1], float32, sides from 64 pixels. Output: scores (N, 1).
     """
-    from qualiclip_plugin.export import EXPORTERS
+    from qualiclip_plugin.export import EXPORTERS, check_name
     from qualiclip_plugin.weights import load_model
 
+    check_name(path, form.value)
     try:
         EXPORTERS[form.value](load_model(weights, scale=scale.value), path)
     except OSError as error:

@@ -75,3 +75,17 @@ def export_onnx(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
 EXPORTERS = {"onnx": export_onnx, "torch-export": export_torch}
 """Formats of a graph, and what writes one."""
+
+SUFFIXES = {".onnx": "onnx", ".pt2": "torch-export"}
+"""Endings of a name that promise a format; under any other a graph may be written in either."""
+
+
+def check_name(path: str | os.PathLike[str], form: str) -> None:
+    """Refuse a name whose ending promises another format than ``form``: its reader would find a broken file.
+
+    Raises:
+        ConfigError: It does.
+    """
+    promised = SUFFIXES.get(os.path.splitext(path)[1].lower(), form)
+    if promised != form:
+        raise ConfigError(f"{os.fspath(path)}: such a file holds --format {promised}, not {form}")

@@ -85,6 +85,15 @@ def test_export_names_what_is_missing_or_cannot_be_written(models, tmp_path, mon
         export_onnx(models["clip"], tmp_path / "model.onnx")
 
 
+@pytest.mark.parametrize(
+    ("name", "form", "other"), [("m.pt2", "onnx", "torch-export"), ("m.ONNX", "torch-export", "onnx")]
+)
+def test_a_name_that_promises_another_format_is_refused(tmp_path, monkeypatch, capsys, name, form, other):
+    assert export(monkeypatch, tmp_path / name, "--format", form) == 2
+    assert f"{name}: such a file holds --format {other}, not {form}" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_model_in_training_is_not_exported(tiny_checkpoint):
     with pytest.raises(ConfigError, match="evaluation mode"):
         export_program(load_model(tiny_checkpoint, inference=False).train())
