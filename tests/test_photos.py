@@ -125,6 +125,17 @@ def test_a_folder_of_images_has_no_splits(folder: Path) -> None:
         open_photos(str(folder), split="test")
 
 
+def test_other_columns_of_a_dataset_are_not_decoded(tmp_path: Path, photographs: list[np.ndarray]) -> None:
+    import datasets
+
+    images = {"image": [Image.fromarray(photographs[0][:40, :40])], "mask": [{"bytes": b"broken", "path": None}]}
+    features = datasets.Features(image=datasets.Image(), mask=datasets.Image())
+    datasets.Dataset.from_dict(images, features=features).save_to_disk(tmp_path / "masked")
+    stored = open_photos(str(tmp_path / "masked"), column="image")
+    (held,), _ = open_photos(str(tmp_path / "masked"), column="image", streaming=True).held_out(1, 32, SkipList())
+    assert torch.equal(stored.read(0), held)
+
+
 def test_images_of_a_stream_without_a_name_are_named_by_their_content(folder: Path) -> None:
     import datasets
 

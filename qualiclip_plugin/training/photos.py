@@ -99,7 +99,8 @@ def open_photos(where: str, *, column: str | None = None, split: str = "train", 
     found = _image_column(rows, column, where)
     from datasets import Image
 
-    rows = rows.cast_column(found, Image(decode=False))
+    # The others go first: a row is read whole, and pictures or sound in them would be decoded, or fail to be.
+    rows = rows.select_columns([found]).cast_column(found, Image(decode=False))
     return PhotoStream(rows, found, where) if streaming else Photos(rows, found, where)
 
 
