@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,28 @@ def test_gradient_checkpointing_excludes_batch_statistics() -> None:
 def test_impossible_plans_are_refused_before_training(setting: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check_plan(load_config("laptop", [setting]))
+
+
+def test_a_head_names_only_kinds_that_are_drawn() -> None:
+    with pytest.raises(ConfigError, match="which distortions leaves out"):
+        check_plan(load_config("lite", ["distortions=[jpeg, gaussian_blur]"]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "takes_part"),
+    [
+        ([], True),
+        (["distortions=[jpeg, white_noise]"], True),
+        (["distortions=[jpeg]"], False),
+        (["prompt_pairs=[good_photo, good_picture]"], False),
+        (["prompt_pairs=[sharp_image, sharp_edges]", "distortions=[gaussian_blur]"], False),
+    ],
+    ids=["all", "noise", "no kind", "no pair", "every pair"],
+)
+def test_an_attribute_loss_that_never_takes_part_is_refused(settings: list[str], takes_part: bool) -> None:
+    config = load_config("laptop", ["attribute_weight=1", *settings])
+    with nullcontext() if takes_part else pytest.raises(ConfigError, match="attribute_weight has no effect"):
+        check_plan(config)
 
 
 def test_a_missing_file_names_the_choices() -> None:

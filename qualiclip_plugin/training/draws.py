@@ -10,7 +10,7 @@ from qualiclip_plugin.errors import ConfigError, did_you_mean
 from qualiclip_plugin.prompts import ATTRIBUTES
 from qualiclip_plugin.training.config import TrainConfig
 from qualiclip_plugin.training.generators import generator
-from qualiclip_plugin.training.objective import content_levels
+from qualiclip_plugin.training.objective import content_levels, selected_prompt_pairs
 from qualiclip_plugin.training.sampling import DegradationPlan, sample_crop_pairs, sample_plan
 
 
@@ -39,10 +39,14 @@ def plan_of(config: TrainConfig, photos: int, draws: torch.Generator) -> Degrada
 
 
 def check_plan(config: TrainConfig) -> None:
-    """Raise :class:`ConfigError` where kinds, levels or their number cannot be drawn, before any work."""
+    """Raise :class:`ConfigError` where kinds, levels or their number cannot be drawn, before any work.
+
+    Refused too: a head that is fitted to kinds which are never drawn, and an attribute loss that never takes part.
+    """
     draw_plan(config, 0)
     table = get_table(config.table)
-    for kind in table if config.distortions == "all" else _names(config.distortions):
+    drawn = tuple(table) if config.distortions == "all" else _names(config.distortions)
+    for kind in drawn:
         for level in range(1, config.levels + 1):
             table[kind].strength(level)
     if config.content_weight:
@@ -50,9 +54,17 @@ def check_plan(config: TrainConfig) -> None:
     for name in {name for kinds in (config.head.pairs if config.head else {}).values() for name in kinds}:
         if name not in table:
             raise ConfigError(f"head: {name!r} is no kind of the table {config.table}{did_you_mean(name, table)}")
+        if name not in drawn:
+            raise ConfigError(f"head: its pairs name {name!r}, which distortions leaves out")
     for key in config.attribute_kinds:
         if key not in table and key not in GROUPS:
             raise ConfigError(f"attribute_kinds: {key!r} is neither a distortion group nor a kind of {config.table}")
+    trained = {ATTRIBUTES[index] for index in selected_prompt_pairs(config)}
+    if config.attribute_weight and not any(set() < _naming(config, kind) & trained < trained for kind in drawn):
+        raise ConfigError(
+            "attribute_weight has no effect: for no kind of distortions do attribute_kinds name some, and not all, "
+            "of prompt_pairs"
+        )
 
 
 def _names(value: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -61,11 +73,15 @@ def _names(value: str | tuple[str, ...]) -> tuple[str, ...]:
 
 def relevant_pairs(plan: DegradationPlan, config: TrainConfig) -> Tensor:
     """Prompt pairs that name the distortions of each photograph of a plan, (B, P) bool."""
-    table = get_table(config.table)
     relevant = torch.zeros(config.batch_size, len(ATTRIBUTES), dtype=torch.bool)
     for place, kinds in enumerate(plan.kinds):
         for kind in kinds:
-            for key in (kind, table[kind].group):
-                for name in config.attribute_kinds.get(key, ()):
-                    relevant[place, ATTRIBUTES.index(name)] = True
+            for name in _naming(config, kind):
+                relevant[place, ATTRIBUTES.index(name)] = True
     return relevant
+
+
+def _naming(config: TrainConfig, kind: str) -> set[str]:
+    """Prompt pairs that name a kind or its group."""
+    keys = (kind, get_table(config.table)[kind].group)
+    return {name for key in keys for name in config.attribute_kinds.get(key, ())}
