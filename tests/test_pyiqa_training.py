@@ -14,9 +14,12 @@ import torch
 import yaml
 from PIL import Image
 
+from qualiclip_plugin.checkpoint import save_checkpoint
 from qualiclip_plugin.errors import ConfigError, DatasetError
+from qualiclip_plugin.model import QualiCLIP
 from qualiclip_plugin.training.config import CONFIGS
 from qualiclip_plugin.training.losses import consistency_loss, negative_ranking_loss, positive_ranking_loss
+from qualiclip_plugin.training.report import starting_record
 from qualiclip_plugin.weights import load_model
 
 
@@ -49,10 +52,11 @@ def options(weights: Path, photos: Path) -> dict[str, Any]:
 
 
 def test_train_pipeline_writes_a_network_that_create_metric_loads(
-    tiny_checkpoint: Path, photos: Path, tmp_path: Path, images: torch.Tensor
+    tiny_model: QualiCLIP, photos: Path, tmp_path: Path, images: torch.Tensor
 ) -> None:
-    option_file = tmp_path / "options.yaml"
-    option_file.write_text(yaml.safe_dump(options(tiny_checkpoint, photos)))
+    option_file, start = tmp_path / "options.yaml", tmp_path / "start.safetensors"
+    save_checkpoint(start, tiny_model, {"opinion_aware": True, "licence": "CC0-1.0"})
+    option_file.write_text(yaml.safe_dump(options(start, photos)))
     code = "import sys; from pyiqa.train import train_pipeline; train_pipeline(sys.argv.pop(1))"
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path), "-opt", str(option_file)],
@@ -73,11 +77,13 @@ def test_train_pipeline_writes_a_network_that_create_metric_loads(
     import pyiqa
 
     metric = pyiqa.create_metric("qualiclip", weights=str(saved), device="cpu")
-    before = load_model(str(tiny_checkpoint))(images)
+    before = load_model(str(start))(images)
     after = metric(images)
     assert after.shape == (4, 1)
     assert not torch.allclose(before, after, atol=1e-4)
     torch.testing.assert_close(after, load_model(str(saved))(images), atol=1e-6, rtol=0)
+    # Who trains on from here finds what the starting weights have seen where every card says it.
+    assert starting_record(str(saved)) == {"weights": str(saved), "opinion_aware": True, "licence": "CC0-1.0"}
 
 
 def test_registries_know_everything_by_name() -> None:

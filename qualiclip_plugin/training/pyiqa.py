@@ -32,7 +32,7 @@ from qualiclip_plugin.training.losses import consistency_loss, negative_ranking_
 from qualiclip_plugin.training.objective import ranking_accuracy
 from qualiclip_plugin.training.photos import open_photos
 from qualiclip_plugin.training.processes import CropEncoder
-from qualiclip_plugin.training.report import starting_record
+from qualiclip_plugin.training.report import inherited, starting_record
 from qualiclip_plugin.training.sampling import degrade
 from qualiclip_plugin.training.stages import choose_stages, set_training_mode, train_only
 from qualiclip_plugin.training.usable_photos import SkipList, check_all
@@ -209,12 +209,14 @@ class QualiCLIPTrainingModel(GeneralIQAModel):
         if self.opt.get("rank", 0):
             return
         label = {None: net_label, -1: f"{net_label}_latest"}.get(current_iter, f"{net_label}_{current_iter}")
+        start = starting_record(chosen_weights(self.opt["network"].get("weights")))
         card = {
             "trained_by": "pyiqa.train.train_pipeline",
             "options": {
                 key: _plain(self.opt[key]) for key in ("name", "network", "train", "datasets") if key in self.opt
             },
-            "start": starting_record(chosen_weights(self.opt["network"].get("weights"))),
+            "start": start,
+            **inherited(start),
             "versions": versions(),
         }
         save_checkpoint(Path(self.opt["path"]["models"]) / f"{label}.safetensors", self.quality, card)

@@ -37,6 +37,12 @@ def starting_record(weights: str) -> dict[str, Any]:
     return {"weights": weights, **{name: known.get(name) for name in ("licence", "opinion_aware")}}
 
 
+def inherited(start: Mapping[str, Any], licence: str | None = None) -> dict[str, Any]:
+    """What a result takes over from its start, of :func:`starting_record`, unless it has a licence of its own."""
+    # Training adds no human score; what the starting weights have seen stays in the result.
+    return {"opinion_aware": start["opinion_aware"], "licence": licence or start["licence"]}
+
+
 def run_record(
     config: TrainConfig, photographs: Mapping[str, Any], trained_stages: list[str], accelerator: Accelerator
 ) -> dict[str, Any]:
@@ -76,9 +82,7 @@ def build_card(
         "config": config.to_dict(),
         "steps": config.steps,
         "skipped_photographs": skipped,
-        # Training adds no human score; what the starting weights have seen stays in the result.
-        "opinion_aware": run["start"]["opinion_aware"],
-        "licence": config.licence or run["start"]["licence"],
+        **inherited(run["start"], config.licence),
         "validation": dict(validation),
         "weights_moved": dict(moved),
         "seconds_of_training": round(training_seconds(folder), 1),
