@@ -258,6 +258,25 @@ def test_bad_tolerances_are_named(baseline, value):
     assert_incomparable(["--baseline", str(baseline), "--tolerance", value], "a number")
 
 
+def test_bounds_of_a_scorer_that_is_not_checked_are_refused(baseline):
+    arguments = ["--baseline", str(baseline), "--tolerance", "0.1", "--rank", "qualiclip-lit=0.9"]
+    assert_incomparable(arguments, "--tolerance or --rank of 'qualiclip-lit': the scorers are ")
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--update", "--max-drop", "0.1"], "--update takes a new baseline, however good the images are"),
+        (["--update", "--tolerance", "0.1"], "have no effect with --update"),
+        (["--min-score", "0.1", "--rank", "0.9"], "have no effect with --min-score or --max-drop"),
+    ],
+)
+def test_options_without_effect_beside_another_are_refused(folder, tmp_path, options, reason):
+    stored = tmp_path / "b.json"
+    assert_incomparable(["--images", str(folder), "--baseline", str(stored), *options], reason)
+    assert not stored.exists()
+
+
 def test_tolerances_are_chosen_per_scorer():
     assert regression.tolerance_of("niqe", "fp32", {}) == regression.SCORER_TOLERANCES["niqe"]
     assert regression.tolerance_of("qualiclip-lite", "fp32", {"": 0.5}).absolute == 0.5

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,7 +53,9 @@ def check(
     if limits is None and (min_score is not None or max_drop is not None):
         raise ConfigError("--min-score and --max-drop need --images")
     bounds = (parse_bounds("--tolerance", tolerance or ()), parse_bounds("--rank", rank or ()))
-    take = _snapshot_taker(images, scorer or (), device, precision)
+    bounded = {name for bound in bounds for name in bound}
+    _check_together(update=update, limits=limits is not None, bounds=bool(bounded))
+    take = _snapshot_taker(images, scorer or (), device, precision, bounded)
     try:
         compared = _updated(baseline, take) if update else _compared(baseline, take, limits, *bounds)
     except QualiCLIPError as error:
@@ -69,15 +71,26 @@ def check(
         raise typer.Exit(1)
 
 
+def _check_together(*, update: bool, limits: bool, bounds: bool) -> None:
+    """Refuse what would have no effect beside another option."""
+    if update and limits:
+        raise ConfigError("--update takes a new baseline, however good the images are: no --min-score or --max-drop")
+    if bounds and (update or limits):
+        other = "--update" if update else "--min-score or --max-drop"
+        raise ConfigError(f"--tolerance and --rank have no effect with {other}: no score is held to the baseline's")
+
+
 def _snapshot_taker(
-    images: Path | None, scorers: Sequence[str], device: str, precision: str
+    images: Path | None, scorers: Sequence[str], device: str, precision: str, bounded: Collection[str]
 ) -> Callable[[Snapshot | None], Snapshot]:
-    """Takes a snapshot by the scorers asked for, or by those of a baseline."""
+    """Takes a snapshot by the scorers asked for, or by those of a baseline; those ``bounded`` must be among them."""
     from harness.guard import snapshot
 
     def take(known: Snapshot | None) -> Snapshot:
         names = tuple(scorers) or tuple(known.scorers if known else ())
         names = names or (("qualiclip-lite",) if images else snapshot.GUARD_SCORERS)
+        if unknown := sorted({*bounded} - {"", *names}):
+            raise ConfigError(f"--tolerance or --rank of {unknown[0]!r}: the scorers are {', '.join(names)}")
         return snapshot.take_snapshot(snapshot.find_images(images), names, device=device, precision=precision)
 
     return take

@@ -226,7 +226,7 @@ def _held_to_limits(current: Snapshot, baseline: Snapshot | None, limits: Limits
 
 def changes(current: Snapshot, known: Snapshot) -> Comparison:
     """What a new baseline changes: what moved, and as findings too the images and scorers that come and go."""
-    images = [name for name in current.images if current.images[name] == known.images.get(name)]
+    images = {name: pixels for name, pixels in current.images.items() if pixels == known.images.get(name)}
     scorers = [name for name in current.scorers if name in known.scorers]
     now, then = (_part(snapshot, images, scorers) for snapshot in (current, known))
     compared = compare(now, then)
@@ -244,14 +244,13 @@ def changes(current: Snapshot, known: Snapshot) -> Comparison:
     return replace(compared, findings=[*other, *compared.findings])
 
 
-def _part(snapshot: Snapshot, images: Sequence[str], scorers: Sequence[str]) -> Snapshot:
+def _part(snapshot: Snapshot, images: dict[str, str], scorers: Sequence[str]) -> Snapshot:
     rows = {}
     for name in scorers:
         row = snapshot.scorers[name]
         scores = {image: score for image, score in row["scores"].items() if image in images}
         rows[name] = {**row, "scores": scores, "figures": figures(scores, lower_better=row["lower_better"])}
-    kept = {image: snapshot.images[image] for image in images}
-    return replace(snapshot, images=kept, files={}, scorers=rows, unavailable={})
+    return replace(snapshot, images=images, files={}, scorers=rows, unavailable={})
 
 
 def _reasons(current: Snapshot) -> str:
