@@ -298,9 +298,11 @@ def test_order_is_guarded_apart_from_the_size_of_the_change():
     assert {finding.what for finding in regression.compare(now, then).findings} == {"order"}
 
 
-def test_a_score_that_is_gone_is_a_failure():
-    then, now = snapshot_of({"a": 0.1, "b": 0.2}), snapshot_of({"a": 0.1})
-    found = regression.compare(replace(now, images=then.images), then).findings
+@pytest.mark.parametrize("back", [False, True])
+def test_a_score_that_is_gone_or_back_is_a_failure(back):
+    both = [snapshot_of({"a": 0.1, "b": 0.2}), replace(snapshot_of({"a": 0.1}), images={"a": "h", "b": "h"})]
+    then, now = reversed(both) if back else both
+    found = regression.compare(now, then).findings
     assert ("failure", "b") in {(finding.what, finding.name) for finding in found}
 
 

@@ -313,7 +313,8 @@ def _moved(name: str, then: Mapping[str, Any], now: Mapping[str, Any], tolerance
         for item in sorted(then[key].keys() | now[key].keys()):
             old, new = then[key].get(item), now[key].get(item)
             if old is None or new is None or not tolerance.allows(old, new):
-                findings.append(Finding(name, "failure" if new is None else what, item, old, new, allowed))
+                kind = "failure" if None in (old, new) else what
+                findings.append(Finding(name, kind, item, old, new, allowed))
     both = sorted(then["scores"].keys() & now["scores"].keys())
     order = st.srcc([then["scores"][item] for item in both], [now["scores"][item] for item in both])
     if order.defined and order.value < tolerance.rank:
