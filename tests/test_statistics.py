@@ -614,6 +614,16 @@ def test_williams_undefined_and_impossible() -> None:
         hs.williams_t(1.1, 0, 0, 50)
 
 
+@pytest.mark.parametrize("images", [10, 50, 200, 1000])
+def test_williams_test_of_a_scorer_turned_round_is_undefined(images: int) -> None:
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=images)
+    y = x + 0.5 * generator.normal(size=images)
+    for ranks in (False, True):
+        assert hs.williams_test(x, -x, y, ranks=ranks).reason == "one scorer is the other turned round"
+    assert hs.williams_t(0.5, -0.5, 0.5, images).reason == "the two scorers leave no error"
+
+
 def test_f_test_by_hand() -> None:
     a, b = np.array([2.0, -2, 2, -2, 2, -2, 2, -2]), np.array([1.0, -1, 1, -1, 1, -1, 1, -1])
     outcome = hs.f_test(a, b, parameters=4)

@@ -55,7 +55,8 @@ def williams_t(r12: float, r13: float, r23: float, n: int) -> Outcome:
         n: Number of images.
 
     Returns:
-        t and its two-sided p; undefined for n < 4 or scorers that agree perfectly.
+        t and its two-sided p; undefined for n < 4, for scorers that agree perfectly or in reverse, and where both
+        together leave no error.
 
     Raises:
         StatisticsError: A correlation outside [-1, 1], or three that no data can have.
@@ -69,9 +70,11 @@ def williams_t(r12: float, r13: float, r23: float, n: int) -> Outcome:
     if n < MIN_IMAGES + 1:
         return no_outcome(f"{n} images, {MIN_IMAGES + 1} needed")
     bottom = 2 * (n - 1) / (n - 3) * max(determinant, 0.0) + ((r12 + r13) / 2) ** 2 * (1 - r23) ** 3
-    # At the limit r23 = 1 rounding decides the quotient; the scorers are then one and the same.
-    if 1 - r23 < 1e-12 or bottom <= 0:
-        return no_outcome("the two scorers agree perfectly")
+    # At the limits r23 = 1 and -1 rounding decides the quotient: one scorer then says all that the other does.
+    if 1 - abs(r23) < 1e-12:
+        return no_outcome("the two scorers agree perfectly" if r23 > 0 else "one scorer is the other turned round")
+    if bottom <= 0:
+        return no_outcome("the two scorers leave no error")
     t = (r12 - r13) * float(np.sqrt((n - 1) * (1 + r23) / bottom))
     return Outcome(t, float(2 * stats.t.sf(np.abs(t), n - 3)))
 
