@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from qualiclip_plugin.bench import meters, score
+from qualiclip_plugin.bench import meters, rivals, score
 from qualiclip_plugin.bench.rivals import OTHERS, REFERENCE, WAYS
 from qualiclip_plugin.errors import ConfigError
 
@@ -64,6 +64,16 @@ def test_tables_are_put_between_the_marks(tmp_path: Path) -> None:
     page.write_text(others)
     with pytest.raises(ConfigError, match="has no lines"):
         score.write_into(page, "new", "cpu")
+
+
+def test_without_the_reference_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build_rivals(official: Path, device: str) -> tuple[list[rivals.Rival], dict[str, str]]:
+        return [], {REFERENCE: "No module named 'pkg_resources'"}
+
+    monkeypatch.setattr(rivals, "official_weights", lambda folder: (folder, "untrained"))
+    monkeypatch.setattr(rivals, "build_rivals", build_rivals)
+    with pytest.raises(ConfigError, match="cannot start: No module named 'pkg_resources'"):
+        score.measure(score.QUICK, 2, "cpu")
 
 
 def test_meters() -> None:

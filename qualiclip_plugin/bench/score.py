@@ -54,17 +54,19 @@ def measure(cases: Sequence[tuple[tuple[int, int], int]], rounds: int, device: s
         What pytest-benchmark writes; ``extra_info`` of every benchmark has the rivals.
 
     Raises:
-        ConfigError: pytest-benchmark is missing, or a measurement failed.
+        ConfigError: pytest-benchmark is missing, the reference cannot start, or a measurement failed.
     """
     from qualiclip_plugin.bench.bench_score import Bench, Case
     from qualiclip_plugin.bench.meters import matrix_rate
-    from qualiclip_plugin.bench.rivals import WAYS, build_rivals, memory_settings, official_weights
+    from qualiclip_plugin.bench.rivals import REFERENCE, WAYS, build_rivals, memory_settings, official_weights
     from qualiclip_plugin.bench.scale import machine, photographs
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         official, kind = official_weights(folder)
         rivals, missing = build_rivals(official, device)
+        if REFERENCE in missing:
+            raise ConfigError(f"{REFERENCE}, which all others are compared with, cannot start: {missing[REFERENCE]}")
         least = math.prod(cases[0][0]) * cases[0][1]
         planned = [
             Case(*size, batch, max(FEWEST_ROUNDS, rounds * least // (math.prod(size) * batch)))
