@@ -243,6 +243,22 @@ def test_the_column_is_found_or_asked_for(tmp_path: Path) -> None:
         list_sources([str(tmp_path)], 2, "middle")
 
 
+@pytest.mark.parametrize("values", [[1], [{"width": 1}]])
+def test_a_column_without_images_or_paths_is_refused(tmp_path: Path, values: list[object]) -> None:
+    table = pa.table({"image": [png(1)], "other": values})
+    pq.write_table(table, tmp_path / "one.parquet")
+    with pytest.raises(ConfigError, match=r"one.parquet: column 'other' holds .*, neither images nor paths"):
+        list_sources([str(tmp_path)], 2, "other")
+
+
+def test_paths_of_a_categorical_column_are_found(tmp_path: Path) -> None:
+    table = pa.table({"path": pa.array(["a.png", "a.png"]).dictionary_encode()})
+    (tmp_path / "lists").mkdir()
+    pq.write_table(table, tmp_path / "lists" / "list.parquet")
+    (portion,) = list_sources([str(tmp_path / "lists")], 2).portions
+    assert list(portion.images()) == [str(tmp_path / "lists" / "a.png")] * 2
+
+
 def test_a_parquet_file_that_changes_under_a_run_gives_errors(tmp_path: Path) -> None:
     file = write_parquet(tmp_path / "a.parquet", "image", [png(v) for v in range(4)], pa.binary())
     listing = list_sources([str(file)], 2)

@@ -307,19 +307,27 @@ def _open_parquet(root: str, path: str) -> ParquetFile:
 
 
 def _column(schema: pa.Schema, wanted: str | None, where: str) -> str:
-    import pyarrow.types as kinds
-
     columns = ", ".join(schema.names)
-    if wanted is not None:
-        if wanted in schema.names:
-            return wanted
+    if wanted is not None and wanted not in schema.names:
         raise ConfigError(f"{where}: no column {wanted!r}; there are {columns}")
     images = [field.name for field in schema if _holds_images(field.type)]
-    texts = [field.name for field in schema if kinds.is_string(field.type) or kinds.is_large_string(field.type)]
+    texts = [field.name for field in schema if _holds_text(field.type)]
+    if wanted is not None:
+        if wanted not in (*images, *texts):
+            kind = schema.field(wanted).type
+            raise ConfigError(f"{where}: column {wanted!r} holds {kind}, neither images nor paths")
+        return wanted
     paths = [name for name in PATH_COLUMNS if name in texts]
     if len(images) == 1 or (not images and paths):
         return (images or paths)[0]
     raise ConfigError(f"{where}: which column holds the images? Choose one with --column: {columns}")
+
+
+def _holds_text(kind: pa.DataType) -> bool:
+    import pyarrow.types as kinds
+
+    values = kind.value_type if kinds.is_dictionary(kind) else kind
+    return kinds.is_string(values) or kinds.is_large_string(values)
 
 
 def _holds_images(kind: pa.DataType) -> bool:
