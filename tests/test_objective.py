@@ -141,6 +141,7 @@ def test_content_levels_count_from_the_pristine_level() -> None:
         {"ranking_margin": -1.0},
         {"content_weight": float("nan")},
         {"content_mild": 4},
+        {"prompt_pairs": ("sharp_image", "noise_free", "sharp_image")},
     ],
 )
 def test_wrong_values_are_refused(wrong: dict) -> None:

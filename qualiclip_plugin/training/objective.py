@@ -93,13 +93,15 @@ def selected_prompt_pairs(config: ObjectiveConfig) -> list[int]:
     """Indices on the prompt-pair axis that take part in the losses.
 
     Raises:
-        ConfigError: A name is not a prompt pair, or none is selected.
+        ConfigError: A name is not a prompt pair, stands twice, or none is selected.
     """
     if config.prompt_pairs == "all":
         return list(range(len(ATTRIBUTES)))
     names = [config.prompt_pairs] if isinstance(config.prompt_pairs, str) else list(config.prompt_pairs)
     for name in names:
         check_choice("prompt_pairs", name, ATTRIBUTES)
+        if names.count(name) > 1:
+            raise ConfigError(f"prompt_pairs names {name} twice: the losses would count it so")
     if not names:
         raise ConfigError("prompt_pairs selects nothing; write all or some of: " + ", ".join(ATTRIBUTES))
     return [ATTRIBUTES.index(name) for name in names]
