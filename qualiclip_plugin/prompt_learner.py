@@ -25,8 +25,11 @@ class PromptLearner(nn.Module):
         tokenizer: Strings -> token ids (M, T).
         prompts: The M class prompts.
         n_ctx: Number of context vectors.
-        ctx_init: Words whose embeddings start the context; replaces ``n_ctx`` by their number.
+        ctx_init: Words whose embeddings start the context; replaces ``n_ctx`` by the number of their tokens.
         prompt_specific_ctx: One context per prompt instead of one for all.
+
+    Raises:
+        ConfigError: No context, or one that leaves no room for the prompts.
     """
 
     token_prefix: Tensor
@@ -43,15 +46,15 @@ class PromptLearner(nn.Module):
     ) -> None:
         super().__init__()
         words = ctx_init.replace("_", " ").split()
-        count = len(words) or n_ctx
-        if count < 1:
+        if not words and n_ctx < 1:
             raise ConfigError(f"n_ctx must be at least 1, got {n_ctx}")
-        lead = " ".join(words or ["X"] * count) + " "
-        self.n_ctx = count
+        lead = " ".join(words or ["X"] * n_ctx) + " "
+        # Text has the tokens between its start and its end, which has the highest id; one word may have several.
+        self.n_ctx, *self.name_lens = (int(end) - 1 for end in tokenizer([lead, *prompts]).argmax(dim=-1))
+        count = self.n_ctx
         self.tokenized_prompts = tokenizer([lead + prompt for prompt in prompts])
-        # Class tokens are those between start and end of text; an id of 0 pads.
-        ends = tokenizer(list(prompts)).argmax(dim=-1)
-        self.name_lens = [int(end) - 1 for end in ends]
+        if count + max(self.name_lens) + 2 > (length := self.tokenized_prompts.shape[1]):
+            raise ConfigError(f"a context of {len(lead.split())} words and the prompts exceed {length} tokens")
         with torch.no_grad():
             embedding = text_tower.token_embedding(self.tokenized_prompts)
         context = embedding[:, 1 : 1 + count] if words else _random_context(len(prompts), count, embedding)

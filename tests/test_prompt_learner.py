@@ -27,11 +27,15 @@ def text():
     return build_text_tower(config), build_tokenizer(config)
 
 
-def test_context_of_the_words_themselves_encodes_the_same_text(text):
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    # Half of the tokens before, half after the class tokens; "photorealistic" has two.
+    [("a photo", "a good. photo"), ("a big photorealistic", "a big good. photorealistic")],
+)
+def test_context_of_the_words_themselves_encodes_the_same_text(text, words, sentence):
     tower, tokenizer = text
-    learner = PromptLearner(tower, tokenizer, prompts=["good."], ctx_init="a photo", prompt_specific_ctx=False)
-    # Half before, half after the class tokens: "a" + "good." + "photo".
-    expected = tower(tokenizer(["a good. photo"]))
+    learner = PromptLearner(tower, tokenizer, prompts=["good."], ctx_init=words, prompt_specific_ctx=False)
+    expected = tower(tokenizer([sentence]))
     torch.testing.assert_close(learner(tower), expected, rtol=0, atol=1e-5)
 
 
@@ -46,9 +50,14 @@ def test_only_the_context_learns(text, specific, shape):
     assert all(parameter.grad is None for parameter in tower.parameters())
 
 
-def test_empty_context_is_refused(text):
+def test_a_context_of_no_or_too_many_tokens_is_refused(text):
     with pytest.raises(ConfigError, match="n_ctx"):
         PromptLearner(*text, n_ctx=0)
+    prompts = ["good."]  # two tokens; start and end of the text are two more
+    assert PromptLearner(*text, prompts=prompts, n_ctx=73).n_ctx == 73
+    for words in (74, 80):
+        with pytest.raises(ConfigError, match=f"a context of {words} words and the prompts exceed 77 tokens"):
+            PromptLearner(*text, prompts=prompts, n_ctx=words)
 
 
 @pytest.mark.usefixtures("use_official", "official_plus")
