@@ -249,6 +249,11 @@ def test_reports(baseline, tmp_path, altered, suffix):
         assert "astronaut/pristine" in text
 
 
+@pytest.mark.parametrize("name", ["0.png", "*.png", "none"])
+def test_what_is_no_folder_is_named(folder, name):
+    assert_incomparable(["--images", str(folder / name), "--min-score", "0.1"], f"{name}: no such folder")
+
+
 def test_unknown_report_format_is_refused_before_work(baseline, tmp_path):
     assert_incomparable(["--baseline", str(baseline), "--report", str(tmp_path / "r.docx")], "unknown format")
 

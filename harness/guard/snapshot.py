@@ -28,7 +28,7 @@ from harness.scorers.names import ScorerError
 from qualiclip_plugin.documents import check_json, read_json
 from qualiclip_plugin.errors import ImageError, QualiCLIPError
 from qualiclip_plugin.files import atomic_write, sha256_file
-from qualiclip_plugin.images import images_in, read_image
+from qualiclip_plugin.images import images_in, printable, read_image
 from qualiclip_plugin.prompts import PROMPT_PAIRS
 
 Pixels = NDArray[np.uint8]
@@ -99,11 +99,14 @@ def find_images(folder: str | os.PathLike[str] | None) -> Pictures:
     """The images to guard: those under ``folder`` by relative path, or the project's own.
 
     Raises:
-        ImageError: The folder holds none.
+        ImageError: It is no folder, or holds none.
     """
     if folder is None:
         return Pictures(guard_images())
     root = Path(folder)
+    if not root.is_dir():
+        # A file or a pattern leaves nothing that names of images could be relative to.
+        raise ImageError(f"{printable(root)}: no such folder")
     return Pictures(files={path.relative_to(root).as_posix(): path for path in images_in([root])})
 
 
