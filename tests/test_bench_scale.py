@@ -31,6 +31,12 @@ def test_the_table_prices_every_worker() -> None:
     assert lines[10] == "Seconds until the first shard: 5, 6."
 
 
+def test_a_short_shard_counts_for_the_images_that_it_has() -> None:
+    # The clock starts with the second of seven shards; the one with the last images comes when it is finished.
+    shards = [(3.0, 10), (4.0, 10), (5.0, 10), (6.0, 10), (7.0, 5), (8.0, 10), (9.0, 10)]
+    assert scale.later_rate(shards) == pytest.approx(45 / 5)
+
+
 def test_photographs_differ_and_have_the_size(tmp_path: Path) -> None:
     files = scale.photographs(tmp_path, 5)
     assert len({path.read_bytes() for path in files}) == 5

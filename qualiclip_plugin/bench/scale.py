@@ -217,7 +217,7 @@ def _write_rate(shards: int = 10) -> float:
 def _pool(files: Sequence[Path], request: ScoreRequest, device: str, workers: int) -> Pool:
     from qualiclip_plugin.scoring.ray_engine import score_on_ray
 
-    times: list[float] = []
+    shards: list[tuple[float, int]] = []
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         score_on_ray(
@@ -226,11 +226,15 @@ def _pool(files: Sequence[Path], request: ScoreRequest, device: str, workers: in
             request,
             device=device,
             workers=workers,
-            advance=lambda images, total: times.append(time.perf_counter()),
+            advance=lambda images, total: shards.append((time.perf_counter(), images)),
         )
-    first = len(times) // 4
-    later = (len(times) - 1 - first) * request.images_per_shard
-    return Pool(workers, times[0] - started, later / (times[-1] - times[first]))
+    return Pool(workers, shards[0][0] - started, later_rate(shards))
+
+
+def later_rate(shards: Sequence[tuple[float, int]]) -> float:
+    """Images a second over the last three quarters of shards, each with when it was finished and its images."""
+    counted = shards[len(shards) // 4 :]
+    return sum(images for _, images in counted[1:]) / (counted[-1][0] - counted[0][0])
 
 
 def cost_of_a_million(rate: float, price: float) -> float:
