@@ -201,7 +201,7 @@ def _columns(path: Path) -> list[str]:
 
         try:
             return list(pq.read_schema(path).names)
-        except Exception as error:  # damaged bytes raise whatever they please: OSError, ArrowInvalid, UnicodeDecodeError
+        except Exception as error:  # damaged bytes raise whatever they please: OSError, UnicodeDecodeError, ...
             raise DatasetError(f"{path}: not a readable Parquet file: {error}") from error
     if path.suffix not in (".csv", ".jsonl"):
         raise DatasetError(f"{path}: neither a folder nor a .csv, .jsonl or .parquet file")

@@ -69,13 +69,12 @@ class ShardFolder:
         return {shard: self._failures(shard) for shard in finished}
 
     def _failures(self, shard: int) -> int:
-        from pyarrow import ArrowException
         from pyarrow.parquet import read_table
 
         path = self.path(shard)
         try:
             errors = read_table(path, columns=["error"]).column("error")
-        except (OSError, KeyError, ArrowException) as error:
+        except Exception as error:  # damaged bytes raise whatever they please: OSError, UnicodeDecodeError, ...
             raise ConfigError(f"{printable(path)}: no readable shard; delete it: {first_line(error)}") from error
         if len(errors) != self.sizes[shard]:
             raise ConfigError(f"{printable(path)}: {len(errors)} rows instead of {self.sizes[shard]}; delete it")
