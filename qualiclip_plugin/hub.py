@@ -6,17 +6,36 @@ them for people and search.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from huggingface_hub import ModelHubMixin, hf_hub_download
+from huggingface_hub import ModelCard, ModelHubMixin, hf_hub_download
 
 from qualiclip_plugin.checkpoint import build_model, read_weights, save_checkpoint
 from qualiclip_plugin.model import QualiCLIP
 
 FILE_NAME = "qualiclip.safetensors"
+
+MODEL_CARD = """---
+{{ card_data }}
+---
+
+Image quality without a reference, from 0 to 1, higher is better: [QualiCLIP](https://arxiv.org/abs/2403.11176), read
+by `HubQualiCLIP.from_pretrained` and `qualiclip score --weights` of the package `qualiclip-plugin`.
+
+- Licence of the weights: {{ licence }}
+- Human scores in their training: {{ human_scores }}
+
+What else their file says:
+
+```json
+{{ facts }}
+```
+"""
+"""Template of a repository's README: the Hub's own would show nothing of what the file carries."""
 
 
 class HubQualiCLIP(
@@ -24,6 +43,7 @@ class HubQualiCLIP(
     ModelHubMixin,
     library_name="qualiclip-plugin",
     tags=["image-quality-assessment", "no-reference", "qualiclip"],
+    model_card_template=MODEL_CARD,
 ):
     """QualiCLIP with the Hub's ``save_pretrained``, ``push_to_hub`` and ``from_pretrained``.
 
@@ -52,6 +72,16 @@ class HubQualiCLIP(
         )
         shared.card = card
         return shared
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """The repository's README, with what :attr:`card` says; what it does not say is "not stated"."""
+        said: dict[Any, str] = {True: "yes", False: "no"}
+        facts = {
+            "licence": self.card.get("licence") or "not stated",
+            "human_scores": said.get(self.card.get("opinion_aware"), "not stated"),
+            "facts": json.dumps(dict(self.card), indent=2, ensure_ascii=False),
+        }
+        return super().generate_model_card(*args, **{**facts, **kwargs})
 
     def _save_pretrained(self, save_directory: Path) -> None:
         save_checkpoint(save_directory / FILE_NAME, self, {"name": save_directory.name, **self.card})

@@ -154,6 +154,17 @@ def test_the_card_goes_with_the_weights(tiny_checkpoint, tmp_path: Path):
     HubQualiCLIP.of(load_model(tiny_checkpoint, inference=False), card).save_pretrained(tmp_path / "first")
     HubQualiCLIP.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
     assert read_weights(tmp_path / "second" / FILE_NAME).header["card"] == {"name": "first", **card}
+    for folder in ("first", "second"):
+        readme = (tmp_path / folder / "README.md").read_text()
+        assert "Licence of the weights: CC0-1.0\n- Human scores in their training: no\n" in readme
+        assert '"licence": "CC0-1.0"' in readme
+
+
+def test_the_readme_of_unknown_weights_says_so(shared, tmp_path: Path):
+    shared.save_pretrained(tmp_path)
+    readme = (tmp_path / "README.md").read_text()
+    assert "Licence of the weights: not stated\n- Human scores in their training: not stated\n" in readme
+    assert "More Information Needed" not in readme
 
 
 @pytest.fixture(scope="module")
