@@ -114,6 +114,14 @@ def test_autocast_keeps_fp32_weights(run_settings, photo_folder: str, tmp_path: 
     assert float(first["consistency"]) * 2**12 % 1 != 0
 
 
+def test_a_process_that_changes_its_precision_is_told_so(
+    run_settings, photo_folder: str, tmp_path: Path, fresh_accelerator: None
+) -> None:
+    run(run_settings | {"steps": 1}, photo_folder, tmp_path / "fp32")
+    with pytest.raises(ConfigError, match=r"this process cannot train in bf16 on cpu: .* already been initialized"):
+        run(run_settings | {"mixed_precision": "bf16"}, photo_folder, tmp_path / "bf16")
+
+
 @pytest.fixture
 def scaled(fresh_accelerator: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Let runs have fp16's gradient scaler on the CPU, where torch has both and accelerate silently has neither."""

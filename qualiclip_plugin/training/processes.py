@@ -7,7 +7,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
-from qualiclip_plugin.errors import ConfigError
+from qualiclip_plugin.errors import ConfigError, first_line
 from qualiclip_plugin.model import QualiCLIP
 from qualiclip_plugin.training.config import TrainConfig
 
@@ -27,7 +27,8 @@ def build_accelerator(config: TrainConfig, output: str, tensorboard: bool) -> Ac
     """The accelerator of a configuration; ``tf32`` is set for the whole process.
 
     Raises:
-        ConfigError: TensorBoard is asked for and not installed, or fp16 on a CPU.
+        ConfigError: TensorBoard is asked for and not installed, or fp16 on a CPU; or another device or precision than
+            this process has trained with before, or one that the device lacks.
     """
     if tensorboard:
         from accelerate.utils import is_tensorboard_available
@@ -43,13 +44,19 @@ def build_accelerator(config: TrainConfig, output: str, tensorboard: bool) -> Ac
         # Accelerate would compute in fp32 without a word.
         raise ConfigError("mixed_precision: fp16 needs a GPU; a CPU trains in fp32 or bf16")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
-    return Accelerator(
-        cpu=config.cpu,
-        mixed_precision="no" if config.mixed_precision == "fp32" else config.mixed_precision,
-        log_with="tensorboard" if tensorboard else None,
-        project_dir=output,
-        kwargs_handlers=[unused],
-    )
+    try:
+        return Accelerator(
+            cpu=config.cpu,
+            mixed_precision="no" if config.mixed_precision == "fp32" else config.mixed_precision,
+            log_with="tensorboard" if tensorboard else None,
+            project_dir=output,
+            kwargs_handlers=[unused],
+        )
+    except ValueError as error:
+        # Accelerate keeps its first device and precision for as long as a process lives.
+        kind = "cpu" if config.cpu else "any device"
+        reason = first_line(error)
+        raise ConfigError(f"this process cannot train in {config.mixed_precision} on {kind}: {reason}") from error
 
 
 def places_of(config: TrainConfig, accelerator: Accelerator) -> range:
