@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from qualiclip_plugin.distortions import get_table
-from qualiclip_plugin.errors import DatasetError, ImageError
+from qualiclip_plugin.errors import ConfigError, DatasetError, ImageError
 from qualiclip_plugin.training.config import TrainConfig
 from qualiclip_plugin.training.display import Display
 from qualiclip_plugin.training.run_folder import read_log
@@ -147,6 +147,20 @@ def test_figures_that_are_undefined_are_absent(crops: torch.Tensor, tmp_path: Pa
     figures = validate(Indifferent(), crops, ScoredData(files, np.array([1.0, 2.0, 3.0])), TrainConfig())
     assert set(figures) == {"ranking_accuracy", "kinds"}
     assert figures["ranking_accuracy"] == 0
+
+
+class Diverged(Brightness):
+    """What a network answers whose weights have run away."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images) * torch.nan
+
+
+@pytest.mark.parametrize("held_out", [True, False])
+def test_a_network_that_diverged_is_told_by_what_helps(crops: torch.Tensor, tmp_path: Path, held_out: bool) -> None:
+    scored = ScoredData([tmp_path / name for name in write_images(tmp_path, 3)], np.array([1.0, 2.0, 3.0]))
+    with pytest.raises(ConfigError, match="not finite in validation: lower the learning rate"):
+        validate(Diverged(), crops if held_out else None, scored, TrainConfig())
 
 
 def test_a_figure_may_become_defined_later(tmp_path: Path) -> None:

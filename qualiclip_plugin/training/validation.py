@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from qualiclip_plugin.distortions import get_table
-from qualiclip_plugin.errors import DatasetError, ImageError
+from qualiclip_plugin.errors import ConfigError, DatasetError, ImageError
 from qualiclip_plugin.images import read_image, to_float
 from qualiclip_plugin.model import QualiCLIP, check_images
 from qualiclip_plugin.training.config import TrainConfig
@@ -106,6 +106,9 @@ def ladder_scores(model: QualiCLIP, crops: Tensor, kind: str, config: TrainConfi
 
     Returns:
         (N, L + 1), the pristine crop first.
+
+    Raises:
+        ConfigError: A score is not finite.
     """
     plan = sample_plan(
         len(crops),
@@ -117,7 +120,14 @@ def ladder_scores(model: QualiCLIP, crops: Tensor, kind: str, config: TrainConfi
     )
     images = degrade(crops, plan, include_pristine=True)
     scores = [model(batch)[:, 0] for batch in images.flatten(0, 1).split(BATCH)]
-    return torch.cat(scores).view(images.shape[:2]).float().cpu().numpy()
+    return _finite(torch.cat(scores).view(images.shape[:2]).float().cpu().numpy())
+
+
+def _finite(scores: np.ndarray) -> np.ndarray:
+    # A network that diverges may be met here before the loss of its next step tells.
+    if not np.isfinite(scores).all():
+        raise ConfigError("the network gives scores that are not finite in validation: lower the learning rate")
+    return scores
 
 
 def validate(
@@ -134,6 +144,9 @@ def validate(
     Returns:
         ``ranking_accuracy`` (mean over kinds), ``d_test``, ``l_test``, ``kinds`` (kind -> ranking accuracy) and
         ``srcc``; those that were not measured, or are undefined because all scores are the same, are absent.
+
+    Raises:
+        ConfigError: A score is not finite.
     """
     model.eval()
     figures: dict[str, Any] = {}
@@ -179,4 +192,4 @@ def correlation(model: QualiCLIP, scored: ScoredData, device: torch.device) -> E
     from harness.statistics import srcc
 
     scores = [model(to_float(read_image(file))[None].to(device)).item() for file in scored.files]
-    return srcc(np.array(scores), scored.mos)
+    return srcc(_finite(np.array(scores)), scored.mos)
