@@ -1,4 +1,4 @@
-"""The moving mean of ``training.png``."""
+"""The moving mean of ``training.png``, and what it says of distortions that were not measured."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
-from qualiclip_plugin.training.training_plot import _smooth
+from qualiclip_plugin.training.training_plot import _plot_kinds, _smooth
 
 
 @pytest.mark.parametrize("count", [0, 1, 9, 200])
@@ -32,3 +33,18 @@ def test_smooth_needs_memory_of_the_length_of_the_run() -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 100 * 8 * len(values)
+
+
+@pytest.mark.parametrize(
+    ("validation", "said"),
+    [
+        ([], ["no held-out photographs"]),
+        ([{"step": "3", "srcc": "0.5"}], ["no held-out photographs"]),
+        ([{"step": "3", "jpeg": "0.5"}], []),
+    ],
+    ids=["no validation", "scored images alone", "held-out photographs"],
+)
+def test_a_run_without_held_out_photographs_says_so(validation: list[dict[str, str]], said: list[str]) -> None:
+    axes = Figure().add_subplot()
+    _plot_kinds(axes, validation, "default")
+    assert [text.get_text() for text in axes.texts if text.get_text().startswith("no ")] == said

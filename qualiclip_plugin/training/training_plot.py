@@ -121,10 +121,12 @@ def _plot_validation(axes: Axes, rows: Rows, validation: Rows) -> None:
 def _plot_kinds(axes: Axes, validation: Rows, table: str) -> None:
     explanation = "share of levels in order on held-out photographs; ring: first validation, dot: last"
     _title(axes, "By distortion, before and after", explanation)
-    if not validation:
+    # A validation on scored images alone has rows without distortions.
+    measured = validation[-1] if validation else {}
+    groups = {name: kind.group for name, kind in get_table(table).items() if measured.get(name)}
+    if not groups:
         axes.text(0.5, 0.5, "no held-out photographs", ha="center", va="center", transform=axes.transAxes)
         return
-    groups = {name: kind.group for name, kind in get_table(table).items() if validation[-1].get(name)}
     first, last = ({name: float(row[name]) for name in groups} for row in (validation[0], validation[-1]))
     names = sorted(groups, key=lambda name: (last[name], first[name]))
     for place, name in enumerate(names):
