@@ -161,7 +161,7 @@ def test_update_says_what_changed_and_only_runs_when_asked(baseline, tmp_path, a
     assert copy.read_bytes() == baseline.read_bytes()
     result = run_check(copy, "--update")
     assert result.exit_code == 0
-    assert "checks failed" in result.output  # what changed
+    assert "**Findings: " in result.output  # what changed
     assert run_check(copy).exit_code == 0
 
 
@@ -301,6 +301,13 @@ def test_order_is_guarded_apart_from_the_size_of_the_change():
     then = snapshot_of({f"{i}": i * 1e-6 for i in range(10)})
     now = snapshot_of({f"{i}": (9 - i) * 1e-6 for i in range(10)})
     assert {finding.what for finding in regression.compare(now, then).findings} == {"order"}
+
+
+def test_the_verdict_tells_findings_from_values():
+    then = snapshot_of({f"{i}": i / 10 for i in range(5)})
+    now = snapshot_of({f"{i}": 1 + (4 - i) / 10 for i in range(5)})
+    # Five scores, the mean, the worst one and the order of all.
+    assert check_report.to_markdown(regression.compare(now, then)).startswith("**Findings: 8.** Values checked: 7.\n")
 
 
 @pytest.mark.parametrize("back", [False, True])

@@ -48,7 +48,8 @@ def to_markdown(comparison: Comparison) -> str:
 
 def _verdict(comparison: Comparison) -> str:
     if comparison.findings:
-        return f"**{len(comparison.findings)} of {comparison.checked} checks failed.**"
+        # Findings are no part of the values: an order, a prompt or an image that is gone is none of them.
+        return f"**Findings: {len(comparison.findings)}.** Values checked: {comparison.checked}."
     return f"**Passed**: {comparison.checked} values are within their bounds."
 
 
