@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -257,6 +258,25 @@ def test_paths_of_a_categorical_column_are_found(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "lists" / "list.parquet")
     (portion,) = list_sources([str(tmp_path / "lists")], 2).portions
     assert list(portion.images()) == [str(tmp_path / "lists" / "a.png")] * 2
+
+
+@pytest.mark.parametrize(("kind", "most"), [(pa.string(), 1), (pa.large_string(), 1), (pa.binary(), 3)])
+def test_paths_are_read_in_larger_pieces_than_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: pa.DataType, most: int
+) -> None:
+    pieces: list[int] = []
+    read = pq.ParquetFile.iter_batches
+
+    def counted(*arguments: Any, **options: Any) -> Iterator[pa.RecordBatch]:
+        for batch in read(*arguments, **options):
+            pieces.append(len(batch))
+            yield batch
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
+    file = write_parquet(tmp_path / "a.parquet", "path", [str(n) for n in range(96)], kind, group=96)
+    last = list_sources([str(file)], 10, "path").portions[-1]
+    assert len(list(last.images())) == 6
+    assert len(pieces) == most
 
 
 def test_a_parquet_file_that_changes_under_a_run_gives_errors(tmp_path: Path) -> None:
