@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from qualiclip_plugin.backbones import backbone_config, build_image_encoder, build_text_tower, build_tokenizer
 from qualiclip_plugin.documents import check_json, parse_json
-from qualiclip_plugin.errors import QualiCLIPError, WeightsError, first_line
+from qualiclip_plugin.errors import ConfigError, QualiCLIPError, WeightsError, first_line
 from qualiclip_plugin.files import atomic_write
 from qualiclip_plugin.model import QualiCLIP
 from qualiclip_plugin.prompt_learner import PromptLearner
@@ -257,9 +257,12 @@ def load_prompt_learner(file: WeightsFile, text_tower: TextTransformer, config: 
     length = config["text_cfg"].get("context_length", 77)
     if context.dim() not in (2, 3) or not 0 < context.shape[-2] < length:
         raise WeightsError(f"{file.path} has learned prompts of shape {tuple(context.shape)}")
-    learner = PromptLearner(
-        text_tower, build_tokenizer(config), n_ctx=context.shape[-2], prompt_specific_ctx=context.dim() == 3
-    )
+    try:
+        learner = PromptLearner(
+            text_tower, build_tokenizer(config), n_ctx=context.shape[-2], prompt_specific_ctx=context.dim() == 3
+        )
+    except ConfigError as error:
+        raise WeightsError(f"{file.path} has learned prompts that do not fit: {error}") from error
     load_strictly(learner, {key: value.float() for key, value in file.tensors.items()}, file.path)
     return learner
 

@@ -12,7 +12,8 @@ import yaml
 from PIL import Image
 
 from qualiclip_plugin.backbones import backbone_config, build_text_tower, build_tokenizer
-from qualiclip_plugin.errors import ConfigError
+from qualiclip_plugin.checkpoint import WeightsFile, load_prompt_learner
+from qualiclip_plugin.errors import ConfigError, WeightsError
 from qualiclip_plugin.prompt_learner import PromptLearner
 from qualiclip_plugin.pyiqa_arch import PyiqaQualiCLIP
 from qualiclip_plugin.weights import load_model
@@ -58,6 +59,13 @@ def test_a_context_of_no_or_too_many_tokens_is_refused(text):
     for words in (74, 80):
         with pytest.raises(ConfigError, match=f"a context of {words} words and the prompts exceed 77 tokens"):
             PromptLearner(*text, prompts=prompts, n_ctx=words)
+
+
+def test_a_file_whose_context_leaves_no_room_is_named(tmp_path):
+    file = WeightsFile(tmp_path / "long.pth", "prompt-learner", {"ctx": torch.zeros(14, 76, 64)}, {})
+    config = {**backbone_config("RN50"), "embed_dim": 16}
+    with pytest.raises(WeightsError, match=r"long.pth has learned prompts that do not fit: a context of 76 words"):
+        load_prompt_learner(file, build_text_tower(config), config)
 
 
 @pytest.mark.usefixtures("use_official", "official_plus")
