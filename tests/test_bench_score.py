@@ -14,6 +14,7 @@ from torch import nn
 from qualiclip_plugin.bench import meters, rivals, score
 from qualiclip_plugin.bench.rivals import OTHERS, REFERENCE, WAYS
 from qualiclip_plugin.errors import ConfigError
+from tests.commands import run_main
 
 
 def row(network: str, seconds: list[float], file_seconds: list[float], value: float, operations: int) -> dict:
@@ -82,6 +83,18 @@ def test_meters() -> None:
     assert meters.matrix_rate("fp32", "cpu", rounds=1) > 1e6
     peak = meters.peak_memory(lambda: torch.ones(2**25), "cpu")
     assert peak is None or 1.2e8 < peak < 2e8
+
+
+def test_a_document_without_a_place_for_the_tables_is_refused_before_measuring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.md"
+    for reason in ("cannot be read", "has no lines <!-- bench score on cpu: begin -->"):
+        options = ["bench", "score", "--quick", "--output", tmp_path / "score.json", "--document", page]
+        assert run_main(monkeypatch, "qualiclip", *options) == 2
+        assert reason in capsys.readouterr().err
+        page.write_text("no place")
+    assert [path.name for path in tmp_path.iterdir()] == ["page.md"]
 
 
 @pytest.mark.slow

@@ -228,7 +228,7 @@ def test_an_image_that_ends_its_workers_is_a_row(
     summary = score_on_ray(sources[:1], tmp_path, request_, workers=1)
     assert (summary["failed"], summary["unfinished_shards"]) == (2, 0)
     frame = pd.read_parquet(tmp_path / "scores")
-    assert frame["error"][5] == f"{sources[0]}/05.jpg: ended 2 workers that read or scored it"
+    assert frame["error"][5] == f"{sources[0]}/05.jpg: ended 2 workers that had nothing else in hand"
     others = frame.index != 5
     pd.testing.assert_frame_equal(frame[others], expected[:25][others], check_exact=True)
 

@@ -273,6 +273,7 @@ def test_bounds_of_a_scorer_that_is_not_checked_are_refused(baseline):
     [
         (["--update", "--max-drop", "0.1"], "--update takes a new baseline, however good the images are"),
         (["--update", "--tolerance", "0.1"], "have no effect with --update"),
+        (["--update", "--report", "changes.md"], "--report with --update says what changes, and there is no "),
         (["--min-score", "0.1", "--rank", "0.9"], "have no effect with --min-score or --max-drop"),
     ],
 )

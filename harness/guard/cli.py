@@ -49,6 +49,8 @@ def check(
 
     if report is not None:
         check_report.check_report_path(report)
+        if update and not baseline.exists():
+            raise ConfigError(f"--report with --update says what changes, and there is no {baseline} yet")
     limits = Limits(min_score, max_drop) if images and (min_score, max_drop) != (None, None) else None
     if limits is None and (min_score is not None or max_drop is not None):
         raise ConfigError("--min-score and --max-drop need --images")

@@ -184,15 +184,28 @@ def write_into(document: Path, text: str, device: str) -> None:
     """Put ``text`` between the two :func:`marks` of a document.
 
     Raises:
-        ConfigError: It has no such lines.
+        ConfigError: See :func:`around_marks`.
+    """
+    before, after = around_marks(document, device)
+    with atomic_write(document, "w") as file:
+        file.write(f"{before}\n\n{text}\n\n{after}")
+
+
+def around_marks(document: Path, device: str) -> tuple[str, str]:
+    """A document up to the first of the :func:`marks`, and from the second on.
+
+    Raises:
+        ConfigError: It cannot be read, or has no such lines.
     """
     first, last = marks(device)
-    before, begin, rest = document.read_text(encoding="utf-8").partition(first)
+    try:
+        before, begin, rest = document.read_text(encoding="utf-8").partition(first)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{document}: cannot be read: {error}") from error
     _, end, after = rest.partition(last)
     if not begin or not end:
         raise ConfigError(f"{document} has no lines {first} and {last}")
-    with atomic_write(document, "w") as file:
-        file.write(f"{before}{begin}\n\n{text}\n\n{end}{after}")
+    return before + begin, end + after
 
 
 def score_command(
@@ -215,6 +228,8 @@ def score_command(
     """Measure scores of this project beside pyiqa's own class with the same weights, and other metrics."""
     if device not in ("cpu", "cuda"):
         raise ConfigError(f"device {device!r}: cpu or cuda is measured")
+    if document is not None:
+        around_marks(document, device)  # before minutes of measuring
     output = output or RESULTS / f"score-{device}.json"
     if from_json:
         result = json.loads(output.read_text())

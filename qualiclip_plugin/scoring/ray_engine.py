@@ -263,7 +263,7 @@ class ShardWorker:
         for position, image in enumerate(images):
             if position in fatal:
                 name = image.name if isinstance(image, StoredImage) else portable(image)
-                yield ScoredImage(name, error=f"{name}: ended {MOST_DEATHS} workers that read or scored it")
+                yield ScoredImage(name, error=f"{name}: ended {MOST_DEATHS} workers that had nothing else in hand")
                 continue
             ray.get(self.casualties.take.remote(shard, position))
             yield from self._score([image])
