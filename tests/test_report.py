@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -299,6 +300,16 @@ def test_inversions_find_the_wrong_step(results: Path) -> None:
     scores[ladder[3]] = 3.0
     (found,) = data.inversions(rows, scores)
     assert (found.milder, found.worse, found.gap) == (ladder[2], ladder[3], pytest.approx(5 / 6))
+
+
+def test_a_ladder_starts_at_its_own_pristine_image_or_else_at_the_shared_one() -> None:
+    rungs = [("a", 1), ("", 0), ("a", 2), ("a", 3), ("b", 3), ("b", 2), ("b", 1), ("b", 0)]
+    rows = pd.DataFrame([{"reference": "photo", "distortion": kind, "level": level} for kind, level in rungs])
+    found = {
+        kind: list(rows.iloc[index].itertuples(index=False)) for (kind, _), index in data.ladder_rows(rows).items()
+    }
+    assert found["a"] == [("photo", "", 0), ("photo", "a", 1), ("photo", "a", 2), ("photo", "a", 3)]
+    assert found["b"] == [("photo", "b", level) for level in range(4)]
 
 
 def test_seen_datasets_are_marked_and_enter_no_mean(results: Path) -> None:

@@ -294,11 +294,13 @@ def ladder_rows(rows: pd.DataFrame) -> dict[tuple[str, str], NDArray[np.intp]]:
     """Distortion and content to the row numbers of the ladder, mild to severe, its pristine image first."""
     levels = rows["level"].to_numpy(dtype=float, na_value=np.nan)
     contents, kinds = rows["reference"].to_numpy(dtype=str), rows["distortion"].to_numpy(dtype=str)
-    pristine = {contents[i]: int(i) for i in np.flatnonzero((levels == 0) & (kinds == ""))}
+    # A pristine image that names a distortion starts that ladder alone, one that names none every ladder without.
+    pristine = {(kinds[i], contents[i]): int(i) for i in np.flatnonzero(levels == 0)}
     ladders: dict[tuple[str, str], list[int]] = {}
     for i in np.flatnonzero(whole_ladders(rows)):
-        start = [pristine[contents[i]]] if contents[i] in pristine else []
-        ladders.setdefault((kinds[i], contents[i]), start).append(int(i))
+        kind, content = kinds[i], contents[i]
+        start = pristine.get((kind, content), pristine.get(("", content)))
+        ladders.setdefault((kind, content), [] if start is None else [start]).append(int(i))
     return {
         name: np.array(sorted(indices, key=lambda i: levels[i]), dtype=np.intp)
         for name, indices in sorted(ladders.items())
