@@ -18,7 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Output = Annotated[Path, typer.Option(help="Results folder; scores already there are not computed again.")]
+Output = Annotated[Path, typer.Option(help="Results folder.")]
 Include = Annotated[list[Path] | None, typer.Option(help="Folder with further dataset YAML files.")]
 
 
@@ -31,7 +31,9 @@ def run(
     dataset: Annotated[
         list[str] | None, typer.Option(help="Name, FOLDER or NAME=FOLDER; repeatable; none: ladders.")
     ] = None,
-    output: Output = Path("results"),
+    output: Annotated[Path, typer.Option(help="Results folder; scores already there are not computed again.")] = Path(
+        "results"
+    ),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16, for the QualiCLIP metrics.")] = "fp32",
     batch_size: Annotated[int, typer.Option(min=0, help="Most images in a batch; 0: by image size.")] = 0,

@@ -288,8 +288,11 @@ def _with_pristine(rows: pd.DataFrame, part: pd.DataFrame) -> pd.DataFrame:
     # The D-test of one distortion or level needs the photographs it was made from.
     import pandas as pd
 
-    own = rows[(rows["level"] == 0).fillna(False).astype(bool) & (rows["distortion"] == "")]
-    return pd.concat([own[own["reference"].isin(part["reference"])], part])
+    pristine = rows[(rows["level"] == 0).fillna(False).astype(bool) & ~rows.index.isin(part.index)]
+    # One that names a distortion is that one's alone.
+    kinds = ["", *part["distortion"].unique()]
+    own = pristine[pristine["reference"].isin(part["reference"]) & pristine["distortion"].isin(kinds)]
+    return pd.concat([own, part])
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ MAX_REASON = 300
 PREFACE = (
     "Signed values: a scorer whose declared direction is lower-is-better is negated once, nothing is made "
     "positive. Best in bold, 95 % intervals in parentheses, † trained on this dataset, ‡ training sets not all "
-    "known. results/README.md explains every column."
+    "known. The README.md in the folder results of qualiclip-plugin explains every column."
 )
 
 

@@ -17,7 +17,7 @@ from harness.formats import render
 from harness.leaderboard import table, timings, to_csv
 from harness.parquet import DamagedError
 from harness.progress import Reporter
-from harness.scorers.create import create_scorer, pick_device
+from harness.scorers.create import create_scorer
 from harness.scorers.kinds import Scorer
 from harness.scorers.names import DEFAULT_SCORERS, ScorerError
 from harness.scoring import Options
@@ -179,7 +179,9 @@ def _unavailable(name: str, images: ImageSet, store: Store, reason: str) -> dict
 
 
 def _workers(request: RunRequest) -> int:
+    from qualiclip_plugin.scoring.score_files import check_device
+
     if request.workers >= 0:
         return request.workers
     # On a CPU the scorer needs every core; a thread decodes fast enough beside it.
-    return min(8, (os.cpu_count() or 2) - 1) if pick_device(request.device).startswith("cuda") else 0
+    return min(8, (os.cpu_count() or 2) - 1) if check_device(request.device).startswith("cuda") else 0

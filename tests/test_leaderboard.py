@@ -130,6 +130,15 @@ def test_subsets_distortions_and_levels_have_their_own_figures() -> None:
     # Nobody rated the ladders: a level is set against the pristine images. Opinions are compared within a level.
     assert {name: part["n"] for name, part in ladders["levels"].items()} == dict.fromkeys("12345", 6)
     assert all(part["figures"]["d_test"]["value"] == 1 for part in ladders["levels"].values())
+    # The pristine image may stand in a ladder of its own, under the name of its distortion.
+    named = ladder_rows(lambda photo, kind, level: -level)
+    pristine = named[named["level"] == 0]
+    apart = pd.concat([named[named["level"] > 0], *(pristine.assign(distortion=kind) for kind in ("blur", "noise"))])
+    apart = apart.reset_index(drop=True).assign(image_hash=lambda rows: rows.index.astype(str))
+    found = cell(apart)
+    assert {name: part["n"] for name, part in found["distortions"].items()} == {"blur": 12, "noise": 12}
+    assert {name: part["n"] for name, part in found["levels"].items()} == dict.fromkeys("12345", 8)
+    assert all(part["figures"]["d_test"]["value"] == 1 for part in found["levels"].values())
     rated = cell(ladder_rows(lambda photo, kind, level: -level).assign(opinion=range(22)))
     assert {name: part["n"] for name, part in rated["levels"].items()} == dict.fromkeys("12345", 4)
 

@@ -15,6 +15,7 @@ from harness.scorers.create import create_scorer
 from harness.scorers.identity import code_hash, weights_hash
 from harness.scorers.kinds import _same_in_batches
 from harness.scorers.names import DEFAULT_SCORERS, ScorerError, facts, known_scorers, lower_better, parse_name
+from qualiclip_plugin.errors import ConfigError
 
 
 @pytest.fixture
@@ -57,6 +58,12 @@ def test_weights_of_pyiqa_run_no_code(tmp_path: Path) -> None:
 def test_an_unknown_name_suggests_near_ones() -> None:
     with pytest.raises(ScorerError, match=r"no scorer named 'piqee'; did you mean piqe"):
         create_scorer("piqee")
+
+
+def test_a_device_that_is_not_there_is_no_reason_of_a_scorer() -> None:
+    for name in ("niqe", "qualiclip-lite", "tests.harness_data:brightness"):
+        with pytest.raises(ConfigError, match="device 'tpu' cannot be used"):
+            create_scorer(name, device="tpu")
 
 
 def test_piqe_is_pyiqas_with_its_direction(images: torch.Tensor) -> None:

@@ -23,12 +23,15 @@ def create_scorer(name: str, *, device: str = "auto", precision: str = "fp32") -
         precision: ``fp32``, ``fp16`` or ``bf16``; the QualiCLIP metrics only.
 
     Raises:
+        ConfigError: The device is none of this machine.
         ScorerError: Unknown name or option, weights that cannot be had, a missing dependency: the reason.
     """
+    from qualiclip_plugin.scoring.score_files import check_device
+
     base, options = parse_name(name)
     facts(name)
     options = {key: value for key, value in options.items() if key not in DECLARATIONS}
-    chosen = pick_device(device)
+    chosen = check_device(device)
     try:
         with _silent(), offline(not hub_reachable()):
             if is_ours(base):
@@ -71,13 +74,6 @@ def availability(names: Iterable[str]) -> Iterator[Start]:
             yield Start(name, str(error))
         else:
             yield Start(name, parameters=started.parameters)
-
-
-def pick_device(device: str) -> str:
-    """``auto`` becomes a GPU where there is one, else the CPU."""
-    import torch
-
-    return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _why_not(error: Exception) -> str:
