@@ -52,9 +52,14 @@ def first_line(error: BaseException) -> str:
 def bare_address(address: str) -> str:
     """An address without credentials, options and fragment."""
     # Not by urlsplit, which refuses some texts: those, too, are shown.
-    scheme, _, rest = re.split("[?#]", address, maxsplit=1)[0].partition("://")
+    scheme, _, rest = without_options(address).partition("://")
     host, slash, path = rest.partition("/")
     return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
+def without_options(address: str) -> str:
+    """An address without options and fragment."""
+    return re.split("[?#]", address, maxsplit=1)[0]
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -11,7 +11,6 @@ import glob
 import hashlib
 import os
 import posixpath
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qualiclip_plugin.errors import ConfigError, ImageError, first_line
+from qualiclip_plugin.errors import ConfigError, ImageError, first_line, without_options
 from qualiclip_plugin.images import SUFFIXES, images_in, portable, printable
 from qualiclip_plugin.scoring.score_files import StoredImage
 from qualiclip_plugin.scoring.storage import (
@@ -120,11 +119,11 @@ class Rows:
             if not self.root:
                 return os.path.join(os.path.dirname(self.path), path)
             # The options of the list's own address may hold slashes, and are not those of the image.
-            own = re.split("[?#]", self.path, maxsplit=1)[0] if is_address(self.path) else self.path
+            own = without_options(self.path) if is_address(self.path) else self.path
             path = posixpath.join(posixpath.dirname(own), path)
             read = partial(read_bytes, self.root, path)
         # The options of an address may be secret, and may be all that tells two of them apart.
-        with_options = is_address(path) and not {"?", "#"}.isdisjoint(path)
+        with_options = is_address(path) and path != without_options(path)
         return StoredImage(self._name(row) if with_options else shown(self.root, path), read)
 
 
@@ -182,7 +181,7 @@ def list_sources(sources: Iterable[str], size: int, column: str | None = None) -
         for path in paths:
             # A path may hold options that its name lacks and that make it another image.
             digest.update(f"{shown(root, path)}\0{portable(path)}\0{entries[path]}\n".encode())
-        if any(_holds_rows(root, path) for path in paths):
+        if paths and _holds_rows(paths[0]):  # then all do
             portions.extend(_row_portions(root, paths, size, column, digest.update))
         else:
             portions.extend(Files(root, tuple(paths[at : at + size])) for at in range(0, len(paths), size))
@@ -194,7 +193,7 @@ def list_sources(sources: Iterable[str], size: int, column: str | None = None) -
 def _entries(source: str) -> tuple[str, dict[str, str]]:
     """The root of a source, and its files with what tells a changed one: images alone or Parquet files alone."""
     root, found = _remote(source) if is_address(source) else ("", _local(source))
-    tables = sum(_holds_rows(root, path) for path in found)
+    tables = sum(_holds_rows(path) for path in found)
     if not found:
         raise ConfigError(f"{without_secrets(source)}: neither images nor Parquet files there")
     if 0 < tables < len(found):
@@ -204,9 +203,9 @@ def _entries(source: str) -> tuple[str, dict[str, str]]:
     return root, found
 
 
-def _holds_rows(root: str, path: str) -> bool:
+def _holds_rows(path: str) -> bool:
     # A signed address has options behind its name.
-    return shown(root, path).endswith(PARQUET)
+    return (without_options(path) if is_address(path) else path).endswith(PARQUET)
 
 
 def _local(source: str) -> dict[str, str]:

@@ -106,9 +106,8 @@ def open_photos(where: str, *, column: str | None = None, split: str = "train", 
 
 def _open_rows(where: str, split: str, streaming: bool) -> Any:
     folder = Path(where)
-    if (
-        folder.is_file()
-    ):  # the library would look for a dataset of that name on the Hub, and say so after half a minute
+    if folder.is_file():
+        # The library would look for a dataset of that name on the Hub, and say so after half a minute.
         raise DatasetError(f"photographs {where!r}: a file; a folder or the name of a dataset is needed")
     if files := _image_files(where):
         if split != "train":
