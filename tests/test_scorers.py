@@ -186,6 +186,16 @@ def test_code_hash_ignores_comments_and_layout_but_no_code(tmp_path: Path) -> No
     assert plain != changed
 
 
+def test_code_hash_is_the_same_in_every_python(tmp_path: Path) -> None:
+    """Type parameters came with Python 3.12 and empty fields went from dumps with 3.13."""
+    source = tmp_path / "every.py"
+    source.write_text(
+        "class Kind(list):\n    size: int = 3\n\n\n"
+        "async def f(x, *rest, key=None):\n    return f'{x!r:>8} {rest} {key}'\n"
+    )
+    assert code_hash([source]) == "e4110b1e2bd031a9"
+
+
 @pytest.mark.parametrize(
     ("name", "opinion_aware", "trained_on"),
     [

@@ -54,7 +54,7 @@ def reading_code() -> str:
 
 
 def code_hash(paths: Iterable[Path]) -> str:
-    """SHA-256 over Python sources; comments, docstrings and layout do not count."""
+    """SHA-256 over Python sources, the same in every Python; comments, docstrings and layout do not count."""
     digest = hashlib.sha256()
     for path in paths:
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -62,7 +62,7 @@ def code_hash(paths: Iterable[Path]) -> str:
             body = getattr(node, "body", None)
             if isinstance(body, list) and body and _is_docstring(body[0]):
                 body[:1] = [] if len(body) > 1 else [ast.Pass()]
-        digest.update(ast.dump(tree).encode())
+        digest.update(_written(tree).encode())
     return digest.hexdigest()[:16]
 
 
@@ -103,6 +103,16 @@ def device_name(device: str) -> str:
     if device.startswith("cuda"):
         return f"{torch.cuda.get_device_name(device)} (CUDA {torch.version.cuda})"
     return f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def _written(part: object) -> str:
+    """A part of a syntax tree as text, without what is empty: ``ast.dump`` differs there from Python to Python."""
+    if isinstance(part, list):
+        return f"[{','.join(map(_written, part))}]"
+    if not isinstance(part, ast.AST):
+        return repr(part)
+    fields = ((name, value) for name, value in ast.iter_fields(part) if value is not None and value != [])
+    return f"{type(part).__name__}({','.join(f'{name}={_written(value)}' for name, value in fields)})"
 
 
 def _is_docstring(node: ast.stmt) -> bool:
