@@ -33,7 +33,7 @@ def quarters(source, target, h, w, H, W, C: tl.constexpr, BLOCK: tl.constexpr): 
     column, channel = offsets // C, offsets % C
     inside = offsets < W * C
     y = row % H // 2
-    seen = inside & (y < h) & (column // 2 < w)
+    seen = inside & (column // 2 < tl.where(y < h, w, 0))
     start = ((row // H) * h + y).to(tl.int64) * w * C
     value = tl.load(source + start + column // 2 * C + channel, mask=seen, other=0.0).to(tl.float32)
     tl.store(target + row.to(tl.int64) * W * C + offsets, value * 0.25, mask=inside)
