@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import statistics as st
+from harness.figures import NO_SCORE
 from harness.leaderboard import label_note, table
 from harness.progress import Silent
 from harness.report.data import Cell, ladders_of, load_cell
@@ -107,7 +108,9 @@ def _cells_of(store: Store, stored: Sequence[dict[str, Any]], name: str) -> dict
 def _compare(first: Cell, second: Cell, draws: int, seed: int) -> dict[str, Any]:
     lacking = [cell for cell in (first, second) if not cell.measured]
     if lacking:
-        return {"dataset": first.dataset, "reason": f"{lacking[0].scorer}: {lacking[0].content['reason']}"}
+        # A scorer that failed on every image has a cell without a reason of its own.
+        reason = lacking[0].content.get("reason", NO_SCORE)
+        return {"dataset": first.dataset, "reason": f"{lacking[0].scorer}: {reason}"}
     if note := label_note(cell.content for cell in (first, second)):
         return {"dataset": first.dataset, "reason": note}
     places = [{name: place for place, name in enumerate(cell.rows["file_name"])} for cell in (first, second)]

@@ -190,6 +190,18 @@ def test_published_results_without_labels_say_so(tmp_path: Path) -> None:
     assert "the labels are not in this results folder" in (tmp_path / "site/cell-one--set.html").read_text()
 
 
+def test_a_scorer_that_failed_on_every_image_is_not_compared(tmp_path: Path) -> None:
+    def broken(images: torch.Tensor) -> torch.Tensor:
+        raise ValueError("no")
+
+    scorers = [fake_scorer(brightness, "one"), fake_scorer(broken, "two")]
+    folder = str(opinion_folder(tmp_path / "set", 6))
+    harness.evaluate(scorers, folder, output=tmp_path / "results", settings=Settings(draws=0))
+    row = harness.compare("one", "two", output=tmp_path / "results").iloc[0]
+    assert row["reason"] == "two: no image has a score"
+    assert pd.isna(row["difference"])
+
+
 def test_ladders_are_compared_by_their_order(tmp_path: Path) -> None:
     levels = [(photo, level) for photo in range(4) for level in range(6)]
     for photo, level in levels:
