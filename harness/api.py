@@ -106,13 +106,13 @@ def _cells_of(store: Store, stored: Sequence[dict[str, Any]], name: str) -> dict
 
 
 def _compare(first: Cell, second: Cell, draws: int, seed: int) -> dict[str, Any]:
+    if note := label_note(cell.content for cell in (first, second)):
+        return {"dataset": first.dataset, "reason": note}
     lacking = [cell for cell in (first, second) if not cell.measured]
     if lacking:
         # A scorer that failed on every image has a cell without a reason of its own.
         reason = lacking[0].content.get("reason", NO_SCORE)
         return {"dataset": first.dataset, "reason": f"{lacking[0].scorer}: {reason}"}
-    if note := label_note(cell.content for cell in (first, second)):
-        return {"dataset": first.dataset, "reason": note}
     places = [{name: place for place, name in enumerate(cell.rows["file_name"])} for cell in (first, second)]
     common = sorted(places[0].keys() & places[1].keys())
     order = [[known[name] for name in common] for known in places]

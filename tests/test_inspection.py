@@ -179,6 +179,31 @@ def test_scorers_that_met_different_labels_are_not_compared(tmp_path: Path) -> N
     assert pd.isna(row["difference"])
 
 
+def test_figures_are_not_mixed_with_labels_that_a_later_run_wrote(tmp_path: Path) -> None:
+    folder = opinion_folder(tmp_path / "set", 6)
+    options = {"output": tmp_path / "results", "settings": Settings(draws=0)}
+    scorers = [fake_scorer(brightness, name) for name in ("one", "two", "three")]
+    harness.evaluate(scorers[:2], str(folder), **options)
+    # The same opinions under the other name: read with the direction stored before, every correlation turns round.
+    metadata = pd.read_csv(folder / "metadata.csv").rename(columns={"mos": "dmos"})
+    metadata.assign(dmos=-metadata["dmos"]).to_csv(folder / "metadata.csv", index=False)
+    harness.evaluate(scorers[2], str(folder), **options)
+    row = harness.compare("one", "two", output=tmp_path / "results").iloc[0]
+    assert row["reason"].startswith("one: its figures are of other labels")
+    assert pd.isna(row["difference"])
+    compared = contest(load_cells(Store(tmp_path / "results")), draws=0)
+    assert compared is not None
+    assert ([cell.scorer for cell in compared.cells], compared.other_labels) == (["three"], ["one", "two"])
+    write_report(tmp_path / "results", tmp_path / "site", draws=0)
+    page = (tmp_path / "site/cell-one--set.html").read_text()
+    assert "its figures are of other labels" in page
+    assert "<h2" not in page
+    # A set that has become smaller leaves the others in the report too.
+    metadata[:5].to_csv(folder / "metadata.csv", index=False)
+    harness.evaluate(scorers[2], str(folder), **options)
+    write_report(tmp_path / "results", tmp_path / "site", draws=0)
+
+
 def test_published_results_without_labels_say_so(tmp_path: Path) -> None:
     folder = opinion_folder(tmp_path / "set", 6)
     scorers = [fake_scorer(brightness, "one"), fake_scorer(brightness, "two")]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from harness import leaderboard
 from harness import statistics as st
+from harness.data.labels import labels_hash
 from harness.figures import join_scores, whole_ladders
 from harness.statistics.checks import Floats
 from harness.statistics.matrix import Method
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 GMAD_LEVELS = 3
 SIGNIFICANCE: tuple[Method, ...] = ("bootstrap", "williams", "f")
 NO_LABELS = "the labels are not in this results folder; a run on the dataset writes them again"
+OTHER_LABELS = "its figures are of other labels, which a later run on the dataset replaced; run it again"
 SHOWN = 12  # misjudged images or inversions on a page
 
 
@@ -123,9 +125,10 @@ def load_cell(store: Store, content: Mapping[str, Any]) -> Cell:
     if not store.labels_path(key).exists():
         # Labels of datasets that may not be passed on are left out where results are published.
         return Cell(scorer, dataset, {**content, "reason": NO_LABELS}, pd.DataFrame())
-    joined = join_scores(
-        store.labels(key), store.scores(stored_key(store, scorer, key, content["scorer"]["fingerprint"]))
-    )
+    labels = store.labels(key)
+    if labels_hash(labels) != content["dataset"]["labels_hash"]:
+        return Cell(scorer, dataset, {**content, "reason": OTHER_LABELS}, pd.DataFrame())
+    joined = join_scores(labels, store.scores(stored_key(store, scorer, key, content["scorer"]["fingerprint"])))
     scored = joined[joined["error"] == ""].reset_index(drop=True)
     counted = content["subsets"]["all"]["n"]
     if len(scored) != counted:
@@ -169,7 +172,7 @@ class Contest:
         rivals: gMAD pairs for every defender and attacker, as indices into ``rows``.
         left_out: Images that some scorer lacks.
         statistic: What the matrix compares.
-        other_labels: Measured scorers that are not compared, as they met other labels.
+        other_labels: Scorers with figures that are not compared, as they met other labels.
     """
 
     dataset: str
@@ -185,19 +188,23 @@ class Contest:
 def contest(cells: Iterable[Cell], *, draws: int = 2000, seed: int = 0) -> Contest | None:
     """Compare the scorers of one dataset on their common images; none where no scorer has scores.
 
-    Where they met different labels, the largest group with the same ones is compared, the first of equal ones.
+    Where they met different labels, the largest group with the same ones and stored scores is compared, the first of
+    equal ones.
 
     Args:
         cells: Cells of one dataset.
         draws: Resamples of the paired bootstrap; 0 leaves the matrix out.
         seed: Same seed, same matrix.
     """
+    cells = list(cells)
     having_scores = [cell for cell in cells if cell.measured]
     if not having_scores:
         return None
-    alike = max(leaderboard.label_groups(cell.content for cell in having_scores), key=len)
+    groups = leaderboard.label_groups(cell.content for cell in cells)
+    scored = {cell.scorer for cell in having_scores}
+    alike = max(groups, key=lambda group: len(scored.intersection(group)))
     measured = [cell for cell in having_scores if cell.scorer in alike]
-    others = [cell.scorer for cell in having_scores if cell.scorer not in alike]
+    others = [name for group in groups if group is not alike for name in group]
     tables = [cell.rows.set_index("file_name") for cell in measured]
     images = [set(table.index) for table in tables]
     common = sorted(set.intersection(*images))
