@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DEFAULT_DATASETS = ("ladders",)
+IMAGE_LABELS = ["file_name", "opinion", "reference", "distortion", "level"]
+"""What together tells an image whose file was altered."""
 
 
 @dataclass(frozen=True)
@@ -103,17 +105,21 @@ def settings(fit: str, draws: int) -> Settings:
 
 
 def _check_stored(images: ImageSet, store: Store) -> None:
-    """Refuse a dataset that shares nothing but its name with the one whose results are stored."""
+    """Refuse a dataset that has little but its name in common with the one whose results are stored."""
     try:
         stored = store.labels(images.spec.key)
     except (FileNotFoundError, DamagedError):
         return  # they are written anew
-    # A dataset may grow, and its files be renamed or altered; none of it makes another one.
-    shared = [stored[column].isin(images.table[column]).any() for column in ("file_name", "image_hash")]
-    if not any(shared):
+    # A dataset may grow or shrink, and its files be renamed, altered or rated anew; none of it makes another one.
+    # But names such as 1.png are in many datasets: alone they say nothing.
+    labelled = images.table[IMAGE_LABELS].merge(stored[IMAGE_LABELS].drop_duplicates(), how="left", indicator=True)
+    same_labels = labelled["_merge"].to_numpy() == "both"
+    shared = int((images.table["image_hash"].isin(stored["image_hash"]).to_numpy() | same_labels).sum())
+    smaller = min(len(images), len(stored))
+    if 2 * shared < smaller:
         raise DatasetError(
-            f"{store.labels_path(images.spec.key)}: a dataset named {images.spec.name!r} with entirely other images; "
-            "give this one as NAME=FOLDER or use another --output"
+            f"{store.labels_path(images.spec.key)}: a dataset named {images.spec.name!r} with other images: "
+            f"{shared} of {smaller} are the same; give this one as NAME=FOLDER or use another --output"
         )
 
 

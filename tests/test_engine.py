@@ -323,7 +323,7 @@ def test_another_dataset_of_a_stored_name_is_refused(tmp_path: Path) -> None:
     before = labels.read_bytes()
     names = write_images(tmp_path / "b/test/new", 12)[6:]
     write_metadata(tmp_path / "b/test", [{"file_name": f"new/{name}", "mos": i} for i, name in enumerate(names)])
-    with pytest.raises(DatasetError, match=r"test@local\.parquet: a dataset named 'test' with entirely other images"):
+    with pytest.raises(DatasetError, match=r"test@local\.parquet: a dataset named 'test' with other images: 0 of 6"):
         run(str(tmp_path / "b/test"))
     assert labels.read_bytes() == before
     assert run(f"other={tmp_path / 'b/test'}") == ["other"]
@@ -335,6 +335,37 @@ def test_another_dataset_of_a_stored_name_is_refused(tmp_path: Path) -> None:
     assert run(str(tmp_path / "c/test")) == ["test"]
     labels.write_bytes(b"damaged")
     assert run(str(tmp_path / "b/test")) == ["test"]
+
+
+def test_one_name_or_image_in_common_does_not_make_two_datasets_one(tmp_path: Path) -> None:
+    folder, output = opinion_folder(tmp_path / "a/test", 6), tmp_path / "results"
+
+    def run(dataset: Path) -> None:
+        run_all(RunRequest((fake_scorer(),), (str(dataset),), output, settings=Settings(draws=0)), Silent())
+
+    def other(place: str, opinions: str) -> Path:
+        names = write_images(tmp_path / place / "test/new", 12)[6:]
+        for index, name in enumerate(names):
+            (tmp_path / place / "test/new" / name).rename(tmp_path / place / "test" / f"{index}.png")
+        write_metadata(
+            tmp_path / place / "test", [{"file_name": f"{i}.png", "mos": mos} for i, mos in enumerate(opinions)]
+        )
+        return tmp_path / place / "test"
+
+    run(folder)
+    with pytest.raises(DatasetError, match=r"with other images: 0 of 6 are the same"):
+        run(other("names", "543210"))
+    shared = other("image", "543210")
+    shutil.copy(folder / "3.png", shared / "5.png")
+    with pytest.raises(DatasetError, match=r"with other images: 1 of 6 are the same"):
+        run(shared)
+    # Of the same names and opinions it is the same dataset, as after another compression; and it may have grown.
+    altered = other("altered", "012345")
+    names = write_images(altered / "more", 20)[12:]
+    rows = [{"file_name": f"{i}.png", "mos": i} for i in range(6)]
+    write_metadata(altered, [*rows, *({"file_name": f"more/{name}", "mos": 9} for name in names)])
+    run(altered)
+    run(folder)
 
 
 def test_two_runs_at_once_share_a_store(tmp_path: Path) -> None:
