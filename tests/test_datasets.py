@@ -92,6 +92,19 @@ def test_two_datasets_of_one_name_are_refused(tmp_path: Path) -> None:
     assert [images.spec.name for images in opened] == ["test", "other"]
 
 
+def test_a_number_that_python_reads_is_a_number(tmp_path: Path) -> None:
+    write_images(tmp_path, 3)
+    # As a spreadsheet pads them, and as another keyboard writes them.
+    opinions = ["1.5\N{NO-BREAK SPACE}", "\N{ARABIC-INDIC DIGIT TWO}", " 3 "]
+    write_metadata(
+        tmp_path,
+        [{"file_name": f"{i}.png", "mos": mos, "votes": mos, "level": "1\xa0"} for i, mos in enumerate(opinions)],
+    )
+    table = open_dataset(str(tmp_path)).table
+    assert table["opinion"].tolist() == table["votes"].tolist() == [1.5, 2, 3]
+    assert table["level"].tolist() == [1, 1, 1]
+
+
 def test_jsonl_and_subfolders(tmp_path: Path) -> None:
     write_images(tmp_path / "test", 2)
     write_images(tmp_path / "train", 2)
@@ -168,6 +181,7 @@ def test_a_changed_label_changes_the_labels_hash_and_no_image_hash(tmp_path: Pat
         ([{"file_name": f"{i}.png", "mos": "nan"} for i in range(3)], r"line 2 \(0\.png\): mos is 'nan'"),
         ([{"file_name": f"{i}.png", "mos": ""} for i in range(3)], r"line 2 \(0\.png\): mos is ''"),
         ([{"file_name": f"{i}.png", "mos": "inf"} for i in range(3)], r"line 2 \(0\.png\): mos is 'inf'"),
+        ([{"file_name": f"{i}.png", "mos": "1_0"} for i in range(3)], r"line 2 \(0\.png\): mos is '1_0'"),
         ([{"file_name": f"{i + 2}.png", "mos": "1"} for i in range(3)], r"line 4: image '4\.png' is missing"),
         ([{"file_name": "../0.png", "mos": "1"}], r"line 2: file name '\.\./0\.png' leads out of the folder"),
         ([{"file_name": "/etc/passwd", "mos": "1"}], "leads out of the folder"),

@@ -35,9 +35,10 @@ def label_table(rows: Sequence[Mapping[str, Any]], spec: DatasetSpec) -> pd.Data
     table = pd.DataFrame({label: [row.get(columns[label]) for row in rows] for label in LABELS})
     if spec.opinion and spec.opinion.votes and not spec.columns.votes:
         table["votes"] = spec.opinion.votes
-    for label in _NUMBERS:
-        table[label] = pd.to_numeric(table[label]).astype("float64")
-    table["level"] = pd.to_numeric(table["level"]).astype("Int64")
+    # As the rows were checked: pandas refuses text that Python takes for a number, such as one with a no-break space.
+    for label in (*_NUMBERS, "level"):
+        table[label] = table[label].map(float, na_action="ignore").astype("float64")
+    table["level"] = table["level"].astype("Int64")
     for name in spec.full_reference:
         table[f"{FULL_REFERENCE}{name}"] = pd.to_numeric([row.get(name) or None for row in rows]).astype("float64")
     text = [label for label in LABELS if label not in (*_NUMBERS, "level")]

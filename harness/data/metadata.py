@@ -175,7 +175,8 @@ def number(value: Any, where: str, column: str) -> float:
         DatasetError: It is not one; names the place.
     """
     try:
-        result = math.nan if isinstance(value, bool) else float(value)
+        # Python's own digit groups, 1_0 for 10, are slips in a table.
+        result = math.nan if isinstance(value, bool) or "_" in str(value) else float(value)
     except (OverflowError, TypeError, ValueError):
         result = math.nan
     if not math.isfinite(result):
