@@ -301,6 +301,38 @@ def test_own_yaml_folder_is_included_and_clashes_are_refused(tmp_path: Path) -> 
         read_folder(tmp_path)
 
 
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_full_reference_qualities_are_read_and_checked(tmp_path: Path, suffix: str) -> None:
+    import pandas as pd
+
+    write_images(tmp_path, 4)
+    path, image = tmp_path / f"rows.{suffix}", "image" if suffix == "parquet" else "file_name"
+    rows = pd.DataFrame({image: [f"{i}.png" for i in range(4)], "level": range(4), "psnr": [None, 40.0, 0.0, 20.0]})
+    if suffix == "parquet":
+        rows["image"] = [{"bytes": (tmp_path / name).read_bytes(), "path": name} for name in rows["image"]]
+
+    def opened(table: pd.DataFrame, asked: str = "psnr") -> list[float]:
+        if suffix == "csv":
+            table.to_csv(path, index=False)
+        elif suffix == "jsonl":
+            table.to_json(path, orient="records", lines=True)
+        else:
+            table.to_parquet(path)
+        spec = dataclasses.replace(local_spec_of(path, image), full_reference=(asked,))
+        return open_dataset("rows", {"rows": spec}).table[f"full_reference_{asked}"].tolist()
+
+    assert opened(rows) == pytest.approx([float("nan"), 40, 0, 20], nan_ok=True)
+    with pytest.raises(DatasetError, match="no column ssim"):
+        opened(rows, "ssim")
+    with pytest.raises(DatasetError, match="psnr is 'high', a number is needed"):
+        opened(rows.assign(psnr=["", "40", "high", "20"]))
+
+
+def local_spec_of(path: Path, image: str) -> DatasetSpec:
+    values = {"description": "d", "licence": "l", "citation": "c", "version": "1"}
+    return DatasetSpec(name="rows", folder=str(path), columns=Columns(image=image, level="level"), **values)
+
+
 @pytest.fixture
 def small_ladders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DatasetSpec:
     monkeypatch.setenv("QUALICLIP_CACHE", str(tmp_path / "cache"))

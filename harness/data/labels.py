@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,8 @@ def label_table(rows: Sequence[Mapping[str, Any]], spec: DatasetSpec) -> pd.Data
         table[label] = table[label].map(float, na_action="ignore").astype("float64")
     table["level"] = table["level"].astype("Int64")
     for name in spec.full_reference:
-        table[f"{FULL_REFERENCE}{name}"] = pd.to_numeric([row.get(name) or None for row in rows]).astype("float64")
+        qualities = [row.get(name) for row in rows]
+        table[f"{FULL_REFERENCE}{name}"] = [math.nan if value in (None, "") else float(value) for value in qualities]
     text = [label for label in LABELS if label not in (*_NUMBERS, "level")]
     return table.assign(**{label: table[label].fillna("").astype(str) for label in text})
 

@@ -132,7 +132,7 @@ def check_rows(origin: str | Path, rows: Iterable[Placed], spec: DatasetSpec) ->
     for where, read in rows:
         row = {**read, **_derived(read, spec, where)}
         wanted = [name for name in vars(columns).values() if name]
-        if absent := [name for name in wanted if name not in row]:
+        if absent := [name for name in (*wanted, *spec.full_reference) if name not in row]:
             raise DatasetError(f"{where}: no column {', '.join(absent)}; found {', '.join(map(str, read))}")
         if empty := [name for name in wanted if row[name] is None]:
             raise DatasetError(f"{where}: no value for {', '.join(empty)}")
@@ -269,3 +269,8 @@ def _check_numbers(row: dict[str, Any], spec: DatasetSpec, where: str) -> None:
         level = number(row[columns.level], where, columns.level)
         if not 0 <= level <= MAX_LEVEL or level != int(level):
             raise DatasetError(f"{where}: {columns.level} is {level:g}, a whole number from 0 (pristine) is needed")
+    for name in spec.full_reference:
+        value = row[name]
+        # Pristine images have none, which a Parquet file says by null and pandas by NaN.
+        if value not in (None, "") and value == value:  # noqa: PLR0124
+            number(value, where, name)

@@ -136,7 +136,8 @@ def label_columns(spec: DatasetSpec, found: Sequence[str], where: str) -> list[s
         DatasetError: One of them, or the image, is not there.
     """
     derived = spec.derive.pattern if spec.derive else ""
-    wanted = [name for name in vars(spec.columns).values() if name and f"(?P<{name}>" not in derived]
+    columns = [*vars(spec.columns).values(), *spec.full_reference]
+    wanted = [name for name in columns if name and f"(?P<{name}>" not in derived]
     absent = [name for name in wanted if name not in found]
     if absent:
         raise DatasetError(f"{where}: no column {', '.join(absent)}; found {', '.join(found)}")
