@@ -152,6 +152,10 @@ def test_missing_images_are_named_and_left_out_only_when_asked(tmp_path: Path) -
         "line 4: image '2.png' is missing",
         "line 6: image '4.png' is missing",
     ]
+    for name in ("0.png", "1.png"):
+        (folder / name).unlink()
+    with pytest.raises(DatasetError, match=r"2 images, at least 3 are needed: .*line 2: image '0\.png' is missing"):
+        open_dataset(str(folder), allow_partial=True)
 
 
 def test_resizing_is_part_of_what_a_score_is_kept_under(tmp_path: Path) -> None:
@@ -482,6 +486,28 @@ def test_without_a_network_a_remote_dataset_says_what_is_missing(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(DatasetError, match=r"TID2013|koniq10k\.tgz"):
         open_dataset(name)
+
+
+def test_rows_of_a_parquet_file_without_an_image_are_missing(tmp_path: Path) -> None:
+    import pandas as pd
+
+    folder = opinion_folder(tmp_path / "photos", 6)
+    images: list[dict[str, object] | None] = [{"bytes": None, "path": str(folder / f"{i}.png")} for i in range(6)]
+    images[1], images[4] = None, {"bytes": None, "path": None}
+    (folder / "5.png").unlink()
+    path = tmp_path / "packed.parquet"
+    pd.DataFrame({"image": images, "mos": range(6)}).to_parquet(path)
+    with pytest.raises(DatasetError, match=r"packed\.parquet, row 1: image '000001' is missing \(3 of 6 images"):
+        open_dataset(str(path))
+    found = open_dataset(str(path), allow_partial=True)
+    assert found.table["opinion"].tolist() == [0, 2, 3]
+    assert [image_bytes(found.rows[i]["image"]) for i in range(3)] == [
+        (folder / f"{i}.png").read_bytes() for i in (0, 2, 3)
+    ]
+    assert [text.rpartition(", ")[2].partition(":")[0] for text in found.missing] == ["row 1", "row 4", "row 5"]
+    pd.DataFrame({"image": range(6), "mos": range(6)}).to_parquet(path)
+    with pytest.raises(DatasetError, match=r"packed\.parquet: column image holds no images"):
+        open_dataset(str(path))
 
 
 def test_hub_datasets_are_read_by_column_name(tmp_path: Path) -> None:

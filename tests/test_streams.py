@@ -64,6 +64,17 @@ def test_a_stream_has_the_labels_hashes_and_scores_of_the_cached_set(tmp_path: P
     assert alone["subsets"] == cells[0]["subsets"]
 
 
+def test_a_row_of_a_stream_without_an_image_is_named(tmp_path: Path, repository: str) -> None:
+    import pandas as pd
+
+    path = Path(repository) / "data/train-00000.parquet"
+    table = pd.read_parquet(path)
+    table.at[2, "image"] = {"bytes": None, "path": None}
+    table.to_parquet(path)
+    with pytest.raises(DatasetError, match=r"row 2: no image"):
+        open_spec(spec(repository, stream=True))
+
+
 def test_only_missing_images_of_a_stream_are_scored(tmp_path: Path, repository: str) -> None:
     stream, store = open_spec(spec(repository, stream=True)), Store(tmp_path / "results")
     seen = []

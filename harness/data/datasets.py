@@ -130,7 +130,8 @@ def open_spec(spec: DatasetSpec, *, allow_partial: bool = False) -> ImageSet:
     if not complete and not allow_partial:
         raise DatasetError(f"{_what_lacks(spec, len(labels), source.missing)}; --allow-partial goes on all the same")
     if len(labels) < MIN_IMAGES:
-        raise DatasetError(f"{spec.name}: {len(labels)} images, at least {MIN_IMAGES} are needed")
+        lacking = f": {_what_lacks(spec, len(labels), source.missing)}" if source.missing else ""
+        raise DatasetError(f"{spec.name}: {len(labels)} images, at least {MIN_IMAGES} are needed{lacking}")
     if "image_hash" not in labels:
         labels["image_hash"] = image_hashes(rows)
     return ImageSet(spec, labels, rows, complete, source.missing)

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from harness.data.labels import label_table
 from harness.data.metadata import Placed, check_rows, find_metadata, local_rows
 from harness.data.specs import DatasetSpec
-from qualiclip_plugin.errors import DatasetError
+from qualiclip_plugin.errors import DatasetError, first_line
 
 if TYPE_CHECKING:
     import datasets
@@ -94,14 +96,32 @@ def from_rows(rows: datasets.Dataset, spec: DatasetSpec, where: str) -> Source:
     """Labels and images of rows that hold both.
 
     Raises:
-        DatasetError: A column is not there, or a label invalid.
+        DatasetError: A column is not there or holds no images, or a label is invalid.
     """
+    import pyarrow.compute as pc
+
     kept = label_columns(spec, rows.column_names, where)
-    images = image_column(rows, spec)
-    paths = [path for chunk in images.data.column("image").chunks for path in chunk.field("path").to_pylist()]
-    table = rows.select_columns(kept).to_pandas().to_dict("records") if kept else [{} for _ in paths]
-    checked = check_rows(where, named_rows(table, paths, spec, where), spec)
-    return Source(label_table([row for _, row in checked], spec), images)
+    try:
+        images = image_column(rows, spec)
+    except Exception as error:
+        raise DatasetError(f"{where}: column {spec.columns.image} holds no images: {first_line(error)}") from error
+    contents, paths = (pc.struct_field(images.data.column("image"), part) for part in ("bytes", "path"))
+    places = paths.to_pylist()
+    table = rows.select_columns(kept).to_pandas().to_dict("records") if kept else [{} for _ in places]
+    checked = check_rows(where, named_rows(table, places, spec, where), spec)
+    there = [
+        packed or bool(place and os.path.isfile(place))
+        for packed, place in zip(contents.is_valid().to_pylist(), places, strict=True)
+    ]
+    missing = [
+        f"{origin}: image {place or row[spec.columns.image]!r} is missing"
+        for (origin, row), place, present in zip(checked, places, there, strict=True)
+        if not present
+    ]
+    if missing:
+        images = images.select(np.flatnonzero(there))
+    labels = [row for (_, row), present in zip(checked, there, strict=True) if present]
+    return Source(label_table(labels, spec), images, tuple(missing))
 
 
 def from_files(rows: Sequence[Placed], folder: Path, spec: DatasetSpec, places: Sequence[str] = ()) -> Source:

@@ -73,8 +73,10 @@ def _open_hub(spec: DatasetSpec) -> _Opened:
         kept = label_columns(spec, rows.column_names or list(next(iter(rows), {})), spec.source)
         undecoded = rows.select_columns([image, *kept]).cast_column(image, datasets.Image(decode=False))
         table, paths, hashes = list[dict[str, Any]](), list[str | None](), list[str]()
-        for row in unbroken(undecoded, spec.source):
+        for number, row in enumerate(unbroken(undecoded, spec.source)):
             found = row.pop(image)
+            if not found or found["bytes"] is found["path"] is None:
+                raise DatasetError(f"{spec.source}, row {number}: no image")
             hashes.append(hashlib.sha256(image_bytes(found)).hexdigest())
             paths.append(found["path"])
             table.append(row)
