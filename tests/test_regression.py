@@ -304,6 +304,29 @@ def test_order_is_guarded_apart_from_the_size_of_the_change():
     assert {finding.what for finding in regression.compare(now, then).findings} == {"order"}
 
 
+@pytest.mark.parametrize("number", [3, 5, 12])
+def test_two_nearly_equal_scores_may_change_places_among_few(number):
+    scores = {f"{i:02}": i / 10 for i in range(1, number)}
+    then, now = (snapshot_of(scores | {"00": 0.1 + shift}) for shift in (-1e-5, 1e-5))
+    assert not regression.compare(now, then).findings
+    assert {finding.what for finding in regression.compare(now, then, {}, {"": 0.999}).findings} == {"order"}
+    two = snapshot_of(
+        {
+            name: scores[f"{number - 1:02}"] + 1e-5 if name == "00" else value
+            for name, value in now.scorers["m"]["scores"].items()
+        }
+    )
+    assert "order" in {finding.what for finding in regression.compare(two, then).findings}
+
+
+def test_scores_that_have_become_all_the_same_have_lost_their_order():
+    then, now = snapshot_of({f"{i}": i / 10 for i in range(5)}), snapshot_of({f"{i}": 0.2 for i in range(5)})
+    (found,) = regression.compare(now, then, {"": 1.0}).findings
+    assert (found.what, found.current) == ("order", None)
+    assert not regression.compare(now, now).findings
+    assert "all scores are the same now" in check_report.to_markdown(regression.compare(now, then, {"": 1.0}))
+
+
 def test_the_verdict_tells_findings_from_values():
     then = snapshot_of({f"{i}": i / 10 for i in range(5)})
     now = snapshot_of({f"{i}": 1 + (4 - i) / 10 for i in range(5)})

@@ -29,7 +29,12 @@ def check(
         list[str] | None, typer.Option(help="VALUE for all or SCORER=VALUE, absolute; repeatable.")
     ] = None,
     rank: Annotated[
-        list[str] | None, typer.Option(help="Smallest SRCC with the baseline: VALUE or SCORER=VALUE; repeatable.")
+        list[str] | None,
+        typer.Option(
+            help="Smallest SRCC with the baseline: VALUE or SCORER=VALUE; repeatable. "
+            "[default: by scorer, and two neighbours may change places]",
+            show_default=False,
+        ),
     ] = None,
     min_score: Annotated[float | None, typer.Option(help="Fail when an image of --images scores worse.")] = None,
     max_drop: Annotated[

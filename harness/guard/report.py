@@ -18,7 +18,8 @@ MOST_ROWS = 50
 MEANINGS: Mapping[str, str] = {
     "score": "the score of one image moved by more than the tolerance: the same picture is judged differently now",
     "figure": "the mean, the worst score or the D-test over all images moved by more than allowed",
-    "order": "the images are ranked differently: the rank correlation of the scores then and now is too low",
+    "order": "the images are ranked differently: the rank correlation of the scores then and now is too low, or "
+    "there is none as all scores are the same now",
     "direction": "the scorer's declared direction changed: what was better is worse now",
     "prompt": "the prompts that a score is made of changed",
     "failure": "an image has no score now, or had none then",
