@@ -184,7 +184,7 @@ def test_a_changed_prompt_is_caught_where_the_weights_bring_their_own_features(b
     monkeypatch.setattr(snapshots, "PROMPT_PAIRS", pairs)
     result = run_check(baseline)
     assert result.exit_code == 1
-    assert "Good photo. / Bad photo. -> Good photo. / Awful photo." in result.output.replace("\\>", ">")
+    assert "Good photo. / Bad photo. -> Good photo. / Awful photo." in result.output
 
 
 def test_a_file_that_is_read_as_other_pixels_is_named(folder, tmp_path, monkeypatch):
@@ -379,7 +379,11 @@ def test_own_images_are_held_to_a_minimum_and_to_their_baseline(folder, tmp_path
     assert "0.png" in failed.output
     assert run_check(baseline, *arguments, "--update").exit_code == 0
     Image.new("RGB", (300, 300), "grey").save(folder / "flat.png")
-    assert run_check(baseline, *arguments, "--max-drop", "0.5").exit_code == 1
+    report = tmp_path / "drop.md"
+    dropped = run_check(baseline, *arguments, "--max-drop", "0.5", "--report", str(report))
+    assert dropped.exit_code == 1
+    assert "drop <= 0.5" in dropped.output
+    assert "drop \\<= 0.5" in report.read_text()
     assert_incomparable(["--min-score", "1"], "need --images")
 
 
@@ -433,6 +437,8 @@ def test_markdown_survives_odd_names():
     figure = regression.Figure("m", "worst", None, 0.2, "a|b\nc<img src=x>")
     text = check_report.to_markdown(regression.Comparison([finding], figures=[figure], checked=1))
     assert text.count("a\\|b c\\<img src=x\\>") == 2
+    shown = check_report.to_text(regression.Comparison([replace(finding, name="a|b\n<c>\x1b[2J")], checked=1))
+    assert "a|b <c>\\x1b[2J" in shown
     ET.fromstring(check_report.to_junit(regression.Comparison([replace(finding, name="\x1b\ud800")])))  # noqa: S314
 
 

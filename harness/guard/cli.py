@@ -71,7 +71,7 @@ def check(
         raise
     if compared is None:
         return
-    typer.echo(check_report.to_markdown(compared))
+    typer.echo(check_report.to_text(compared))
     if report is not None:
         check_report.write_report(report, compared)
     if compared.findings and not update:

@@ -1,4 +1,4 @@
-"""What a check found, as Markdown with notes, JSON or JUnit XML."""
+"""What a check found, as text or Markdown with notes, JSON or JUnit XML."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from harness.guard.regression import Comparison, Figure, Finding
 from qualiclip_plugin.errors import ConfigError
 from qualiclip_plugin.files import atomic_write
+from qualiclip_plugin.images import printable
 
 MOST_ROWS = 50
 """Rows of the table that people read; the JSON holds all."""
@@ -32,19 +33,28 @@ MEANINGS: Mapping[str, str] = {
 
 def to_markdown(comparison: Comparison) -> str:
     """A verdict, a table of what moved with notes, the summary figures and what differs besides."""
+    return _page(comparison, _plain)
+
+
+def to_text(comparison: Comparison) -> str:
+    """The same for a terminal, where a backslash of Markdown would be read as a part of the text."""
+    return _page(comparison, lambda text: printable(" ".join(text.split())))
+
+
+def _page(comparison: Comparison, escape: Callable[[str], str]) -> str:
     if comparison.error:
-        return f"**No comparison could be made**: {_plain(comparison.error)}\n"
+        return f"**No comparison could be made**: {escape(comparison.error)}\n"
     findings = comparison.findings
     parts = [_verdict(comparison)]
     if findings:
-        parts.append(_table([_row(finding) for finding in findings[:MOST_ROWS]]))
+        parts.append(_table([_row(finding, escape) for finding in findings[:MOST_ROWS]]))
         if len(findings) > MOST_ROWS:
             parts.append(f"... and {len(findings) - MOST_ROWS} more.")
         kinds = dict.fromkeys(finding.what for finding in findings)
         parts.append("What this means:\n" + "\n".join(f"- {kind}: {MEANINGS[kind]}" for kind in kinds))
     if comparison.figures:
-        parts.append(_table([_figure(figure) for figure in comparison.figures]))
-    return "\n\n".join([*parts, *_circumstances(comparison)]) + "\n"
+        parts.append(_table([_figure(figure, escape) for figure in comparison.figures]))
+    return "\n\n".join([*parts, *_circumstances(comparison, escape)]) + "\n"
 
 
 def _verdict(comparison: Comparison) -> str:
@@ -54,16 +64,16 @@ def _verdict(comparison: Comparison) -> str:
     return f"**Passed**: {comparison.checked} values are within their bounds."
 
 
-def _circumstances(comparison: Comparison) -> list[str]:
+def _circumstances(comparison: Comparison, escape: Callable[[str], str]) -> list[str]:
     parts = []
     if comparison.versions:
         lines = [f"- {name}: {then} -> {now}" for name, (then, now) in sorted(comparison.versions.items())]
         parts.append("Versions that differ:\n" + "\n".join(lines))
     for scorer, differences in comparison.identities.items():
-        parts.append(f"{_plain(scorer)} itself differs:\n" + "\n".join(f"- {_plain(line)}" for line in differences))
+        parts.append(f"{escape(scorer)} itself differs:\n" + "\n".join(f"- {escape(line)}" for line in differences))
     if comparison.images:
         lines = [
-            f"- {_plain(name)}: sha256 {then[:16]} -> {now[:16]}" for name, (then, now) in comparison.images.items()
+            f"- {escape(name)}: sha256 {then[:16]} -> {now[:16]}" for name, (then, now) in comparison.images.items()
         ]
         parts.append("The same files are read as other pixels:\n" + "\n".join(lines))
     return parts
@@ -119,22 +129,22 @@ def _table(rows: Sequence[Mapping[str, str]]) -> str:
     return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 
 
-def _row(finding: Finding) -> dict[str, str]:
+def _row(finding: Finding, escape: Callable[[str], str]) -> dict[str, str]:
     return {
-        "scorer": _plain(finding.scorer),
+        "scorer": escape(finding.scorer),
         "what": finding.what,
-        "name": _plain(finding.name),
+        "name": escape(finding.name),
         "baseline": _number(finding.baseline),
         "now": _number(finding.current),
         "change": _change(finding.baseline, finding.current),
-        "allowed": _plain(finding.allowed),
+        "allowed": escape(finding.allowed),
     }
 
 
-def _figure(figure: Figure) -> dict[str, str]:
+def _figure(figure: Figure, escape: Callable[[str], str]) -> dict[str, str]:
     return {
-        "scorer": _plain(figure.scorer),
-        "figure": figure.name + (f" ({_plain(figure.image)})" if figure.image else ""),
+        "scorer": escape(figure.scorer),
+        "figure": figure.name + (f" ({escape(figure.image)})" if figure.image else ""),
         "baseline": _number(figure.baseline),
         "now": _number(figure.current),
         "change": _change(figure.baseline, figure.current),
