@@ -263,6 +263,11 @@ def test_bad_tolerances_are_named(baseline, value):
     assert_incomparable(["--baseline", str(baseline), "--tolerance", value], "a number")
 
 
+@pytest.mark.parametrize("value", ["99", "entropy=-0.5"])
+def test_a_rank_correlation_that_none_can_reach_is_refused(baseline, value):
+    assert_incomparable(["--baseline", str(baseline), "--rank", value], "a number from 0 to 1 is needed")
+
+
 def test_bounds_of_a_scorer_that_is_not_checked_are_refused(baseline):
     arguments = ["--baseline", str(baseline), "--tolerance", "0.1", "--rank", "qualiclip-lit=0.9"]
     assert_incomparable(arguments, "--tolerance or --rank of 'qualiclip-lit': the scorers are ")

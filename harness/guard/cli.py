@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -59,7 +60,7 @@ def check(
     limits = Limits(min_score, max_drop) if images and (min_score, max_drop) != (None, None) else None
     if limits is None and (min_score is not None or max_drop is not None):
         raise ConfigError("--min-score and --max-drop need --images")
-    bounds = (parse_bounds("--tolerance", tolerance or ()), parse_bounds("--rank", rank or ()))
+    bounds = (parse_bounds("--tolerance", tolerance or ()), parse_bounds("--rank", rank or (), most=1.0))
     bounded = {name for bound in bounds for name in bound}
     _check_together(update=update, limits=limits is not None, bounds=bool(bounded))
     take = _snapshot_taker(images, scorer or (), device, precision, bounded)
@@ -139,11 +140,11 @@ def _updated(baseline: Path, take: Callable[[Snapshot | None], Snapshot]) -> Com
     return changed
 
 
-def parse_bounds(option: str, values: Sequence[str]) -> dict[str, float]:
+def parse_bounds(option: str, values: Sequence[str], most: float = math.inf) -> dict[str, float]:
     """``VALUE`` or ``SCORER=VALUE`` to numbers by scorer; the one for all is under ``""``.
 
     Raises:
-        ConfigError: Not a number that is at least 0.
+        ConfigError: Not a number from 0 to ``most``.
     """
     result = {}
     for text in values:
@@ -152,7 +153,8 @@ def parse_bounds(option: str, values: Sequence[str]) -> dict[str, float]:
             number = float(value)
         except ValueError:
             number = -1.0
-        if not number >= 0:
-            raise ConfigError(f"{option} {text!r}: a number of at least 0 is needed, alone or after SCORER=")
+        if not 0 <= number <= most:
+            asked = "a number of at least 0" if math.isinf(most) else f"a number from 0 to {most:g}"
+            raise ConfigError(f"{option} {text!r}: {asked} is needed, alone or after SCORER=")
         result[name] = number
     return result
