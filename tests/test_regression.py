@@ -347,6 +347,12 @@ def test_a_score_that_is_gone_or_back_is_a_failure(back):
     assert ("failure", "b") in {(finding.what, finding.name) for finding in found}
 
 
+def test_an_image_that_was_taken_out_of_a_baseline_by_hand_is_named():
+    now = replace(snapshot_of({"a": 0.1, "b": 0.2}), files={"a": "f", "b": "f"})
+    with pytest.raises(IncomparableError, match=r"other images than the baseline's: b \(added\)"):
+        regression.compare(now, replace(now, images={"a": "h"}))
+
+
 @pytest.mark.parametrize("lower_better", [False, True])
 def test_limits_follow_the_direction(lower_better):
     now = snapshot_of({"good": 0.2 if lower_better else 0.8, "bad": 0.9 if lower_better else 0.1}, lower_better)

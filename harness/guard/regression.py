@@ -291,7 +291,8 @@ def _changed_images(current: Snapshot, baseline: Snapshot) -> dict[str, tuple[st
     """
     names = current.images.keys() | baseline.images.keys()
     changed = {name for name in names if current.images.get(name) != baseline.images.get(name)}
-    same_file = {name for name in changed if current.files.get(name, "") == baseline.files.get(name)}
+    shared = changed & current.images.keys() & baseline.images.keys()
+    same_file = {name for name in shared if current.files.get(name, "") == baseline.files.get(name)}
     if differing := sorted(changed - same_file):
         shown = ", ".join(_told(name, current, baseline) for name in differing[:5])
         more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
