@@ -15,6 +15,9 @@ from harness.progress import Reporter
 from harness.scorers.kinds import Scorer
 from qualiclip_plugin.errors import out_of_memory
 
+LARGEST_SCORE = 3.4e38
+"""What single precision holds; the square of a larger one, which the figures need, may be no number any more."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -103,7 +106,7 @@ def score_batch(
         return
     seconds = (time.perf_counter() - started) / len(batch)
     for item, score in zip(batch, scores, strict=True):
-        reason = "" if math.isfinite(score) else f"the score is {score}"
+        reason = "" if abs(score) <= LARGEST_SCORE else f"the score is {score:g}"  # and so where it is no number
         yield _row(item, score if not reason else math.nan, reason, seconds)
 
 

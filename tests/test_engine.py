@@ -146,10 +146,10 @@ def test_failed_images_are_counted_named_and_retried_only_when_asked(tmp_path: P
     assert [failure["file_name"] for failure in retried["failures"]] == ["2.png"]
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_score_that_is_no_number_is_a_failure(tmp_path: Path, value: float) -> None:
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e200, -1e200])
+def test_a_score_that_is_no_number_or_too_large_is_a_failure(tmp_path: Path, value: float) -> None:
     images = open_dataset(str(opinion_folder(tmp_path / "set", 4)))
-    scorer = fake_scorer(lambda batch: torch.full((len(batch),), value))
+    scorer = fake_scorer(lambda batch: torch.linspace(1, 2, len(batch), dtype=torch.float64) * value)
     cell = evaluate(scorer, images, Store(tmp_path / "results"), settings=FAST)
     assert cell["subsets"]["all"]["n_failed"] == 4
     assert cell["failures"][0]["error"] == f"the score is {value}"
