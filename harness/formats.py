@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -94,12 +95,15 @@ def _grid(rows: pd.DataFrame, group: pd.DataFrame, style: Format, with_reported:
     splits = bool(group["srcc_splits_median"].notna().any())
     header = ["scorer", "n", "n_failed", *shown, *(["srcc of 10 splits"] if splits else [])]
     header += ["srcc ours / reported"] if with_reported else []
-    best = {name: rows[name].min() if name in LOWER_IS_BETTER else rows[name].max() for name in shown}
+    # A figure over the images that a scorer did not fail on is no rival of one over all of them.
+    rivalling = (rows["n"] == group["n"].max()).fillna(False).to_numpy(dtype=bool)
+    rivals = rows[rivalling]
+    best = {name: rivals[name].min() if name in LOWER_IS_BETTER else rivals[name].max() for name in shown}
     lines = []
-    for row in rows.to_dict("records"):
+    for row, rival in zip(rows.to_dict("records"), rivalling, strict=True):
         mark = "" if row["seen"] == "no" or row["status"] == "unavailable" else "†" if row["seen"] else "‡"
         line = [style.escape(row["scorer"] + mark), _text(row["n"], 0), _text(row["n_failed"], 0)]
-        line += [_figure(row, name, best[name], style) for name in shown]
+        line += [_figure(row, name, best[name] if rival else math.nan, style) for name in shown]
         if splits:
             median, std = (_text(row[f"srcc_splits_{what}"], 3) for what in ("median", "std"))
             line.append(style.escape(f"{median} ± {std}" if median else ""))

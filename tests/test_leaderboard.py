@@ -249,6 +249,19 @@ def test_lowest_rmse_is_best() -> None:
     assert "**" in good.split("|")[column]
 
 
+def test_a_scorer_that_failed_on_some_images_is_not_the_best() -> None:
+    easy = rows(score=rows()["opinion"])
+    easy.loc[:9, "error"] = "too hard"
+    cells = [cell(rows(), "good"), cell(easy, "easy")]
+    lines = {line.split("|")[1].strip(): line for line in render(cells).splitlines() if line.startswith("|")}
+    assert "**" in lines["good"]
+    assert "**" not in lines["easy"]
+    # An image that nobody can read leaves them rivals.
+    alike = [cell(easy.assign(score=rows()["score"]), "good"), cell(easy, "easy")]
+    lines = {line.split("|")[1].strip(): line for line in render(alike).splitlines() if line.startswith("|")}
+    assert "**" in lines["easy"]
+
+
 def test_what_a_scorer_was_trained_on_is_marked_and_left_out_of_its_mean() -> None:
     cells = [
         cell(rows(), "blind", "one"),

@@ -26,7 +26,7 @@ from harness.engine import evaluate, unavailable_cell
 from harness.figures import Settings
 from harness.report import charts, data, environment, write_report
 from harness.report.charts import number
-from harness.report.overview import overview
+from harness.report.overview import mark_best, overview
 from harness.store import Store, StoreError
 from qualiclip_plugin.errors import ConfigError
 from tests.harness_data import brightness, fake_scorer, picture, write_metadata
@@ -350,6 +350,15 @@ def test_scorers_that_met_different_labels_are_told_apart(results: Path, tmp_pat
         cell.scorer for cell in compared.cells
     }
     assert name not in {side for rival in compared.rivals for side in (rival.defender, rival.attacker)}
+
+
+def test_only_a_figure_over_as_many_images_as_any_is_marked_as_best() -> None:
+    def best(*cells: dict[str, Any]) -> list[bool]:
+        return [row["cells"][0]["best"] for row in mark_best([{"cells": [cell]} for cell in cells])]
+
+    assert best({"value": 0.9, "n": 5}, {"value": 0.5, "n": 8}, {"value": 0.4, "n": 8}) == [False, True, False]
+    assert best({"value": 0.9, "n": 5}, {"value": 0.5, "n": 5}, {"value": None, "n": 8}) == [True, False, False]
+    assert best({"value": 0.9}, {"value": 0.5}) == [True, False]
 
 
 def test_every_image_that_some_scorer_lacks_is_counted(results: Path) -> None:

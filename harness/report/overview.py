@@ -54,16 +54,22 @@ def short(cell: Cell, figure: str = "") -> dict[str, Any]:
     if cell.measured and not cell.complete:
         marks.append(str(cell.content["status"]))
     ends = {end: found.get(end) for end in ("value", "low", "high")}
-    return {**ends, "reason": reason, "marks": marks, "page": cell.page}
+    n = (cell.content["subsets"].get("all") or {}).get("n", 0)
+    return {**ends, "n": n, "reason": reason, "marks": marks, "page": cell.page}
 
 
 def mark_best(rows: list[dict[str, Any]], part: str = "cells", lower: Container[int] = ()) -> list[dict[str, Any]]:
-    """Mark the highest value of every column of a part, the lowest of the columns ``lower``; ties share."""
+    """Mark the highest value of every column of a part, the lowest of the columns ``lower``; ties share.
+
+    Where cells count images (``n``), only those with the most in their column can be best.
+    """
     for index, column in enumerate(zip(*(row[part] for row in rows), strict=True)):
-        values = [cell["value"] for cell in column if cell["value"] is not None]
+        known = [cell for cell in column if cell["value"] is not None]
+        most = max((cell.get("n", 0) for cell in known), default=0)
+        values = [cell["value"] for cell in known if cell.get("n", 0) == most]
         best = (min if index in lower else max)(values, default=None)
         for cell in column:
-            cell["best"] = len(values) > 1 and cell["value"] == best
+            cell["best"] = len(known) > 1 and cell.get("n", 0) == most and cell["value"] == best
     return rows
 
 
