@@ -29,7 +29,7 @@ from harness.report.charts import number
 from harness.report.overview import mark_best, overview
 from harness.store import Store, StoreError
 from qualiclip_plugin.errors import ConfigError
-from tests.harness_data import brightness, fake_scorer, picture, write_metadata
+from tests.harness_data import brightness, fake_scorer, picture, write_images, write_metadata
 
 HOSTILE = """<img src=x onerror="alert(1)">&'<b>"""
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -359,6 +359,17 @@ def test_only_a_figure_over_as_many_images_as_any_is_marked_as_best() -> None:
     assert best({"value": 0.9, "n": 5}, {"value": 0.5, "n": 8}, {"value": 0.4, "n": 8}) == [False, True, False]
     assert best({"value": 0.9, "n": 5}, {"value": 0.5, "n": 5}, {"value": None, "n": 8}) == [True, False, False]
     assert best({"value": 0.9}, {"value": 0.5}) == [True, False]
+
+
+def test_the_figures_of_every_split_stand_in_a_table(tmp_path: Path) -> None:
+    names = write_images(tmp_path / "parted", 12)
+    rows = [{"file_name": n, "mos": i, "split": ("<test>", "train")[i % 2]} for i, n in enumerate(names)]
+    write_metadata(tmp_path / "parted", rows)
+    evaluate(fake_scorer(), open_dataset(str(tmp_path / "parted")), Store(tmp_path / "results"))
+    write_report(tmp_path / "results", tmp_path / "site", draws=0)
+    page = next((tmp_path / "site").glob("cell-*.html")).read_text()
+    for name, count in (("all", 12), ("&lt;test&gt;", 6), ("train", 6)):
+        assert f'<th scope="row" class="name">{name}</th><td>{count}</td>' in page
 
 
 def test_every_image_that_some_scorer_lacks_is_counted(results: Path) -> None:
