@@ -187,6 +187,8 @@ def compare(
     from harness.api import compare as compare_scorers
 
     frame = compare_scorers(first, second, output=output, draws=draws)
+    if frame.empty:
+        raise QualiCLIPError(f"{output}: no dataset has stored scores of both {first} and {second}")
     shown = frame.astype(object).where(frame.notna(), None)
     typer.echo(shown.to_markdown(index=False, floatfmt=".4f", missingval=""))
 

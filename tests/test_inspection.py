@@ -215,6 +215,16 @@ def test_published_results_without_labels_say_so(tmp_path: Path) -> None:
     assert "the labels are not in this results folder" in (tmp_path / "site/cell-one--set.html").read_text()
 
 
+def test_scorers_without_a_dataset_in_common_are_told_so(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        folder = str(opinion_folder(tmp_path / f"of {name}", 6))
+        harness.evaluate(fake_scorer(brightness, name), folder, output=tmp_path / "out", settings=Settings(draws=0))
+    assert harness.compare("one", "two", output=tmp_path / "out").empty
+    result = CliRunner().invoke(app, ["compare", "one", "two", "--output", str(tmp_path / "out")])
+    assert result.exit_code == 1
+    assert "no dataset has stored scores of both one and two" in str(result.exception)
+
+
 def test_a_scorer_that_failed_on_every_image_is_not_compared(tmp_path: Path) -> None:
     def broken(images: torch.Tensor) -> torch.Tensor:
         raise ValueError("no")
