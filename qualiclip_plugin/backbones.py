@@ -8,7 +8,7 @@ model are covered by it. The towers returned here take images of any size.
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import deepcopy
+from copy import copy, deepcopy
 from typing import Any
 
 import open_clip
@@ -20,7 +20,6 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import TextTransformer, VisionTransformer
 from timm.layers import Format
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from qualiclip_plugin.errors import ConfigError, did_you_mean
 from qualiclip_plugin.towers import ResNetTower, StagePoolTower
@@ -123,7 +122,10 @@ class AnySizeViT(nn.Module):
         if grid == tuple(self.transformer.grid_size):
             return self.transformer(images)
         embedding = interpolate_grid(self.transformer.positional_embedding, tuple(self.transformer.grid_size), grid)
-        return functional_call(self.transformer, {"positional_embedding": embedding}, images)
+        # A copy that shares all but the embedding: other threads may be encoding images of another size.
+        sized = copy(self.transformer)
+        vars(sized)["positional_embedding"] = embedding
+        return sized(images)
 
     # The wrapper must not show in state dictionaries: checkpoints keep open_clip's names.
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]

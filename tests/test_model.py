@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import open_clip
@@ -200,6 +202,23 @@ def test_vit_keeps_open_clips_parameter_names():
     twin = build_image_encoder(config)
     twin.load_state_dict(state)
     assert torch.equal(twin.transformer.proj, tower.transformer.proj)
+
+
+def test_threads_encode_images_of_different_sizes_with_one_vit():
+    config = {"embed_dim": 16, "vision_cfg": {"layers": 1, "width": 64, "patch_size": 16, "image_size": 64}}
+    tower = build_image_encoder(config).eval().requires_grad_(False)
+    sizes = [torch.rand(1, 3, 96, 64), torch.rand(1, 3, 64, 128)]
+    alone = [tower(images) for images in sizes]
+    together = threading.Barrier(len(sizes), timeout=30)
+
+    def meet(*_: object) -> None:
+        together.wait()
+
+    hook = tower.transformer.conv1.register_forward_pre_hook(meet)
+    with ThreadPoolExecutor(len(sizes)) as pool:
+        assert all(map(torch.equal, pool.map(tower, sizes), alone))
+    hook.remove()
+    assert torch.equal(tower(sizes[0]), alone[0]), "nothing is left of the other thread's image"
 
 
 @pytest.mark.parametrize(("precision", "bound"), [("bf16", 5e-2), ("fp16", 5e-3)])
