@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
@@ -154,13 +155,13 @@ def exact_fp32() -> Iterator[None]:
     On a GPU torch rounds the input of convolutions to ten bits and tries out algorithms, unless told otherwise, and
     programs often allow the same for matrix products, on the CPU too.
     """
-    with exact_products(), _exact(*_convolutions()), _exact(*_algorithms()):
+    with exact_products(), _convolutions_are_exact, _algorithms_are_fixed:
         yield
 
 
 def exact_products() -> AbstractContextManager[None]:
     """No TensorFloat-32, on the CPU no bf16, in products of fp32 matrices; the setting is put back."""
-    return _exact(*_products())
+    return _products_are_exact
 
 
 def fp32_settings() -> tuple[object, object]:
@@ -210,10 +211,38 @@ def _together(*switches: Switch) -> Switch:
     return [before for before, _, _ in switches], change, [exact for _, _, exact in switches]
 
 
-@contextmanager
-def _exact(before: Any, change: Callable[[Any], object], exact: Any) -> Iterator[None]:
-    try:
-        change(exact)
-        yield
-    finally:
-        change(before)
+class _Hold:
+    """Holds settings of torch, which belong to all threads, at exact while any of them asks for it.
+
+    Args:
+        read: Gives the settings.
+    """
+
+    def __init__(self, read: Callable[[], Switch]) -> None:
+        self._read = read
+        self._lock = threading.Lock()
+        self._holders = 0
+        self._put_back: Callable[[], object] = lambda: None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            before, change, exact = self._read()
+            if self._holders == 0:
+                self._put_back = partial(change, before)
+            try:
+                change(exact)  # also where others hold it: somebody may have changed it meanwhile
+            except BaseException:
+                change(before)
+                raise
+            self._holders += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._holders -= 1
+            if self._holders == 0:
+                self._put_back()
+
+
+_products_are_exact, _convolutions_are_exact, _algorithms_are_fixed = map(
+    _Hold, (_products, _convolutions, _algorithms)
+)

@@ -21,6 +21,7 @@ from PIL import Image
 from torch import nn
 
 from qualiclip_plugin.errors import ConfigError
+from qualiclip_plugin.inference import exact_fp32
 from qualiclip_plugin.model import QualiCLIP
 from qualiclip_plugin.scoring import score_files as scoring
 from qualiclip_plugin.scoring.score_files import BATCH_TOLERANCE, ScoredImage, check_device, score_files
@@ -244,6 +245,18 @@ assert fp32_settings() == before
 assert (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark) == (False, True)
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_exact_fp32_of_threads_that_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    first, second = exact_fp32(), exact_fp32()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark) == (True, False), "second is at work"
+    second.__exit__(None, None, None)
+    assert (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark) == (False, True)
 
 
 def test_devices() -> None:
