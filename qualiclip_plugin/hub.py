@@ -70,7 +70,7 @@ class HubQualiCLIP(
             backbone=model.backbone,
             precision=model.precision,
         )
-        shared.card = card
+        shared.card = dict(card)  # a view such as the default one could be neither copied nor pickled
         return shared
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -141,6 +143,12 @@ def test_a_pushed_model_is_loaded_by_its_name(images, shared, tmp_path: Path, mo
     torch.testing.assert_close(again(images), shared(images), rtol=0, atol=0)
     offline = HubQualiCLIP.from_pretrained("me/quality", cache_dir=tmp_path, local_files_only=True)
     torch.testing.assert_close(offline(images), shared(images), rtol=0, atol=0)
+
+
+def test_a_model_to_share_can_be_copied_and_pickled(images, shared):
+    for again in (copy.deepcopy(shared), pickle.loads(pickle.dumps(shared))):  # noqa: S301 (its own bytes)
+        torch.testing.assert_close(again(images), shared(images), rtol=0, atol=0)
+        assert again.card == shared.card
 
 
 def test_a_model_for_inference_is_not_shared(tiny_checkpoint, tmp_path: Path):
