@@ -142,10 +142,17 @@ def check_precision(precision: str) -> str:
 
 
 def autocast(precision: str, device: torch.device, tower: nn.Module) -> AbstractContextManager[object]:
-    """The autocast context of a precision on a device; none for fp32, nor for a tower that sees to it itself."""
-    if precision == "fp32" or (isinstance(tower, ConvTower) and tower.dtype is not None):
+    """The autocast context of a precision on a device: none where a tower sees to it itself, a caller's for fp32."""
+    if isinstance(tower, ConvTower) and tower.dtype is not None:
+        return without_autocast(device)
+    if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, dtype=PRECISIONS[precision])
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Keep a caller's autocast away; nothing, also for graphs, where there is none."""
+    return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from torch import Tensor, einsum, nn
 
 from qualiclip_plugin.errors import ConfigError, ImageError
 from qualiclip_plugin.images import to_float
-from qualiclip_plugin.inference import autocast, check_precision
+from qualiclip_plugin.inference import autocast, check_precision, without_autocast
 from qualiclip_plugin.tiling import automatic_tile, can_tile, encode_in_tiles
 from qualiclip_plugin.towers import ConvTower
 
@@ -34,7 +34,9 @@ def prompt_similarities(features: Tensor, text_features: Tensor) -> Tensor:
     Returns:
         Similarities in [-1, 1], (N, P, 2).
     """
-    return einsum("nd,pkd->npk", features, text_features)
+    # Scores are differences of similarities times a large factor, which a caller's autocast would round away.
+    with without_autocast(features.device):
+        return einsum("nd,pkd->npk", features, text_features)
 
 
 def pair_scores(similarities: Tensor, logit_scale: float) -> Tensor:

@@ -191,6 +191,13 @@ def test_gradients_as_a_loss_are_finite_at_all_sizes(loss, size):
         assert images.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("weights", ["clip", "lite"])
+def test_autocast_around_a_loss_does_not_round_the_score(models, images, weights):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        score = models[weights](images)
+    torch.testing.assert_close(score, models[weights](images), rtol=0, atol=1e-6)
+
+
 def test_an_image_larger_than_a_tile_has_the_gradient_of_the_whole(loss, images, monkeypatch):
     image = torch.nn.functional.interpolate(images[:1], (301, 333), mode="bilinear").requires_grad_()
     loss(image).sum().backward()

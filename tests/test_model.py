@@ -17,7 +17,7 @@ from qualiclip_plugin.bench.reference import pyiqa_class
 from qualiclip_plugin.checkpoint import CLIP_MEAN, CLIP_STD, build_text_side, read_weights, save_checkpoint
 from qualiclip_plugin.errors import ConfigError, ImageError, WeightsError
 from qualiclip_plugin.inference import fold_batch_norm, prepare_for_inference
-from qualiclip_plugin.model import QualiCLIP, pair_scores, quality_score
+from qualiclip_plugin.model import QualiCLIP, pair_scores, prompt_similarities, quality_score
 from qualiclip_plugin.prompts import ATTRIBUTES, PROMPT_PAIRS, encode_prompts, flat_prompts, paired_features
 from qualiclip_plugin.weights import load_model
 from tests.conftest import calibrate, needs_openvino
@@ -226,6 +226,18 @@ def test_lower_precision_stays_near_fp32(tiny_checkpoint, images, precision, bou
     exact, fast = load_model(tiny_checkpoint), load_model(tiny_checkpoint, precision=precision)
     assert fast(images).dtype == torch.float32
     torch.testing.assert_close(fast(images), exact(images), rtol=0, atol=bound)
+
+
+def test_autocast_lowers_a_network_that_trains_but_not_its_similarities(tiny_checkpoint, images):
+    model = load_model(tiny_checkpoint, inference=False).eval()
+    exact = model(images)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        lowered = model.encode_image(images)
+        similarities = model.similarities(images)
+    assert not torch.allclose(lowered, model.encode_image(images), rtol=0, atol=1e-4)
+    assert similarities.dtype == torch.float32
+    torch.testing.assert_close(similarities, prompt_similarities(lowered, model.text_features), rtol=0, atol=1e-6)
+    torch.testing.assert_close(quality_score(similarities, model.logit_scale), exact, rtol=0, atol=5e-2)
 
 
 def test_scores_do_not_depend_on_the_batch(tiny_checkpoint, images):
