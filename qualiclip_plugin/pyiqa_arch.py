@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from qualiclip_plugin.backbones import backbone_config, build_tokenizer
 from qualiclip_plugin.checkpoint import build_model, build_text_side, load_prompt_learner, read_weights
 from qualiclip_plugin.errors import WeightsError
-from qualiclip_plugin.inference import exact_fp32
+from qualiclip_plugin.inference import exact_fp32, without_autocast
 from qualiclip_plugin.model import QualiCLIP, pair_scores, prompt_similarities
 from qualiclip_plugin.prompt_learner import PromptLearner
 from qualiclip_plugin.prompts import ATTRIBUTES, paired_features
@@ -143,7 +143,8 @@ class PyiqaQualiCLIP(nn.Module):
         # Constant while the context does not change: the text tower costs more than a small image.
         key = (learner.ctx._version, learner.ctx.data_ptr(), learner.ctx.device)
         if self._plus_features is None or self._plus_features[0] != key:
-            with torch.no_grad():
+            # Whatever the caller's mode: features of one that knows no gradients or rounds could not serve another.
+            with torch.inference_mode(False), torch.no_grad(), without_autocast(learner.ctx.device):
                 self._plus_features = (key, paired_features(learner(tower)))
         return self._plus_features[1]
 

@@ -84,6 +84,18 @@ def test_state_dictionary_and_scores_behind_pyiqas_interface(images):
     assert not torch.allclose(net(batch), before)
 
 
+@pytest.mark.usefixtures("use_official", "official_plus")
+def test_remembered_prompt_features_serve_every_mode(images):
+    batch = images[:1, :, :64, :64].clone().requires_grad_()
+    expected = PyiqaQualiCLIP(model_type="qualiclip+").eval()(batch)
+    net = PyiqaQualiCLIP(model_type="qualiclip+").eval()
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        net(batch)
+    torch.testing.assert_close(net(batch), expected, rtol=0, atol=1e-6)
+    net(batch).backward()
+    assert batch.grad.abs().sum() > 0
+
+
 def test_trains_with_pyiqas_trainer_and_option_file(use_official, photographs, tmp_path):
     """One epoch on six pictures with the network and loss sections of pyiqa's own option file."""
     rows = []
