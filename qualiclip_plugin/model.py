@@ -147,7 +147,8 @@ class QualiCLIP(nn.Module):
         """Images as :meth:`encode_image` takes them -> what the tower was trained on, (N, 3, H, W), channels last."""
         if images.dtype == torch.uint8:
             images = to_float(images)
-        return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        # The type of the network: images from NumPy are often in fp64, which its convolutions refuse.
+        return ((images.to(self.mean.dtype) - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     def _encode_in_tiles(self, images: Tensor) -> Tensor | None:
         """The tower's features (N, D) of large images; ``None`` where tiles do not apply."""

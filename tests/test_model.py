@@ -260,6 +260,14 @@ def test_grey_images_are_scored_like_their_rgb_copy(tiny_checkpoint, images):
     torch.testing.assert_close(model(grey), model(grey.expand(-1, 3, -1, -1)))
 
 
+@pytest.mark.parametrize("weights", ["tiny", "lite"])
+def test_images_of_any_floating_type_are_scored_in_the_networks(tiny_checkpoint, images, weights):
+    model = load_model(tiny_checkpoint if weights == "tiny" else weights)
+    for dtype in (torch.float64, torch.float16, torch.bfloat16):
+        rounded = images.to(dtype)
+        assert torch.equal(model(rounded), model(rounded.float()))
+
+
 @pytest.mark.parametrize("shape", [(3, 64, 64), (1, 4, 64, 64), (1, 3, 31, 64), (1, 3, 1, 1)])
 def test_unusable_images_are_named(tiny_model, shape):
     with pytest.raises(ImageError, match=r"got|too small"):
