@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import AutocastKwargs
 from safetensors.torch import load_file
+from torch import nn
 
 from qualiclip_plugin.errors import ConfigError
 from qualiclip_plugin.training import trainer
@@ -153,7 +154,12 @@ def test_fp16_continues_bit_for_bit_with_its_scale(run_settings, photo_folder: s
     settings = run_settings | {"mixed_precision": "fp16", "start_pull": 0.1, "clip_norm": 1.0}
     whole = trainer.Trainer(config_from_mapping(settings), photo_folder, str(tmp_path / "whole"))
     seen: set[torch.dtype] = set()
-    whole.model.image_encoder.layer4.register_forward_hook(lambda *call: seen.add(call[-1].dtype))
+
+    def note(stage: nn.Module, _: object, features: torch.Tensor) -> None:
+        if stage.training:
+            seen.add(features.dtype)
+
+    whole.model.image_encoder.layer4.register_forward_hook(note)
     whole.run()
     assert seen == {torch.float16}
     assert all(value.dtype == torch.float32 for value in weights(tmp_path / "whole").values())
@@ -244,3 +250,14 @@ def test_plans_are_drawn_for_the_step_and_name_their_prompt_pairs(run_settings) 
         assert row[1] == row[2] == ("gaussian_blur" in kinds)
         assert row[4] == ("white_noise" in kinds)
         assert not row[[0, 3, 5, 6]].any()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_network_that_the_last_step_spoilt_is_not_saved(
+    run_settings, photo_folder: str, tmp_path: Path, precision: str
+) -> None:
+    spoilt = run_settings | {"learning_rate": 1e3, "schedule": "constant", "steps": 1, "save_precision": precision}
+    with pytest.raises(ConfigError, match="not finite after the last step: lower the learning rate"):
+        run(spoilt, photo_folder, tmp_path / "run")
+    assert len(read_csv(tmp_path / "run" / "log.csv")) == 1, "the loss of its step was finite"
+    assert not (tmp_path / "run" / "model.safetensors").exists()

@@ -309,12 +309,12 @@ class Trainer:
         moved = self.learner.movement()
         card = build_card(self.folder, self.config, len(self.skipped), validation, moved)
         with self.learner.result_weights():
+            result, dtype = self.model, torch.float32
             if self.config.save_precision == "fp16":
-                rounded = deepcopy(self.model).eval()
-                make_exact_in_half(rounded)
-                save_checkpoint(path, rounded, card, dtype=torch.float16)
-            else:
-                save_checkpoint(path, self.model, card)
+                result, dtype = deepcopy(self.model).eval(), torch.float16
+                make_exact_in_half(result)
+            check_result(result, self.config.crop_size)
+            save_checkpoint(path, result, card, dtype=dtype)
         plot_training(self.folder, self.config.table, moved)
         self.display.say(f"weights moved: {describe_movement(moved)}")
         self.display.say(f"saved {path}")
@@ -340,6 +340,22 @@ def read_figures(values: dict[str, Tensor], step: int) -> dict[str, float]:
     if not math.isfinite(figures["loss"]):
         raise ConfigError(f"the loss of step {step + 1} is {figures['loss']}: lower the learning rate")
     return figures
+
+
+@torch.no_grad()
+def check_result(model: QualiCLIP, size: int) -> None:
+    """Refuse a network that the last step has spoilt, which no loss of a next one tells.
+
+    Args:
+        model: The network; it is left in evaluation mode.
+        size: Height and width in pixels of what it scores.
+
+    Raises:
+        ConfigError: Its scores of noise are not finite.
+    """
+    noise = torch.rand((1, 3, size, size), generator=torch.Generator().manual_seed(0))
+    if not model.eval()(noise.to(model.mean.device)).isfinite().all():
+        raise ConfigError("the network gives scores that are not finite after the last step: lower the learning rate")
 
 
 def train(
