@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from qualiclip_plugin.errors import ConfigError, DatasetError, ImageError
+from qualiclip_plugin.errors import ConfigError, DatasetError, ImageError, QualiCLIPError
 from qualiclip_plugin.training.config import config_from_mapping
 from qualiclip_plugin.training.run_folder import RunFolder, read_csv
 from tests.harness_data import opinion_folder
@@ -76,6 +77,17 @@ def test_a_trainer_that_fails_before_work_gives_its_folder_back(
         run(run_settings | {"crop_size": 256}, photo_folder, tmp_path / "run")
     assert run(run_settings, photo_folder, tmp_path / "run").step == 6
     assert failure.traceback
+
+
+@pytest.mark.parametrize("wrong", [{"weights": "lit"}, {"mixed_precision": "fp16"}, {"distortions": ["blurr"]}])
+def test_a_trainer_that_fails_before_work_leaves_no_empty_folder(
+    run_settings, photo_folder: str, tmp_path: Path, wrong: dict[str, Any]
+) -> None:
+    (tmp_path / "mine").mkdir()
+    for output in ("new/run", "mine"):
+        with pytest.raises(QualiCLIPError):
+            run(run_settings | wrong, photo_folder, tmp_path / output)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 @contextmanager
@@ -155,7 +167,7 @@ def test_a_second_process_is_kept_out(run_settings, photo_folder: str, tmp_path:
     folder.lock()
     with pytest.raises(ConfigError, match="another process"):
         RunFolder(tmp_path).lock()
-    folder.unlock()
+    folder.release()
 
 
 def test_skipped_photographs_are_listed(run_settings, photo_folder: str, tmp_path: Path) -> None:
@@ -208,7 +220,7 @@ def test_a_trainer_that_is_kept_out_leaves_the_list_alone(run_settings, photo_fo
     with pytest.raises(ConfigError, match="another process"):
         run(run_settings, photo_folder, tmp_path / "run")
     assert folder.read_skipped() == {"photo": "broken"}
-    folder.unlock()
+    folder.release()
 
 
 def test_no_usable_photograph_is_an_error(run_settings, photo_folder: str, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ from qualiclip_plugin.files import atomic_write, remove_leftovers, sha256_file
 from qualiclip_plugin.training.config import differences
 
 RUN_FILES = ("run.json", "checkpoints", "model.safetensors", "log.csv")
+LOCK = ".lock"
 STATE, RECORD = "state.pt", "checkpoint.json"
 WEIGHTS, AVERAGED = "weights.safetensors", "averaged.safetensors"
 _STEP = re.compile(r"step-(\d{1,18})")
@@ -105,6 +107,7 @@ class RunFolder:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._lock: FileLock | None = None
+        self._made: list[Path] = []
 
     def check(self, *, resume: bool) -> None:
         """Refuse a folder that cannot serve, before any work.
@@ -120,6 +123,7 @@ class RunFolder:
                 f"{self.path} already holds a run ({', '.join(found)}): continue it with --resume or choose "
                 "another --output"
             )
+        self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
@@ -133,7 +137,7 @@ class RunFolder:
         Raises:
             ConfigError: Another process is training there.
         """
-        self._lock = FileLock(self.path / ".lock")
+        self._lock = FileLock(self.path / LOCK)
         try:
             self._lock.acquire(timeout=0)
         except Timeout as error:
@@ -147,10 +151,16 @@ class RunFolder:
         """Whether this object keeps others out of the folder."""
         return self._lock is not None and self._lock.is_locked
 
-    def unlock(self) -> None:
-        """Give the folder back."""
+    def release(self) -> None:
+        """Give the folder back; where :meth:`check` made it and nothing was written into it, it goes again."""
+        with suppress(OSError):
+            if self.held and self._made and [entry.name for entry in self.path.iterdir()] == [LOCK]:
+                (self.path / LOCK).unlink()
         if self._lock is not None:
             self._lock.release()
+        with suppress(OSError):  # not empty
+            for folder in self._made:
+                folder.rmdir()
 
     def check_space(self, needed: int) -> None:
         """Raise :class:`ConfigError` where fewer than ``needed`` bytes are free."""

@@ -90,8 +90,12 @@ class Trainer:
         self.config, self.resume, self.tensorboard = config, resume, tensorboard
         self.folder = RunFolder(output)
         self.folder.check(resume=resume)
-        self.accelerator = build_accelerator(config, output, tensorboard)
-        self.places = places_of(config, self.accelerator)
+        try:
+            self.accelerator = build_accelerator(config, output, tensorboard)
+            self.places = places_of(config, self.accelerator)
+        except BaseException:
+            self.folder.release()
+            raise
         self.pool = ThreadPoolExecutor(config.workers, thread_name_prefix="photos")
         self.skipped = SkipList(self.folder.read_skipped() if resume else {})
         self.display = Display(self.skipped, enabled=self.main)
@@ -134,7 +138,7 @@ class Trainer:
                 self.folder.write_skipped(self.skipped.reasons)
             except OSError as error:  # must not hide what ended the run
                 self.display.say(f"skipped.csv cannot be written: {error.strerror or error}")
-            self.folder.unlock()
+            self.folder.release()
 
     @property
     def main(self) -> bool:
