@@ -42,9 +42,10 @@ def export_torch(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write a model loaded for inference as a file for ``torch.export.load``.
 
     Raises:
-        ConfigError: See :func:`export_program`.
+        ConfigError: See :func:`check_name` and :func:`export_program`.
         OSError: The file cannot be written.
     """
+    check_name(path, "torch-export")
     with atomic_write(path) as file:  # before the work: a place that cannot be written is an error at once
         torch.export.save(export_program(model), file)
 
@@ -53,9 +54,11 @@ def export_onnx(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write a model loaded for inference as one ONNX file, input ``images``, output ``scores``.
 
     Raises:
-        ConfigError: The model is in training mode, or the packages of the extra ``onnx`` are missing.
+        ConfigError: See :func:`check_name` and :func:`export_program`; or the packages of the extra ``onnx`` are
+            missing.
         OSError: The file cannot be written.
     """
+    check_name(path, "onnx")
     try:
         import onnxscript  # noqa: F401 (torch.onnx needs it and would say so in a longer way)
     except ImportError as error:
@@ -88,4 +91,4 @@ def check_name(path: str | os.PathLike[str], form: str) -> None:
     """
     promised = SUFFIXES.get(os.path.splitext(path)[1].lower(), form)
     if promised != form:
-        raise ConfigError(f"{os.fspath(path)}: such a file holds --format {promised}, not {form}")
+        raise ConfigError(f"{os.fspath(path)}: such a file holds the format {promised}, not {form}")

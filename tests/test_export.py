@@ -15,7 +15,7 @@ from huggingface_hub.errors import EntryNotFoundError
 
 from qualiclip_plugin.checkpoint import read_weights
 from qualiclip_plugin.errors import ConfigError, WeightsError
-from qualiclip_plugin.export import export_onnx, export_program
+from qualiclip_plugin.export import EXPORTERS, export_onnx, export_program
 from qualiclip_plugin.hub import FILE_NAME, HubQualiCLIP
 from qualiclip_plugin.images import read_image
 from qualiclip_plugin.weights import load_model
@@ -90,9 +90,11 @@ def test_export_names_what_is_missing_or_cannot_be_written(models, tmp_path, mon
 @pytest.mark.parametrize(
     ("name", "form", "other"), [("m.pt2", "onnx", "torch-export"), ("m.ONNX", "torch-export", "onnx")]
 )
-def test_a_name_that_promises_another_format_is_refused(tmp_path, monkeypatch, capsys, name, form, other):
+def test_a_name_that_promises_another_format_is_refused(models, tmp_path, monkeypatch, capsys, name, form, other):
     assert export(monkeypatch, tmp_path / name, "--format", form) == 2
-    assert f"{name}: such a file holds --format {other}, not {form}" in capsys.readouterr().err
+    assert f"{name}: such a file holds the format {other}, not {form}" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=f"such a file holds the format {other}"):
+        EXPORTERS[form](models["lite"], tmp_path / name)
     assert not list(tmp_path.iterdir())
 
 
