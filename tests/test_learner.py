@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import AutocastKwargs
 from safetensors.torch import load_file
 from torch import nn
@@ -121,6 +121,17 @@ def test_a_process_that_changes_its_precision_is_told_so(
     run(run_settings | {"steps": 1}, photo_folder, tmp_path / "fp32")
     with pytest.raises(ConfigError, match=r"this process cannot train in bf16 on cpu: .* already been initialized"):
         run(run_settings | {"mixed_precision": "bf16"}, photo_folder, tmp_path / "bf16")
+
+
+def test_a_process_that_began_on_the_cpu_is_told_that_it_stays_there(
+    run_settings, photo_folder: str, tmp_path: Path, fresh_accelerator: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(run_settings | {"steps": 1}, photo_folder, tmp_path / "cpu")
+    monkeypatch.setattr(PartialState, "default_device", torch.device("cuda"))
+    with pytest.raises(ConfigError, match=r"began on the CPU \(cpu: true\) and stays there"):
+        run(run_settings | {"cpu": False}, photo_folder, tmp_path / "gpu")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert run(run_settings | {"cpu": False, "steps": 1}, photo_folder, tmp_path / "launched").step == 1
 
 
 @pytest.fixture

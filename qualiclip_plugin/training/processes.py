@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env
 from torch import Tensor, nn
 
 from qualiclip_plugin.errors import ConfigError, first_line
@@ -45,7 +47,7 @@ def build_accelerator(config: TrainConfig, output: str, tensorboard: bool) -> Ac
         raise ConfigError("mixed_precision: fp16 needs a GPU; a CPU trains in fp32 or bf16")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
     try:
-        return Accelerator(
+        accelerator = Accelerator(
             cpu=config.cpu,
             mixed_precision="no" if config.mixed_precision == "fp32" else config.mixed_precision,
             log_with="tensorboard" if tensorboard else None,
@@ -57,6 +59,18 @@ def build_accelerator(config: TrainConfig, output: str, tensorboard: bool) -> Ac
         kind = "cpu" if config.cpu else "any device"
         reason = first_line(error)
         raise ConfigError(f"this process cannot train in {config.mixed_precision} on {kind}: {reason}") from error
+    if not config.cpu and _kept_on_cpu(accelerator):
+        # This one it keeps without a word.
+        raise ConfigError(
+            "this process began on the CPU (cpu: true) and stays there: train elsewhere in a new process"
+        )
+    return accelerator
+
+
+def _kept_on_cpu(accelerator: Accelerator) -> bool:
+    """Whether the CPU is used where a new process that does not ask for it would use something else."""
+    launched = parse_flag_from_env("ACCELERATE_USE_CPU") or "ACCELERATE_TORCH_DEVICE" in os.environ
+    return accelerator.device.type == "cpu" and not launched and PartialState().default_device.type != "cpu"
 
 
 def places_of(config: TrainConfig, accelerator: Accelerator) -> range:
