@@ -115,6 +115,7 @@ def test_plain_values_survive_yaml() -> None:
         ("ema=1", "ema must be in"),
         ("crop_scale=[1]", "crop_scale must be 2 values"),
         ("crop_scale=[0, 1]", "crop_scale"),
+        ("crop_scale=[1, .inf]", "crop_scale must be two finite factors"),
         ("schedule=step", "schedule must be one of"),
         ("mixed_precision=fp8", "mixed_precision"),
         ("attribute_kinds={blur: [sharp]}", "attribute_kinds must be one of"),

@@ -154,8 +154,8 @@ class TrainConfig(ObjectiveConfig):
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise ConfigError(f"{name} must be in [{low}, {high}], not {value}")
-        if not 0 < self.crop_scale[0] <= self.crop_scale[1]:
-            raise ConfigError(f"crop_scale must be two factors 0 < low <= high, not {self.crop_scale}")
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] < math.inf:
+            raise ConfigError(f"crop_scale must be two finite factors 0 < low <= high, not {self.crop_scale}")
         if self.gradient_checkpointing and self.batch_norm == "train":
             raise ConfigError("gradient_checkpointing would update batch statistics twice: use batch_norm: eval")
         for name in (name for names in self.attribute_kinds.values() for name in names):
