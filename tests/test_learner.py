@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,10 +17,13 @@ from accelerate.utils import AutocastKwargs
 from safetensors.torch import load_file
 from torch import nn
 
+from qualiclip_plugin.checkpoint import save_checkpoint
 from qualiclip_plugin.errors import ConfigError
+from qualiclip_plugin.model import QualiCLIP
 from qualiclip_plugin.training import trainer
 from qualiclip_plugin.training.config import config_from_mapping
 from qualiclip_plugin.training.draws import draw_plan, relevant_pairs
+from qualiclip_plugin.training.objective import Objective
 from qualiclip_plugin.training.optimizer import learning_rate
 from qualiclip_plugin.training.run_folder import read_csv
 from qualiclip_plugin.weights import load_model
@@ -206,6 +210,21 @@ def test_a_step_whose_gradient_overflows_is_left_out(run_settings, photo_folder:
     assert torch.equal(first, start[name])
     assert not torch.equal(weights(tmp_path / "run")[name], start[name])
     assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
+
+
+def test_prompt_pairs_are_not_named_for_weights_that_have_others(
+    run_settings, tiny_model: QualiCLIP, photo_folder: str, tmp_path: Path
+) -> None:
+    other = copy.deepcopy(tiny_model)
+    other.attributes = tiny_model.attributes[::-1]
+    save_checkpoint(tmp_path / "other.safetensors", other, {})
+    settings = run_settings | {"weights": str(tmp_path / "other.safetensors"), "steps": 1}
+    for naming in ({"prompt_pairs": ["noise_free"]}, {"attribute_weight": 1.0}):
+        with pytest.raises(ConfigError, match=f"{next(iter(naming))}: the prompt pairs of these weights are"):
+            run(settings | naming, photo_folder, tmp_path / "run")
+        with pytest.raises(ConfigError, match="the prompt pairs of these weights are"):
+            Objective(other, config_from_mapping(naming))
+    assert run(settings, photo_folder, tmp_path / "run").step == 1
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(run_settings, photo_folder: str, tmp_path: Path) -> None:

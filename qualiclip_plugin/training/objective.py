@@ -107,6 +107,28 @@ def selected_prompt_pairs(config: ObjectiveConfig) -> list[int]:
     return [ATTRIBUTES.index(name) for name in names]
 
 
+def check_attributes(attributes: Sequence[str], config: ObjectiveConfig) -> None:
+    """Refuse settings that name prompt pairs, for a network whose pairs are others or stand in another order.
+
+    Args:
+        attributes: Names of the network's prompt pairs.
+        config: Settings; ``head`` of a :class:`TrainConfig` names pairs too.
+
+    Raises:
+        ConfigError: By their place they would mean other pairs.
+    """
+    naming = [
+        name
+        for name in ("prompt_pairs", "attribute_weight", "head")
+        if getattr(config, name, 0) not in ("all", 0, None)
+    ]
+    if naming and tuple(attributes) != ATTRIBUTES:
+        raise ConfigError(
+            f"{', '.join(naming)}: the prompt pairs of these weights are {', '.join(attributes)}, not "
+            f"{', '.join(ATTRIBUTES)}"
+        )
+
+
 def objective(
     similarities: Tensor,
     config: ObjectiveConfig,
@@ -206,12 +228,16 @@ class Objective(nn.Module):
     Args:
         model: The network that is trained.
         config: Margins, weights and choices.
+
+    Raises:
+        ConfigError: See :func:`check_attributes`.
     """
 
     def __init__(self, model: QualiCLIP, config: ObjectiveConfig | None = None) -> None:
         super().__init__()
         self.model = model
         self.config = config or ObjectiveConfig()
+        check_attributes(model.attributes, self.config)
 
     def forward(
         self, crops: Tensor, *, distances: Tensor | None = None, relevant: Tensor | None = None

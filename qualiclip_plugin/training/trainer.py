@@ -40,6 +40,7 @@ from qualiclip_plugin.training.generators import (
 from qualiclip_plugin.training.head_fit import fit_head
 from qualiclip_plugin.training.learner import Learner
 from qualiclip_plugin.training.lite import LITE_START, starting_model
+from qualiclip_plugin.training.objective import check_attributes
 from qualiclip_plugin.training.optimizer import learning_rate
 from qualiclip_plugin.training.processes import build_accelerator, places_of
 from qualiclip_plugin.training.report import build_card, describe_movement, run_record
@@ -160,6 +161,7 @@ class Trainer:
             model = starting_model()
         else:
             model = load_model(self.config.weights, inference=False)
+        check_attributes(model.attributes, self.config)
         self.stage_names = choose_stages(model.image_encoder, self.config.train_layers)
         train_only(model.image_encoder, self.stage_names)
         if self.config.gradient_checkpointing:
