@@ -66,6 +66,8 @@ class OpenVINOPart(FastPart):
             "INFERENCE_PRECISION_HINT": {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}[precision],
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            # Kernels of sizes that were seen, 5000 by default: in a folder of all sizes they came to 1.4 GB.
+            "CPU_RUNTIME_CACHE_CAPACITY": 200,
         }
         self._compiled = _openvino().compile_model(_channels_last(graph), "CPU", settings)
         self._several = len(graph.outputs) > 1
