@@ -20,6 +20,9 @@ from qualiclip_plugin.tracing import EXAMPLE_SIZE, for_graphs
 MIN_EXPORT_SIZE = 64
 """Smallest side in pixels: one step more than the stride, as graphs tell maps of one cell from larger ones."""
 
+POOLS_SINCE = "2.13"
+"""The first version of torch that does not fix in a graph whether an average pool leaves a row over."""
+
 
 def _shapes() -> dict[str, dict[int, Any]]:
     sides = {2: Dim("height", min=MIN_EXPORT_SIZE), 3: Dim("width", min=MIN_EXPORT_SIZE)}
@@ -30,10 +33,16 @@ def export_program(model: nn.Module) -> ExportedProgram:
     """Export a model loaded for inference: images (N, 3, H, W), RGB in [0, 1] -> scores (N, 1).
 
     Raises:
-        ConfigError: The model is in training mode, or has a layer that depends on the size in another way.
+        ConfigError: The model is in training mode, or has a layer that depends on the size in another way, or one
+            that this version of torch cannot export.
     """
     if model.training:
         raise ConfigError("only a model in evaluation mode can be exported (load_model(..., inference=True))")
+    if torch.__version__ < POOLS_SINCE and any(isinstance(module, nn.AvgPool2d) for module in model.modules()):
+        raise ConfigError(
+            f"a network with average pools, such as CLIP's ResNets, is exported by torch {POOLS_SINCE} or newer, not "
+            f"by {torch.__version__}"
+        )
     with torch.no_grad():
         return torch.export.export(for_graphs(model), (torch.rand(EXAMPLE_SIZE),), dynamic_shapes=_shapes())
 

@@ -4,8 +4,6 @@ Maps are channels-last in memory, (N, H, W, C); sides change from image to image
 A program fills ``BLOCK`` values of one row of the target.
 """
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 

@@ -77,7 +77,7 @@ def test_hugging_face_datasets_by_folder(
     images = [Image.fromarray(photo[:96, :96]) for photo in photographs]
     features = datasets.Features(picture=datasets.Image(), label=datasets.Value("int64"))
     rows = datasets.Dataset.from_dict({"picture": images, "label": [0, 1, 2, 3]}, features=features)
-    rows.save_to_disk(tmp_path / "stored")
+    rows.save_to_disk(str(tmp_path / "stored"))
     stored = open_photos(str(tmp_path / "stored"))
     assert len(stored) == 4
     assert np.array_equal(stored.read(2).permute(1, 2, 0).numpy(), photographs[2][:96, :96])
@@ -101,13 +101,13 @@ def test_hugging_face_datasets_by_folder(
 def test_datasets_that_need_another_word_are_refused(tmp_path: Path, photographs: list[np.ndarray]) -> None:
     import datasets
 
-    datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "text")
+    datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(str(tmp_path / "text"))
     with pytest.raises(DatasetError, match="no image column among text"):
         open_photos(str(tmp_path / "text"))
     images = [Image.fromarray(photographs[0][:40, :40])]
     features = datasets.Features(first=datasets.Image(), second=datasets.Image())
     rows = datasets.Dataset.from_dict({"first": images, "second": images}, features=features)
-    datasets.DatasetDict(val=rows).save_to_disk(tmp_path / "two")
+    datasets.DatasetDict(val=rows).save_to_disk(str(tmp_path / "two"))
     with pytest.raises(DatasetError, match=r"no split 'train' \(split\); it has val"):
         open_photos(str(tmp_path / "two"))
     with pytest.raises(DatasetError, match="name one of the columns first, second with image_column"):
@@ -130,7 +130,7 @@ def test_other_columns_of_a_dataset_are_not_decoded(tmp_path: Path, photographs:
 
     images = {"image": [Image.fromarray(photographs[0][:40, :40])], "mask": [{"bytes": b"broken", "path": None}]}
     features = datasets.Features(image=datasets.Image(), mask=datasets.Image())
-    datasets.Dataset.from_dict(images, features=features).save_to_disk(tmp_path / "masked")
+    datasets.Dataset.from_dict(images, features=features).save_to_disk(str(tmp_path / "masked"))
     stored = open_photos(str(tmp_path / "masked"), column="image")
     (held,), _ = open_photos(str(tmp_path / "masked"), column="image", streaming=True).held_out(1, 32, SkipList())
     assert torch.equal(stored.read(0), held)
@@ -142,7 +142,7 @@ def test_images_of_a_stream_without_a_name_are_named_by_their_content(folder: Pa
     broken = (folder / "cut.png").read_bytes()
     features = datasets.Features(image=datasets.Image(decode=False))
     rows = datasets.Dataset.from_dict({"image": [{"bytes": broken, "path": None}, None]}, features=features)
-    rows.save_to_disk(folder.parent / "nameless")
+    rows.save_to_disk(str(folder.parent / "nameless"))
     skipped = SkipList()
     with pytest.raises(DatasetError, match="only 0 usable"):
         open_photos(str(folder.parent / "nameless"), streaming=True).held_out(1, 64, skipped)
