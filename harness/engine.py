@@ -189,11 +189,12 @@ def unavailable_cell(name: str, dataset: str, reason: str) -> dict[str, Any]:
         known = facts(name)
     except ScorerError:
         known = Facts()
+    home = str(Path.home()).rstrip("/")  # empty in many containers, where it is the root
     return {
         "schema_version": SCHEMA_VERSION,
         "status": "unavailable",
         # Results are shared; where this machine keeps its files is nobody's business.
-        "reason": reason.replace(str(Path.home()), "~"),
+        "reason": reason.replace(home, "~") if home else reason,
         "scorer": {"name": name, **asdict(known)},
         "dataset": {"name": dataset},
         "subsets": {},

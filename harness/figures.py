@@ -34,7 +34,8 @@ Chosen here so that the better image is plainly better to the eye."""
 MIN_STEPS = 3
 NO_SCORE = "no image has a score"
 NO_OPINION = "no human scores"
-NO_LADDER = "no distortion levels"
+NO_LEVEL = "no distortion levels"
+NO_LADDER = f"no ladder of {MIN_STEPS} distortion levels"
 NO_FULL_REFERENCE = "no full-reference qualities"
 
 
@@ -200,7 +201,7 @@ def _ladder_figures(good: pd.DataFrame, scores: Floats, settings: Settings) -> d
 
 def _d_test(good: pd.DataFrame, scores: Floats, options: dict[str, Any]) -> dict[str, Any]:
     if good["level"].isna().any() or not len(good):
-        return as_json(st.undefined(NO_LADDER))
+        return as_json(st.undefined(NO_LEVEL))
     pristine = (good["level"] == 0).to_numpy(dtype=bool)
     estimate = st.d_test(scores, pristine)
     interval = None
@@ -212,7 +213,7 @@ def _d_test(good: pd.DataFrame, scores: Floats, options: dict[str, Any]) -> dict
 def _l_test(good: pd.DataFrame, scores: Floats, options: dict[str, Any]) -> dict[str, Any]:
     whole = whole_ladders(good)
     if not whole.any():
-        return as_json(st.undefined(NO_LADDER))
+        return as_json(st.undefined(NO_LEVEL if good["level"].isna().all() else NO_LADDER))
     part = good[whole]
     ladders = (
         scores[whole],

@@ -283,8 +283,8 @@ def _clip_scale(file: WeightsFile, scale: str | float, temperature: float) -> fl
 
 
 def _number(scale: str | float) -> float:
-    if isinstance(scale, str):
-        raise WeightsError(f"unknown scale {scale!r}: use 'pyiqa', 'authors' or a number")
+    if isinstance(scale, str) or not 0 < scale < math.inf:
+        raise WeightsError(f"unknown scale {scale!r}: use 'pyiqa', 'authors' or a positive number")
     return float(scale)
 
 

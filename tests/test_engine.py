@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from harness.data.datasets import open_dataset
 from harness.data.metadata import local_spec
@@ -262,6 +263,24 @@ def test_a_cell_that_could_not_start_has_a_reason() -> None:
     assert cell["status"] == "unavailable"
     assert cell["reason"] == "no weights"
     json.dumps(cell, allow_nan=False)
+
+
+@pytest.mark.parametrize(("home", "shown"), [("/home/me", "no file ~/w.pth"), ("/", "no file /home/me/w.pth")])
+def test_the_reason_of_a_cell_does_not_tell_where_home_is(
+    home: str, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", home)
+    assert unavailable_cell("clipiqa", "set", "no file /home/me/w.pth")["reason"] == shown
+
+
+def test_ladders_that_are_too_short_are_not_called_missing(tmp_path: Path) -> None:
+    lines = ["file_name,level,reference,distortion"]
+    for name, level in [("a.png", 0), ("b.png", 1), ("c.png", 2)]:
+        Image.new("RGB", (48, 48), (80 * level, 0, 0)).save(tmp_path / name)
+        lines.append(f"{name},{level},a,{'red' if level else ''}")
+    (tmp_path / "metadata.csv").write_text("\n".join(lines))
+    cell = evaluate(fake_scorer(), open_dataset(str(tmp_path)), Store(tmp_path / "r"), settings=FAST)
+    assert cell["subsets"]["all"]["figures"]["l_test"]["reason"] == "no ladder of 3 distortion levels"
 
 
 SLOW = "tests.harness_data:slow_brightness"

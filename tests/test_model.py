@@ -106,6 +106,12 @@ def test_prompt_features_equal_pyiqa(use_official, reference):
     torch.testing.assert_close(encode_prompts(tower, build_tokenizer(config)), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("scale", ["huge", 0, -1.0, float("nan"), float("inf")])
+def test_a_scale_that_makes_no_scores_is_refused(tiny_checkpoint, scale):
+    with pytest.raises(WeightsError, match="unknown scale"):
+        load_model(tiny_checkpoint, scale=scale)
+
+
 @pytest.mark.usefixtures("use_official")
 def test_authors_scale_differs_from_pyiqas(images):
     authors, pyiqa = load_model("official", scale="authors"), load_model("official")
