@@ -23,6 +23,9 @@ MIN_EXPORT_SIZE = 64
 POOLS_SINCE = "2.13"
 """The first version of torch that does not fix in a graph whether an average pool leaves a row over."""
 
+ONNX_SINCE = "2.9"
+"""The first version of torch whose ONNX graphs are tested; that of 2.6 is one that onnxruntime cannot load."""
+
 
 def _shapes() -> dict[str, dict[int, Any]]:
     sides = {2: Dim("height", min=MIN_EXPORT_SIZE), 3: Dim("width", min=MIN_EXPORT_SIZE)}
@@ -38,13 +41,15 @@ def export_program(model: nn.Module) -> ExportedProgram:
     """
     if model.training:
         raise ConfigError("only a model in evaluation mode can be exported (load_model(..., inference=True))")
-    if torch.__version__ < POOLS_SINCE and any(isinstance(module, nn.AvgPool2d) for module in model.modules()):
-        raise ConfigError(
-            f"a network with average pools, such as CLIP's ResNets, is exported by torch {POOLS_SINCE} or newer, not "
-            f"by {torch.__version__}"
-        )
+    if any(isinstance(module, nn.AvgPool2d) for module in model.modules()):
+        _check_torch(POOLS_SINCE, "a network with average pools, such as CLIP's ResNets,")
     with torch.no_grad():
         return torch.export.export(for_graphs(model), (torch.rand(EXAMPLE_SIZE),), dynamic_shapes=_shapes())
+
+
+def _check_torch(since: str, what: str) -> None:
+    if torch.__version__ < since:
+        raise ConfigError(f"{what} is exported by torch {since} or newer, not by {torch.__version__}")
 
 
 def export_torch(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -72,6 +77,7 @@ def export_onnx(model: nn.Module, path: str | os.PathLike[str]) -> None:
         import onnxscript  # noqa: F401 (torch.onnx needs it and would say so in a longer way)
     except ImportError as error:
         raise ConfigError('ONNX export needs further packages: pip install "qualiclip-plugin[onnx]"') from error
+    _check_torch(ONNX_SINCE, "an ONNX graph")
     with atomic_write(path) as file:
         program = torch.onnx.export(
             export_program(model),

@@ -16,7 +16,7 @@ from torch.torch_version import TorchVersion
 
 from qualiclip_plugin.checkpoint import read_weights
 from qualiclip_plugin.errors import ConfigError, WeightsError
-from qualiclip_plugin.export import EXPORTERS, POOLS_SINCE, export_onnx, export_program
+from qualiclip_plugin.export import EXPORTERS, ONNX_SINCE, POOLS_SINCE, export_onnx, export_program
 from qualiclip_plugin.hub import FILE_NAME, HubQualiCLIP
 from qualiclip_plugin.images import read_image
 from qualiclip_plugin.weights import load_model
@@ -56,16 +56,19 @@ def test_a_graph_refuses_sides_below_its_smallest(programs):
         programs["lite"](torch.rand(1, 3, 63, 64))
 
 
-def test_a_torch_that_cannot_export_a_network_is_named(models, monkeypatch):
-    monkeypatch.setattr(torch, "__version__", TorchVersion("2.12.1"))
-    with pytest.raises(ConfigError, match=r"torch 2\.13 or newer, not by 2\.12\.1"):
+def test_a_torch_that_cannot_export_a_network_is_named(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.8.1"))
+    with pytest.raises(ConfigError, match=r"torch 2\.13 or newer, not by 2\.8\.1"):
         export_program(models["clip"])
+    with pytest.raises(ConfigError, match=r"ONNX graph is exported by torch 2\.9 or newer"):
+        export_onnx(models["lite"], tmp_path / "model.onnx")
 
 
 def export(monkeypatch, *arguments):
     return run_main(monkeypatch, "qualiclip", "export", *arguments)
 
 
+@pytest.mark.skipif(torch.__version__ < ONNX_SINCE, reason=f"ONNX graphs need torch {ONNX_SINCE}")
 @pytest.mark.parametrize("name", ["lite", pytest.param("clip", marks=pytest.mark.slow)])
 def test_onnx_scores_equal_at_any_size(models, pictures, tiny_checkpoint, tmp_path, monkeypatch, capsys, name):
     runtime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
