@@ -119,11 +119,10 @@ class Rows:
             if not self.root:
                 return os.path.join(os.path.dirname(self.path), path)
             # The options of the list's own address may hold slashes, and are not those of the image.
-            own = without_options(self.path) if is_address(self.path) else self.path
-            path = posixpath.join(posixpath.dirname(own), path)
+            path = posixpath.join(posixpath.dirname(_without_options(self.path)), path)
             read = partial(read_bytes, self.root, path)
         # The options of an address may be secret, and may be all that tells two of them apart.
-        with_options = is_address(path) and path != without_options(path)
+        with_options = path != _without_options(path)
         return StoredImage(self._name(row) if with_options else shown(self.root, path), read)
 
 
@@ -205,7 +204,12 @@ def _entries(source: str) -> tuple[str, dict[str, str]]:
 
 def _holds_rows(path: str) -> bool:
     # A signed address has options behind its name.
-    return (without_options(path) if is_address(path) else path).endswith(PARQUET)
+    return _without_options(path).endswith(PARQUET)
+
+
+def _without_options(path: str) -> str:
+    """A path as it is: "?" and "#" may be part of a file's name; an address without its options."""
+    return without_options(path) if is_address(path) else path
 
 
 def _local(source: str) -> dict[str, str]:
