@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 
 from harness.data.datasets import open_dataset
 from harness.data.metadata import local_spec
@@ -274,11 +273,12 @@ def test_the_reason_of_a_cell_does_not_tell_where_home_is(
 
 
 def test_ladders_that_are_too_short_are_not_called_missing(tmp_path: Path) -> None:
-    lines = ["file_name,level,reference,distortion"]
-    for name, level in [("a.png", 0), ("b.png", 1), ("c.png", 2)]:
-        Image.new("RGB", (48, 48), (80 * level, 0, 0)).save(tmp_path / name)
-        lines.append(f"{name},{level},a,{'red' if level else ''}")
-    (tmp_path / "metadata.csv").write_text("\n".join(lines))
+    names = write_images(tmp_path, 3)
+    rows = [
+        {"file_name": name, "level": level, "reference": "a", "distortion": "red" if level else ""}
+        for level, name in enumerate(names)
+    ]
+    write_metadata(tmp_path, rows)
     cell = evaluate(fake_scorer(), open_dataset(str(tmp_path)), Store(tmp_path / "r"), settings=FAST)
     assert cell["subsets"]["all"]["figures"]["l_test"]["reason"] == "no ladder of 3 distortion levels"
 

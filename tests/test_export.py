@@ -51,9 +51,10 @@ def test_exported_program_scores_any_size(models, programs, pictures, name):
         torch.testing.assert_close(programs[name](batch), models[name](batch), rtol=0, atol=1e-6)
 
 
-def test_a_graph_refuses_sides_below_its_smallest(programs):
+@pytest.mark.parametrize("name", EXPORTABLE)
+def test_a_graph_refuses_sides_below_its_smallest(programs, name):
     with pytest.raises(Exception, match="64"):
-        programs["lite"](torch.rand(1, 3, 63, 64))
+        programs[name](torch.rand(1, 3, 63, 64))
 
 
 def test_a_torch_that_cannot_export_a_network_is_named(models, tmp_path, monkeypatch):
@@ -82,11 +83,12 @@ def test_onnx_scores_equal_at_any_size(models, pictures, tiny_checkpoint, tmp_pa
         torch.testing.assert_close(torch.from_numpy(scores), models[name](batch), rtol=0, atol=1e-5)
 
 
-def test_a_program_is_read_back_from_its_file(models, pictures, tmp_path, monkeypatch):
-    path = tmp_path / "model.pt2"
-    assert export(monkeypatch, path, "--weights", "lite", "--format", "torch-export") == 0
+@pytest.mark.parametrize("name", EXPORTABLE)
+def test_a_program_is_read_back_from_its_file(models, pictures, tiny_checkpoint, tmp_path, monkeypatch, name):
+    path, weights = tmp_path / "model.pt2", {"clip": tiny_checkpoint, "lite": "lite"}[name]
+    assert export(monkeypatch, path, "--weights", weights, "--format", "torch-export") == 0
     program = torch.export.load(path).module()
-    torch.testing.assert_close(program(pictures[1]), models["lite"](pictures[1]), rtol=0, atol=1e-6)
+    torch.testing.assert_close(program(pictures[1]), models[name](pictures[1]), rtol=0, atol=1e-6)
 
 
 def test_export_names_what_is_missing_or_cannot_be_written(models, tmp_path, monkeypatch, capsys):
