@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.data.datasets import ImageSet
 from harness.progress import Reporter, Silent
-from harness.scorers.identity import device_name, reading_code, recorded_versions
+from harness.scorers.identity import READING_VERSION, SCORES_VERSION, device_name, recorded_versions
 from harness.scorers.kinds import Scorer
 from harness.scorers.names import ScorerError
 from harness.scoring import Options, scored_rows
@@ -52,9 +52,9 @@ def cluster_rows(
         reporter.advance(len(table))
 
 
-def _code() -> dict[str, str]:
+def _code() -> dict[str, Any]:
     """What two processes need to have in common for one scorer to be the same in both."""
-    return {"reading": reading_code(), **recorded_versions()}
+    return {"scores_version": SCORES_VERSION, "reading_version": READING_VERSION, **recorded_versions()}
 
 
 class RowWorker:
@@ -64,7 +64,7 @@ class RowWorker:
         ScorerError: This machine has other libraries or code than the one that runs the harness.
     """
 
-    def __init__(self, scorer: bytes, images: ImageSet, options: Options, code: dict[str, str], threads: int) -> None:
+    def __init__(self, scorer: bytes, images: ImageSet, options: Options, code: dict[str, Any], threads: int) -> None:
         import pickle
 
         import torch

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from harness.cluster_rows import cluster_rows
 from harness.data.datasets import ImageSet
-from harness.figures import Directions, Settings, cell_figures, join_scores
+from harness.figures import FIGURES_VERSION, Directions, Settings, cell_figures, join_scores
 from harness.parquet import DamagedError
 from harness.progress import Reporter, Silent
-from harness.scorers.identity import code_hash, reading_code, recorded_versions
+from harness.scorers.identity import READING_VERSION, recorded_versions
 from harness.scorers.kinds import Scorer
 from harness.scorers.names import Facts, ScorerError, facts
 from harness.scoring import Options, scored_rows
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def score_key(scorer: Scorer, images: ImageSet) -> ScoreKey:
     """Under what the scores of a scorer on a dataset are stored."""
-    reading = {**images.reading, "code": reading_code(), "Pillow": metadata.version("Pillow")}
+    reading = {**images.reading, "version": READING_VERSION, "Pillow": metadata.version("Pillow")}
     return ScoreKey(scorer.name, images.spec.key, {"scorer": dict(scorer.identity), "reading": reading})
 
 
@@ -85,11 +85,9 @@ def inputs_hash(about: Mapping[str, Any], images: ImageSet, scores: pd.DataFrame
     """
     import pandas as pd
 
-    folder = Path(__file__).parent
-    code = code_hash([*sorted((folder / "statistics").glob("*.py")), folder / "figures.py", Path(__file__)])
     used = scores[scores["image_hash"].isin(images.table["image_hash"])]
     rows = pd.util.hash_pandas_object(used[["image_hash", "score", "error"]], index=False).to_numpy().tobytes()
-    others = [about, images.complete, images.spec.split, asdict(settings), code]
+    others = [about, images.complete, images.spec.split, asdict(settings), FIGURES_VERSION]
     return hashlib.sha256(json.dumps(others, sort_keys=True).encode() + rows).hexdigest()
 
 
@@ -152,7 +150,6 @@ def described(scorer: Scorer, images: ImageSet, key: ScoreKey) -> dict[str, Any]
             if spec.opinion
             else None,
             "reading": images.reading,
-            "generator": images.generator,
             "seen_by": list(spec.seen_by),
         },
     }

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
+FIGURES_VERSION = 1
+"""Of the code that turns scores into figures. Raise it in the commit that moves or adds a figure: cells of the
+version before are then made again from their stored scores."""
+
 OPINION_FIGURES = ("srcc", "krcc", "plcc_raw", "plcc_fit", "rmse")
 LADDER_FIGURES = ("d_test", "l_test", "p_test")
 FIGURES = (*OPINION_FIGURES, *LADDER_FIGURES)

@@ -165,6 +165,20 @@ def test_update_says_what_changed_and_only_runs_when_asked(baseline, tmp_path, a
     assert run_check(copy).exit_code == 0
 
 
+def test_an_update_asks_for_a_new_version_of_scores_that_moved(baseline, tmp_path, monkeypatch):
+    from harness.scorers import kinds
+    from qualiclip_plugin import images
+
+    copy = tmp_path / "baseline.json"
+    copy.write_bytes(baseline.read_bytes())
+    monkeypatch.setattr(images, "to_float", lambda pixels: pixels.float() / 255 * 0.9)
+    with pytest.raises(ConfigError, match=r"raise it in harness/scorers/identity\.py"):
+        raise run_check(copy, "--update").exception
+    assert copy.read_bytes() == baseline.read_bytes()
+    monkeypatch.setattr(kinds, "SCORES_VERSION", 99)
+    assert run_check(copy, "--update").exit_code == 0
+
+
 def test_update_says_which_images_and_scorers_come_and_go(folder, tmp_path):
     baseline = tmp_path / "own.json"
     arguments = ["--images", str(folder), "--update"]

@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
+import torch
 
 from harness.engine import score_key
 from harness.figures import Directions, Settings, cell_figures
@@ -76,20 +78,43 @@ def test_scores_are_those_of_the_present_code_and_weights(name: str) -> None:
 
     (cell,) = (cell for cell in cells_on("ladders") if cell["scorer"]["name"] == name)
     scorer = create_scorer(name, device="cpu")
-    for part in ("code", "weights", "options", "metric"):
+    for part in ("scores_version", "weights", "options", "metric"):
         assert scorer.identity.get(part) == cell["scorer"]["identity"].get(part), f"{part}: {RENEW}"
     labels = load_cell(Store(RESULTS), cell).rows
     key = score_key(scorer, ImageSet(shipped_specs()["ladders"], labels, None))
     identity = Store(RESULTS).identity(name, key.dataset, cell["scorer"]["fingerprint"])
-    own = {part: key.identity["reading"][part] for part in ("code", "exif_applied", "background", "shorter_side")}
+    own = {part: key.identity["reading"][part] for part in ("version", "exif_applied", "background", "shorter_side")}
     assert {part: identity["reading"][part] for part in own} == own, RENEW
 
 
-def test_the_ladders_are_those_of_the_present_distortions() -> None:
-    from harness.data.ladders import generator_code
+@pytest.fixture(scope="module")
+def one_ladder() -> pd.DataFrame:
+    """One photograph of the ladders at the third level of every kind, made now; ``pixels`` beside the labels."""
+    from harness.data.ladders import PHOTOGRAPHS, photograph, rows
 
-    for cell in cells_on("ladders"):
-        assert cell["dataset"]["generator"] == generator_code(), RENEW
+    name = next(iter(PHOTOGRAPHS))
+    made = rows({name: photograph(name)})
+    return pd.DataFrame({**row, "pixels": pixels} for row, pixels in made if row["level"] == 3)
+
+
+def test_the_ladders_are_those_of_the_present_distortions(one_ladder: pd.DataFrame) -> None:
+    (key,) = {f"ladders@{cell['dataset']['version']}" for cell in cells_on("ladders")}
+    stored = Store(RESULTS).labels(key).merge(one_ladder, on="file_name", suffixes=("", "_now"))
+    assert len(stored) == len(one_ladder) > 20
+    for quality, rounding in (("psnr", 0.05), ("ssim", 1e-3), ("gmsd", 1e-3)):
+        moved = stored.loc[(stored[f"full_reference_{quality}"] - stored[quality]).abs() > rounding, "file_name"]
+        assert moved.empty, f"{quality} of {list(moved)}: raise the version in ladders.yaml, then {RENEW}"
+
+
+def test_a_score_that_moves_has_a_new_version(one_ladder: pd.DataFrame) -> None:
+    (cell,) = (cell for cell in cells_on("ladders") if cell["scorer"]["name"] == "qualiclip-lite")
+    stored = load_cell(Store(RESULTS), cell).rows.set_index("file_name")["score"]
+    scorer = create_scorer("qualiclip-lite", device="cpu")
+    for row in one_ladder.head(8).to_dict("records"):
+        image = torch.from_numpy(row["pixels"]).permute(2, 0, 1)[None] / 255
+        now = float(scorer.score(image))
+        # One pixel of an image may be rounded otherwise on another processor.
+        assert now == pytest.approx(stored[row["file_name"]], abs=1e-3), f"raise SCORES_VERSION, then {RENEW}"
 
 
 def test_no_labels_of_others_and_no_place_of_this_machine_are_in_the_results() -> None:

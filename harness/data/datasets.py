@@ -21,7 +21,6 @@ from harness.data.rows import image_bytes
 from harness.data.sources import Source, load_hub, load_local, load_parquet
 from harness.data.specs import DatasetSpec, catalogue, find_spec
 from harness.data.streams import open_stream
-from harness.scorers.identity import code_hash
 from harness.statistics import MIN_IMAGES
 from qualiclip_plugin.errors import DatasetError
 from qualiclip_plugin.files import sha256_file
@@ -61,16 +60,9 @@ class ImageSet:
         """How bytes become pixels; part of what a score is stored under."""
         how = {"exif_applied": self.spec.exif, "background": "white", "shorter_side": self.spec.resize or "native"}
         if self.spec.resize:
-            how["resizing"] = code_hash([Path(resizing.__file__)])
+            how["resizing"] = resizing.VERSION
             how["torchvision"] = metadata.version("torchvision")
         return how
-
-    @property
-    def generator(self) -> dict[str, str]:
-        """Fingerprints of the code that made the images; empty where this project did not make them."""
-        from harness.data.ladders import generator_code
-
-        return generator_code() if self.spec.generated else {}
 
     @property
     def labels_hash(self) -> str:

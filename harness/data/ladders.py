@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from harness.data.cache import cache_folder, write_manifest
 from harness.data.specs import DatasetSpec
-from harness.scorers.identity import code_hash
 from qualiclip_plugin.errors import DatasetError
 from qualiclip_plugin.files import atomic_folder, sha256_file
 
@@ -102,28 +101,16 @@ def photograph(name: str) -> Pixels:
 
 
 def recipe_hash(spec: DatasetSpec, photographs: Mapping[str, Pixels]) -> str:
-    """Fingerprint of all that decides the pixels: photographs, distortions, code and library versions."""
+    """Fingerprint of all that decides the pixels: version, photographs, distortions and library versions."""
     from qualiclip_plugin import distortions
 
     recipe = {
         "version": spec.version,
-        **generator_code(),
         "photographs": {name: hashlib.sha256(p.tobytes()).hexdigest() for name, p in photographs.items()},
         "strengths": {name: list(kind.strengths) for name, kind in distortions.DISTORTIONS.items()},
         "versions": {name: metadata.version(name) for name in ("torch", "torchvision", "Pillow", "numpy")},
     }
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def generator_code() -> dict[str, str]:
-    """Fingerprints of the code that makes the images and their full-reference qualities."""
-    from qualiclip_plugin import distortions
-    from qualiclip_plugin.training import full_reference as full_reference_module
-
-    return {
-        "full_reference": code_hash([Path(full_reference_module.__file__)]),
-        "code": code_hash([*sorted(Path(distortions.__file__).parent.glob("*.py")), Path(__file__)]),
-    }
 
 
 def ladder(pixels: Pixels, kind: Distortion, seed: int) -> list[Pixels]:
@@ -165,12 +152,13 @@ def write_ladders(folder: Path, photographs: Mapping[str, Pixels]) -> None:
     with (folder / "metadata.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, ["file_name", "reference", "distortion", "level", *FULL_REFERENCE])
         writer.writeheader()
-        for row, pixels in _rows(photographs):
+        for row, pixels in rows(photographs):
             _save(folder / row["file_name"], pixels)
             writer.writerow(row)
 
 
-def _rows(photographs: Mapping[str, Pixels]) -> Iterator[tuple[dict[str, Any], Pixels]]:
+def rows(photographs: Mapping[str, Pixels]) -> Iterator[tuple[dict[str, Any], Pixels]]:
+    """Labels and pixels (H, W, 3) of every image of the dataset, the pristine photographs first."""
     from qualiclip_plugin.distortions import DISTORTIONS
 
     for reference, pixels in photographs.items():

@@ -1,4 +1,4 @@
-"""The size policy of datasets that are not scored at their native size. Its code is part of a score's fingerprint."""
+"""The size policy of datasets that are not scored at their native size; a part of a score's fingerprint."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+VERSION = 1
+"""Raise it when the pixels change."""
 
 
 def resize_shorter_side(pixels: Tensor, size: int) -> Tensor:

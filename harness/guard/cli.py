@@ -130,6 +130,12 @@ def _updated(baseline: Path, take: Callable[[Snapshot | None], Snapshot]) -> Com
         reasons = "; ".join(f"{name}: {reason}" for name, reason in taken.unavailable.items())
         raise IncomparableError(f"no scorer could start, the baseline stays as it is: {reasons}")
     changed = regression.changes(taken, known) if known else None
+    if known and changed and (unversioned := regression.moved_without_version(changed, taken, known)):
+        raise ConfigError(
+            f"{baseline} stays as it is: scores of {', '.join(unversioned)} moved, while weights, libraries and "
+            "SCORES_VERSION are those of the baseline; raise it in harness/scorers/identity.py, or stored scores of "
+            "both versions would pass for one"
+        )
     write_baseline(baseline, taken)
     typer.echo(f"{baseline}: baseline of {len(taken.images)} images by {', '.join(taken.scorers)}")
     for name, reason in taken.unavailable.items():

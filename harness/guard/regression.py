@@ -252,6 +252,15 @@ def changes(current: Snapshot, known: Snapshot) -> Comparison:
     return replace(compared, findings=[*other, *compared.findings])
 
 
+def moved_without_version(changed: Comparison, current: Snapshot, known: Snapshot) -> list[str]:
+    """Scorers of this project whose scores of its own pictures moved while their identity stayed the same."""
+    if current.files:
+        return []
+    moved = {finding.scorer for finding in changed.findings if finding.what in ("score", "failure")}
+    ours = [name for name in moved if "scores_version" in current.scorers[name]["identity"]]
+    return sorted(name for name in ours if current.scorers[name]["identity"] == known.scorers[name]["identity"])
+
+
 def _part(snapshot: Snapshot, images: dict[str, str], scorers: Sequence[str]) -> Snapshot:
     rows = {}
     for name in scorers:

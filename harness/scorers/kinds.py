@@ -17,7 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.scorers.identity import by_content, code_hash, device_name, model_code, versions, weights_hash
+from harness.scorers.identity import SCORES_VERSION, by_content, code_hash, device_name, versions, weights_hash
 from harness.scorers.names import COMMAND, OURS, Facts, ScorerError, facts, known_scorers, pyiqa_names
 from qualiclip_plugin.errors import did_you_mean
 from qualiclip_plugin.files import sha256_file
@@ -66,7 +66,7 @@ def start_ours(name: str, base: str, options: dict[str, Any], device: str, preci
     identity = {
         "metric": base,
         "options": {**settings, "weights": Path(str(weights)).name},
-        "code": model_code(),
+        "scores_version": SCORES_VERSION,
         "weights": weights_hash(model),
         "device": device.split(":", maxsplit=1)[0],
         **versions("torch", "open_clip_torch", "timm"),
