@@ -12,8 +12,15 @@ from pathlib import Path
 import pytest
 
 from qualiclip_plugin import files
-from qualiclip_plugin.errors import QualiCLIPError
-from qualiclip_plugin.files import atomic_folder, atomic_write, recorded_sha256, remove_leftovers
+from qualiclip_plugin.errors import DatasetError, QualiCLIPError
+from qualiclip_plugin.files import (
+    atomic_folder,
+    atomic_write,
+    inside,
+    recorded_sha256,
+    remove_folder,
+    remove_leftovers,
+)
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs the locks of POSIX")
 
@@ -46,25 +53,77 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_the_next_writer_removes_what_a_killed_one_left(tmp_path: Path, writer: subprocess.Popen[str]) -> None:
+def test_the_next_process_removes_what_a_killed_one_left(tmp_path: Path, writer: subprocess.Popen[str]) -> None:
     assert len(names(tmp_path)) == 2
     with atomic_write(tmp_path / "other", "w") as file:
         file.write("whole")
     assert len(names(tmp_path)) == 3, "what is still written stays"
     writer.kill()
     writer.wait()
+    files._remove_leftovers_once.cache_clear()  # as in a new process
     with atomic_write(tmp_path / "other", "w") as file:
         file.write("whole")
     assert names(tmp_path) == ["other"]
 
 
+LEFTOVER = ".qualiclip-tmp-0123456789abcdef"
+
+
 def test_other_files_are_never_taken_for_leftovers(tmp_path: Path) -> None:
-    kept = [".part", ".file.part", "file.csv.part", ".a.b.partial", ".x.0123abc.part", ".x.0123ABCD.part"]
+    kept = [
+        *(".part", ".file.part", "file.csv.part", ".a.b.partial", ".x.0123abcd.part", ".photos.20261128.part"),
+        *(f"{LEFTOVER}.part.gz", ".qualiclip-tmp-20261128.part", f"{LEFTOVER[1:]}.part"),
+    ]
     for name in kept:
         (tmp_path / name).write_text("mine")
-    (tmp_path / ".x.0123abcd.part").symlink_to(tmp_path / "file.csv.part")
+    (tmp_path / ".backup.20261128.partial").mkdir()
+    (tmp_path / ".backup.20261128.partial" / "photo.jpg").write_text("mine")
+    (tmp_path / f"{LEFTOVER}.part").symlink_to(tmp_path / "file.csv.part")
+    os.mkfifo(tmp_path / f"{LEFTOVER}.partial")
+    with atomic_write(tmp_path / "file", "w") as file:
+        file.write("whole")
     remove_leftovers(tmp_path)
-    assert names(tmp_path) == sorted([*kept, ".x.0123abcd.part"])
+    found = {*kept, ".backup.20261128.partial", f"{LEFTOVER}.part", f"{LEFTOVER}.partial", "file"}
+    assert set(names(tmp_path)) == found
+    assert (tmp_path / ".backup.20261128.partial" / "photo.jpg").read_text() == "mine"
+
+
+def test_leftovers_of_other_users_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / f"{LEFTOVER}.part").touch()
+    user = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: user + 1)
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == [f"{LEFTOVER}.part"]
+    monkeypatch.undo()
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == []
+
+
+def test_folders_of_any_depth_are_removed_and_links_in_them_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "photo.jpg").touch()
+    deep = tmp_path / f"{LEFTOVER}.partial"
+    deep.mkdir()
+    (deep / "link").symlink_to(tmp_path / "kept")
+    (deep / "twin" / "twin").mkdir(parents=True)
+    place = deep
+    for _ in range(1800):  # ``Path.mkdir`` calls itself for every parent
+        place /= "a"
+        place.mkdir()
+    (place / "file").touch()
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == ["kept"]
+    assert names(tmp_path / "kept") == ["photo.jpg"]
+
+
+def test_a_folder_is_listed_once_however_often_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed: list[str] = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda place: listed.append(str(place)) or scandir(place))
+    for number in range(3):
+        with atomic_write(tmp_path / f"{number}", "w") as file:
+            file.write("whole")
+    assert listed == [str(tmp_path)]
 
 
 def test_writers_survive_others_who_remove_leftovers_all_the_time(tmp_path: Path) -> None:
@@ -93,11 +152,11 @@ def test_where_nothing_can_be_locked_nothing_is_removed(tmp_path: Path, monkeypa
     def unsupported(handle: int, operation: int) -> None:
         raise OSError(95, "Operation not supported")
 
-    (tmp_path / ".x.0123abcd.part").write_text("perhaps still written")
+    (tmp_path / f"{LEFTOVER}.part").write_text("perhaps still written")
     monkeypatch.setattr(files.fcntl, "flock", unsupported)
     with atomic_write(tmp_path / "file", "w") as file:
         file.write("whole")
-    assert names(tmp_path) == [".x.0123abcd.part", "file"]
+    assert names(tmp_path) == [f"{LEFTOVER}.part", "file"]
 
 
 def test_a_folder_is_replaced_only_where_asked_for(tmp_path: Path) -> None:
@@ -106,6 +165,101 @@ def test_a_folder_is_replaced_only_where_asked_for(tmp_path: Path) -> None:
             (folder / f"{number}").touch()
         assert names(tmp_path / "folder") == ["2" if replace else "0"]
     assert names(tmp_path) == ["folder"]
+
+
+REPLACER = """
+import os, sys
+from pathlib import Path
+from qualiclip_plugin.files import atomic_folder
+folder, wanted = Path(sys.argv[1]), int(sys.argv[2])
+rename, done = Path.rename, []
+def stop(path, target):
+    done.append(path)
+    if len(done) > wanted:
+        os._exit(9)
+    return rename(path, target)
+Path.rename = stop
+with atomic_folder(folder, replace=True) as partial:
+    (partial / "new").touch()
+"""
+
+
+@pytest.mark.parametrize("renames", [0, 1])
+def test_a_kill_while_a_folder_is_replaced_costs_neither_the_old_nor_the_new(tmp_path: Path, renames: int) -> None:
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "old").touch()
+    done = subprocess.run([sys.executable, "-c", REPLACER, str(tmp_path / "report"), str(renames)], check=False)
+    assert done.returncode == 9
+    assert (tmp_path / "report").exists() == (renames == 0)
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == ["report"]
+    assert names(tmp_path / "report") == ["old"]
+
+
+def test_a_failure_while_a_folder_is_replaced_gives_the_old_one_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "old").touch()
+    rename = Path.rename
+
+    def fail(path: Path, target: Path) -> Path:
+        if (path / "new").exists():
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with (
+        pytest.raises(OSError, match="Input/output"),
+        atomic_folder(tmp_path / "report", replace=True) as partial,
+    ):
+        (partial / "new").touch()
+    assert names(tmp_path) == ["report"]
+    assert names(tmp_path / "report") == ["old"]
+
+
+def test_a_folder_is_removed_whole(tmp_path: Path) -> None:
+    (tmp_path / "folder" / "inner").mkdir(parents=True)
+    remove_folder(tmp_path / "folder")
+    assert names(tmp_path) == []
+    with pytest.raises(OSError, match="folder"):
+        remove_folder(tmp_path / "folder")
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        "a/../../b",
+        "/etc/passwd",
+        "//host/x",
+        "C:x",
+        "..\\x",
+        "a\0b",
+        "https://host/x.png",
+        "out/x",
+        "out",
+    ],
+)
+def test_no_name_leads_out_of_a_folder(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "out").symlink_to(tmp_path)
+    with pytest.raises(DatasetError, match=r"row 3: .* leads out of the folder"):
+        inside(folder, name, error=DatasetError, where="row 3")
+
+
+def test_names_that_stay_in_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "folder" / "real").mkdir(parents=True)
+    (tmp_path / "folder" / "link").symlink_to("real")
+    (tmp_path / "alias").symlink_to("folder")
+    for folder in (tmp_path / "folder", tmp_path / "alias"):
+        for name in ("a.png", "a/b.png", "./a", "..a", "link/x", "caf\udce9.png"):
+            assert inside(folder, name) == folder / name
+    assert inside(tmp_path, "a", "b/c") == tmp_path / "a" / "b" / "c"
 
 
 def test_the_system_applies_the_umask_which_belongs_to_all_threads(

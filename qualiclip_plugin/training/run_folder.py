@@ -42,7 +42,7 @@ from torch import Tensor
 
 from qualiclip_plugin.documents import check_json, read_json, sealed
 from qualiclip_plugin.errors import ConfigError, first_line
-from qualiclip_plugin.files import atomic_write, remove_leftovers, sha256_file
+from qualiclip_plugin.files import atomic_folder, atomic_write, remove_folder, remove_leftovers, sha256_file
 from qualiclip_plugin.training.config import differences
 
 RUN_FILES = ("run.json", "checkpoints", "model.safetensors", "log.csv")
@@ -144,7 +144,7 @@ class RunFolder:
             raise ConfigError(f"another process is training into {self.path}") from error
         remove_leftovers(self.path)
         if (self.path / "checkpoints").is_dir():
-            _remove_leftovers(self.path / "checkpoints")
+            remove_leftovers(self.path / "checkpoints")
 
     @property
     def held(self) -> bool:
@@ -224,15 +224,10 @@ class RunFolder:
         parent = self.path / "checkpoints"
         final = parent / f"step-{step:08d}"
         try:
-            parent.mkdir(exist_ok=True)
-            _remove_leftovers(parent)
-            temporary = parent / f".part-{step:08d}"
-            temporary.mkdir()
-            _write_checkpoint(temporary, step, run_state)
-            os.replace(temporary, final)
+            with atomic_folder(final, replace=True) as temporary:
+                _write_checkpoint(temporary, step, run_state)
             _flush_folder(parent)
         except OSError as error:
-            _remove_leftovers(parent)
             raise ConfigError(
                 f"the checkpoint of step {step} cannot be written to {parent} ({error.strerror or error}); "
                 f"{self.last_whole()}. Make room and continue with --resume"
@@ -243,9 +238,7 @@ class RunFolder:
         """Remove the checkpoints before the last ``keep``; a run that was killed may have left more."""
         parent = self.path / "checkpoints"
         for old in self.steps()[:-keep]:
-            # Renamed first: a kill in the middle leaves no checkpoint that lacks files.
-            os.replace(parent / f"step-{old:08d}", parent / f".part-{old:08d}")
-            _remove_leftovers(parent)
+            remove_folder(parent / f"step-{old:08d}")
 
     def load(self) -> tuple[int, RunState] | None:
         """The last checkpoint with its step, or None where none was written yet.
@@ -335,11 +328,6 @@ def _flush_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _remove_leftovers(parent: Path) -> None:
-    for leftover in parent.glob(".part-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
 
 
 class CsvLog:
