@@ -15,7 +15,7 @@ from harness.scorers.names import known_scorers, lower_better
 
 
 def dataset_table(include: Iterable[Path] = ()) -> str:
-    """Every known dataset: name, version, images, scores, split rule, source, whether it was run by the project."""
+    """Every known dataset: name, version, images, scores, split rule, source, what of it was tried for real."""
     rows = [
         (
             spec.key,
@@ -23,12 +23,12 @@ def dataset_table(include: Iterable[Path] = ()) -> str:
             spec.opinion.kind.upper() if spec.opinion else "",
             spec.split,
             spec.source + (", stream" if spec.stream else "") + ("" if spec.pinned else ", not pinned"),
-            "yes" if spec.ran else "never run here",
+            spec.verified,
             spec.description,
         )
         for spec in catalogue(include).values()
     ]
-    headers = ("dataset", "images", "scores", "split", "source", "run", "what")
+    headers = ("dataset", "images", "scores", "split", "source", "verified", "what")
     return tabulate(rows, headers=headers, disable_numparse=True)
 
 

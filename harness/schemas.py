@@ -127,4 +127,4 @@ BASELINE: Schema = {
     ),
     "additionalProperties": False,
 }
-"""See :class:`harness.guard.snapshot.Snapshot`."""
+"""See :class:`harness.guard.regression.Snapshot`."""

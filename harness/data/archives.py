@@ -69,7 +69,7 @@ def labelled(spec: DatasetSpec, table: Path) -> list[Placed]:
         DatasetError: A column is missing or a label invalid; names the row.
     """
     archive = packed(spec)
-    rows = read_rows(table, archive.labels.header, archive.labels.separator)
+    rows = read_rows(table, archive.labels.header, archive.labels.separator, spec.asked)
     return check_rows(table, _counting(rows, archive.skip), spec)
 
 
@@ -92,30 +92,37 @@ class Members:
     """Finds files of an archive, by their path or by its end.
 
     Args:
-        paths: Of all files, relative, with slashes; only read where it is needed.
+        paths: Of all files, relative, with slashes.
         archive: Its name, for messages.
     """
 
     def __init__(self, paths: Iterable[str], archive: str) -> None:
-        self.paths, self.archive = paths, archive
+        self.archive = archive
         self._by_name: dict[str, list[str]] = {}
+        for path in paths:
+            self._by_name.setdefault(path.rpartition("/")[2].casefold(), []).append(path)
 
     def find(self, wanted: str) -> str:
-        """The path of a file; one that starts with ``**/`` may lie in any folder. What is nowhere stays as it is.
+        """The path of a file that :func:`fits`. What is nowhere stays as it is.
+
+        Tables that were written on Windows have names in another case than their archive: where none fits as it
+        is written, the one that fits otherwise is taken.
 
         Raises:
             DatasetError: Several files fit.
         """
-        if not wanted.startswith(ANYWHERE):
-            return wanted
-        if not self._by_name:
-            for path in self.paths:
-                self._by_name.setdefault(path.rpartition("/")[2], []).append(path)
-        end = wanted.removeprefix(ANYWHERE)
-        found = [path for path in self._by_name.get(end.rpartition("/")[2], ()) if f"/{path}".endswith(f"/{end}")]
+        folded = wanted.casefold()
+        named = self._by_name.get(folded.rpartition("/")[2], ())
+        near = [path for path in named if fits(path.casefold(), folded)]
+        found = [path for path in near if fits(path, wanted)] or near
         if len(found) > 1:
             raise DatasetError(f"{self.archive}: {wanted} fits {' and '.join(found[:3])}")
         return found[0] if found else wanted
+
+
+def fits(path: str, wanted: str) -> bool:
+    """Whether a path in an archive is the wanted one; one that starts with ``**/`` may lie in any folder."""
+    return path == wanted or (wanted.startswith(ANYWHERE) and f"/{path}".endswith(wanted.removeprefix("**")))
 
 
 def _files(folder: Path) -> Iterator[str]:

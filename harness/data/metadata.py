@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
@@ -80,7 +80,7 @@ def local_spec(folder: Path, name: str = "") -> DatasetSpec:
         ),
         opinion=Opinion(kind, kind == "dmos", UNBOUNDED) if labels else None,
         folder=str(folder),
-        ran=True,
+        verified="run",
     )
 
 
@@ -100,7 +100,7 @@ def local_rows(folder: Path, files: Sequence[Path], spec: DatasetSpec) -> list[P
     def rows() -> Iterator[Placed]:
         for file in files:
             part = file.parent.relative_to(folder)
-            for where, row in read_rows(file):
+            for where, row in read_rows(file, needed=spec.asked):
                 name = row.get(spec.columns.image)
                 if name is not None:
                     _check_inside(str(name), where)
@@ -150,20 +150,26 @@ def check_rows(origin: str | Path, rows: Iterable[Placed], spec: DatasetSpec) ->
     return checked
 
 
-def read_rows(path: Path, header: Sequence[str] = (), separator: str = ",") -> Generator[Placed, None, None]:
+def read_rows(
+    path: Path, header: Sequence[str] = (), separator: str = ",", needed: Collection[str] = ()
+) -> Generator[Placed, None, None]:
     """Rows in the order of the file, and where each stands.
 
     Args:
         path: JSON lines where its name ends in ``.jsonl``, else a table of text.
         header: Names of the columns of a table; empty: its first line names them.
         separator: Between two columns.
+        needed: Columns that are asked for; others may stand there twice, as in tables that were put together.
 
     Raises:
-        DatasetError: The file cannot be read, or a line is not what the format asks for.
+        DatasetError: The file cannot be read, a line is not what the format asks for, or a needed column is doubled.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            yield from _json_rows(file, path) if path.suffix == ".jsonl" else _csv_rows(file, path, header, separator)
+            if path.suffix == ".jsonl":
+                yield from _json_rows(file, path)
+            else:
+                yield from _csv_rows(file, path, header, separator, needed)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(f"{path}: cannot be read: {error}") from error
 
@@ -220,10 +226,12 @@ def _metadata_in(folder: Path) -> list[Path]:
     return found
 
 
-def _csv_rows(file: Any, path: Path, header: Sequence[str], separator: str) -> Iterator[Placed]:
+def _csv_rows(
+    file: Any, path: Path, header: Sequence[str], separator: str, needed: Collection[str]
+) -> Iterator[Placed]:
     reader = csv.DictReader(file, fieldnames=list(header) or None, delimiter=separator)
     names = list(reader.fieldnames or ())
-    twice = {name for name in names if names.count(name) > 1}
+    twice = {name for name in needed if names.count(name) > 1}
     if twice:
         raise DatasetError(f"{path}, line 1: column {', '.join(sorted(twice))} occurs twice")
     for row in reader:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import string
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -181,8 +182,11 @@ class DatasetSpec:
         resize: Pixels of the shorter side after resizing; 0: native size.
         exif: Whether a rotation stored in the file is applied.
         seen_by: Training sets' names that contain these images; a scorer trained on one has seen them.
-        notes: Traps.
-        ran: Whether this specification has been run by the project.
+        notes: Traps, and what nobody could look at.
+        example: The first line of the dataset's own table and some made-up rows as the real ones are written, with
+            what is odd in them; the tests open the dataset with these.
+        verified: What of this specification was tried on the real thing: ``run`` all of it, ``labels`` its whole
+            label table, or ``nothing``, where only descriptions of the dataset were at hand.
     """
 
     name: str
@@ -206,12 +210,24 @@ class DatasetSpec:
     exif: bool = True
     seen_by: tuple[str, ...] = ()
     notes: str = ""
-    ran: bool = False
+    example: str = ""
+    verified: Literal["nothing", "labels", "run"] = "nothing"
 
     @property
     def key(self) -> str:
         """Name and version: what scores are stored under."""
         return f"{self.name}@{self.version}"
+
+    @property
+    def asked(self) -> frozenset[str]:
+        """Columns of the dataset's own table that something is read from."""
+        names = {*vars(self.columns).values(), *self.full_reference}
+        if self.derive:
+            names.add(self.derive.column)
+        if self.archive:
+            names |= {field for _, field, _, _ in string.Formatter().parse(self.archive.path) if field}
+            names |= {self.archive.skip.column} if self.archive.skip else set()
+        return frozenset(filter(None, names))
 
     @property
     def pinned(self) -> bool:

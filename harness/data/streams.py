@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from harness.data.archives import ANYWHERE, image_path, labelled, packed, remote_labels
+from harness.data.archives import ANYWHERE, fits, image_path, labelled, packed, remote_labels
 from harness.data.cache import cache_folder
 from harness.data.download import address, refuse_offline
 from harness.data.labels import label_table, pack_labels, unpack_labels
@@ -117,11 +117,14 @@ def _members(archive: Archive, wanted: Sequence[str]) -> Iterator[dict[str, Any]
     Raises:
         DatasetError: Several members fit one name.
     """
-    exact = {place for place in wanted if not place.startswith(ANYWHERE)}
-    ends = {place.removeprefix(ANYWHERE): place for place in wanted if place.startswith(ANYWHERE)}
+    ends: dict[str, list[str]] = {}
+    for place in wanted:
+        ends.setdefault(place.removeprefix(ANYWHERE).casefold(), []).append(place)
     found: dict[str, str] = {}
     for name, source in _remote_entries(archive):
-        places = [*exact.intersection([name]), *(ends[end] for end in _ends(name) if end in ends)]
+        folded = name.casefold()
+        near = [place for end in _ends(folded) for place in ends.get(end, ()) if fits(folded, place.casefold())]
+        places = [place for place in near if fits(name, place)] or near
         for place in places:
             _refuse_second(archive, place, found.get(place), name)
             found[place] = name
@@ -159,7 +162,7 @@ def _labels_inside(spec: DatasetSpec) -> Path:
     first = None
     with atomic_write(path) as file:
         for name, source in _remote_entries(archive):
-            if wanted in (name, *(f"{ANYWHERE}{end}" for end in _ends(name))):
+            if fits(name.casefold(), wanted.casefold()):
                 _refuse_second(archive, wanted, first, name)
                 shutil.copyfileobj(source, file)
                 first = name

@@ -15,7 +15,6 @@ from harness.engine import evaluate
 from harness.figures import Settings
 from harness.formats import FORMATS, render
 from harness.guard import regression, snapshot
-from harness.guard.limits import Limits, hold
 from harness.guard.report import to_json, to_junit, to_markdown
 from harness.report.data import load_cells
 from harness.store import Store
@@ -83,7 +82,8 @@ def read_baseline(data: bytes, folder: Path) -> None:
     path.write_bytes(data)
     known = snapshot.read_baseline(path)
     current = snapshot.read_baseline(_baseline_file(folder))
-    for comparison in (hold(current, known, Limits(min_score=0.5, max_drop=0.1)), regression.compare(current, known)):
+    for limits in (None, regression.Limits(min_score=0.5, max_drop=0.1)):
+        comparison = regression.check(current, known, {}, limits)
         for write in (to_markdown, to_json, to_junit):
             write(comparison)
 
