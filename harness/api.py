@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import statistics as st
-from harness.figures import NO_SCORE
-from harness.leaderboard import label_note, table
-from harness.progress import Silent
+from harness.leaderboard.table import label_note, table
 from harness.report.data import Cell, ladders_of, load_cell
-from harness.runner import RunRequest, run_all
+from harness.results.measure import NO_SCORE
+from harness.results.store import Store, StoreError
+from harness.run.progress import Silent
+from harness.run.runner import RunRequest, run_all
 from harness.scorers.kinds import Scorer
 from harness.statistics.significance import no_outcome
-from harness.store import Store, StoreError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,10 +41,10 @@ def evaluate(
         scorers: Names as on the command line, or started scorers (:class:`harness.scorers.kinds.Scorer`).
         datasets: Names, folders or ``NAME=FOLDER``.
         output: Results folder.
-        **options: Fields of :class:`harness.runner.RunRequest`, such as ``device`` or ``settings``.
+        **options: Fields of :class:`harness.run.runner.RunRequest`, such as ``device`` or ``settings``.
 
     Returns:
-        See :func:`harness.leaderboard.table`.
+        See :func:`harness.leaderboard.table.table`.
 
     Raises:
         QualiCLIPError: A dataset is invalid or the output cannot be written. A scorer that cannot start is a

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from harness.guard.cli import check
-from qualiclip_plugin.command_line import run as run_command
-from qualiclip_plugin.errors import QualiCLIPError
+from harness.check.cli import check
+from qualiclip_plugin.utils.errors import QualiCLIPError
+from qualiclip_plugin.utils.terminal import run as run_command
 
 app = typer.Typer(
     help="Compare no-reference image quality metrics: resumable, per image, with failures counted.",
@@ -51,7 +51,7 @@ def run(
     json_log: Annotated[bool, typer.Option(help="Progress as JSON lines on standard error.")] = False,
 ) -> None:
     """Score every dataset with every scorer, as far as not done before, and print the leaderboard."""
-    from harness.runner import RunRequest, run_all, settings
+    from harness.run.runner import RunRequest, run_all, settings
 
     request = RunRequest(
         scorers=tuple(scorer or ()),
@@ -68,8 +68,8 @@ def run(
         engine=engine,
         settings=settings(fit, draws),
     )
-    from harness.formats import render
-    from harness.progress import reporter
+    from harness.leaderboard.render import render
+    from harness.run.progress import reporter
 
     cells = run_all(request, reporter(quiet=quiet, json_log=json_log))
     typer.echo(render(cells), nl=False)
@@ -84,9 +84,9 @@ def table(
     reported: Annotated[bool, typer.Option(help="Show published SRCC beside the measured one.")] = False,
 ) -> None:
     """Rebuild leaderboard.csv and leaderboard.md from the stored results and print the table."""
-    from harness.formats import render
-    from harness.runner import write_tables
-    from harness.store import Store, StoreError, no_results
+    from harness.leaderboard.render import render
+    from harness.results.store import Store, StoreError, no_results
+    from harness.run.runner import write_tables
 
     store = Store(output)
     cells = store.cells()
@@ -150,9 +150,9 @@ def data_check(
 
     The exit code is 1 where something needs a second look.
     """
-    from harness.data.datasets import open_dataset
-    from harness.data.inspection import inspect, report
-    from harness.data.specs import catalogue
+    from harness.data.inspect import inspect, report
+    from harness.data.open import open_dataset
+    from harness.data.spec import catalogue
 
     images = open_dataset(dataset, catalogue(include or ()), allow_partial=True, stream=stream)
     found = inspect(images, workers)
@@ -166,9 +166,9 @@ def fit_niqe_(
     output: Annotated[Path, typer.Option(help="The model file to write.")] = Path("niqe_own.mat"),
 ) -> None:
     """Fit NIQE to one's own pristine photographs."""
-    from harness.niqe import fit_niqe
-    from harness.progress import track
-    from qualiclip_plugin.images import images_in
+    from harness.run.progress import track
+    from harness.scorers.niqe_fit import fit_niqe
+    from qualiclip_plugin.utils.images import images_in
 
     paths = images_in([folder])
     patches = fit_niqe(track(paths, "Reading photographs", len(paths)), output)
@@ -194,5 +194,5 @@ def compare(
 
 
 def main() -> None:
-    """Run the command line; see :func:`qualiclip_plugin.command_line.run`."""
+    """Run the command line; see :func:`qualiclip_plugin.utils.terminal.run`."""
     run_command(app, "iqa-harness")

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from harness.data.specs import catalogue
-from harness.formats import one_line
-from harness.progress import track
-from harness.scorers.create import availability
+from harness.data.spec import catalogue
+from harness.leaderboard.render import one_line
+from harness.run.progress import track
 from harness.scorers.names import known_scorers, lower_better
+from harness.scorers.start import availability
 
 
 def dataset_table(include: Iterable[Path] = ()) -> str:

@@ -7,4 +7,6 @@ from wrapt import register_post_import_hook
 
 __version__ = "0.1.0"
 
-register_post_import_hook("qualiclip_plugin.registration:register_metrics", "pyiqa.default_model_configs")
+register_post_import_hook(
+    "qualiclip_plugin.integrations.pyiqa_registration:register_metrics", "pyiqa.default_model_configs"
+)

@@ -14,14 +14,14 @@ import typer
 
 from qualiclip_plugin import __version__
 from qualiclip_plugin.bench.cli import bench_app
-from qualiclip_plugin.command_line import run
-from qualiclip_plugin.errors import ConfigError
 from qualiclip_plugin.training.cli import train_command
+from qualiclip_plugin.utils.errors import ConfigError
+from qualiclip_plugin.utils.terminal import run
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from qualiclip_plugin.scoring.score_files import ScoredImage
+    from qualiclip_plugin.scoring.local import ScoredImage
 
 FAILED = 1
 """Exit code: some images have no score."""
@@ -144,7 +144,7 @@ def score(
 
     Exit code: 0 all images have a score, 1 some have none, 2 the command could not start.
     """
-    from qualiclip_plugin.images import check_max_pixels, images_in
+    from qualiclip_plugin.utils.images import check_max_pixels, images_in
 
     colour, max_pixels = _colour(background), check_max_pixels(max_pixels)
     if engine is Engine.ray:
@@ -180,8 +180,8 @@ def score(
         _exit_if_failed(summary["failed"], summary["images"])
         return
     _refuse_ray_options(context, paths)
-    from qualiclip_plugin.scoring.score_files import check_device, score_files
-    from qualiclip_plugin.scoring.score_table import check_output, to_frame, write_scores
+    from qualiclip_plugin.scoring.local import check_device, score_files
+    from qualiclip_plugin.scoring.table import check_output, to_frame, write_scores
 
     # What Pillow warns of is an error or a note in the table.
     warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -190,7 +190,7 @@ def score(
     files = images_in(paths)
     device = check_device(device)
 
-    from qualiclip_plugin.weights import load_model
+    from qualiclip_plugin.weights.loading import load_model
 
     model = load_model(
         weights, device=device, precision=precision, runtime=runtime, tile_pixels=tile_pixels, scale=scale.value
@@ -233,7 +233,7 @@ def _refuse_ray_options(context: typer.Context, paths: Iterable[str]) -> None:
 
 
 def _shard_folder(output: Path | None) -> Path:
-    from qualiclip_plugin.scoring.score_table import WRITERS
+    from qualiclip_plugin.scoring.table import WRITERS
 
     if output is None or output.suffix.lower() in WRITERS or output.is_file():
         raise ConfigError("--engine ray writes many files: give --output a folder")
@@ -270,7 +270,7 @@ def _with_progress(rows: Iterable[ScoredImage], total: int) -> Iterable[ScoredIm
 
 
 def _print_table(frame: DataFrame) -> None:
-    from qualiclip_plugin.scoring.score_table import plain_table, rich_table
+    from qualiclip_plugin.scoring.table import plain_table, rich_table
 
     if not sys.stdout.isatty():
         typer.echo(plain_table(frame))
@@ -295,8 +295,8 @@ def degrade(
     ] = None,
 ) -> None:
     """Degrade a picture as the training does; print the path of what was written."""
-    from qualiclip_plugin.images import read_image
-    from qualiclip_plugin.training.contact_sheet import contact_sheet, degrade_file
+    from qualiclip_plugin.distortions.contact_sheet import contact_sheet, degrade_file
+    from qualiclip_plugin.utils.images import read_image
 
     if sheet is not None and output is not None:
         raise ConfigError("--sheet and --output are two different pictures: give one of them")
@@ -329,8 +329,8 @@ def export(
 
     Input: images (N, 3, H, W), RGB in [0, 1], float32, sides from 64 pixels. Output: scores (N, 1).
     """
-    from qualiclip_plugin.export import EXPORTERS, check_name
-    from qualiclip_plugin.weights import load_model
+    from qualiclip_plugin.runtimes.export import EXPORTERS, check_name
+    from qualiclip_plugin.weights.loading import load_model
 
     check_name(path, form.value)
     try:
@@ -346,7 +346,7 @@ def list_weights() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from qualiclip_plugin.weights import load_cards
+    from qualiclip_plugin.weights.loading import load_cards
 
     columns = ("name", "state", "human scores", "licence", "description")
     rows = [
@@ -371,7 +371,7 @@ def list_weights() -> None:
 @weights_app.command("fetch")
 def fetch_weights(name: Annotated[str, typer.Argument(help="A name from 'qualiclip weights list'.")]) -> None:
     """Download and verify a weight file (nothing to do where it is there already); print its path."""
-    from qualiclip_plugin.weights import fetch
+    from qualiclip_plugin.weights.loading import fetch
 
     typer.echo(fetch(name))
 
@@ -379,11 +379,11 @@ def fetch_weights(name: Annotated[str, typer.Argument(help="A name from 'qualicl
 @weights_app.command("path")
 def weights_path(name: Annotated[str, typer.Argument(help="A name from 'qualiclip weights list'.")]) -> None:
     """Print where a weight file is, or would be once fetched, without fetching it."""
-    from qualiclip_plugin.weights import get_card
+    from qualiclip_plugin.weights.loading import get_card
 
     typer.echo(get_card(name).path)
 
 
 def main() -> None:
-    """Run the command line; see :func:`qualiclip_plugin.command_line.run`."""
+    """Run the command line; see :func:`qualiclip_plugin.utils.terminal.run`."""
     run(app, "qualiclip")

@@ -26,7 +26,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from harness.store import Store
+from harness.results.store import Store
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"

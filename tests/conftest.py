@@ -13,15 +13,15 @@ import pytest
 import torch
 from PIL import Image
 
-from qualiclip_plugin.backbones import backbone_config, build_image_encoder
 from qualiclip_plugin.bench.untrained import calibrate, write_official
-from qualiclip_plugin.checkpoint import CLIP_MEAN, CLIP_STD, build_text_side, read_weights, save_checkpoint
-from qualiclip_plugin.errors import ConfigError
-from qualiclip_plugin.model import QualiCLIP
-from qualiclip_plugin.prompts import ATTRIBUTES
+from qualiclip_plugin.models.backbones import backbone_config, build_image_encoder
+from qualiclip_plugin.models.prompts import ATTRIBUTES
+from qualiclip_plugin.models.qualiclip import QualiCLIP
 from qualiclip_plugin.runtimes import check_openvino
-from qualiclip_plugin.weights import load_model
-from tests.local_server import LocalServer, serving
+from qualiclip_plugin.utils.errors import ConfigError
+from qualiclip_plugin.weights.checkpoint import CLIP_MEAN, CLIP_STD, build_text_side, read_weights, save_checkpoint
+from qualiclip_plugin.weights.loading import load_model
+from tests.support.local_server import LocalServer, serving
 
 # Tests must not depend on the user's choice of weights.
 os.environ.pop("QUALICLIP_WEIGHTS", None)
@@ -130,8 +130,8 @@ def official_home(images: torch.Tensor, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="session")
 def official_plus(official_home: Path) -> Path:
     """A seeded random QualiCLIP+ file in pyiqa's format, in the cache of ``official_home``."""
-    from qualiclip_plugin.backbones import build_tokenizer
-    from qualiclip_plugin.prompt_learner import PromptLearner
+    from qualiclip_plugin.models.backbones import build_tokenizer
+    from qualiclip_plugin.models.prompt_learner import PromptLearner
 
     cache = official_home / "hub" / "pyiqa"
     config = backbone_config("RN50")
@@ -187,7 +187,7 @@ def finished_run(
     run_settings: dict[str, Any], photo_folder: str, one_thread: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """The folder of a finished run of ``run_settings``."""
-    from tests.training_runs import run
+    from tests.support.training_runs import run
 
     output = tmp_path_factory.mktemp("whole") / "run"
     run(run_settings, photo_folder, output)

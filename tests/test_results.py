@@ -14,13 +14,13 @@ import pandas as pd
 import pytest
 import torch
 
-from harness.engine import score_key
-from harness.figures import Directions, Settings, cell_figures
-from harness.formats import render
-from harness.leaderboard import table, timings, to_csv
+from harness.leaderboard.render import render
+from harness.leaderboard.table import table, timings, to_csv
 from harness.report.data import load_cell
-from harness.scorers.create import create_scorer
-from harness.store import Store
+from harness.results.measure import Directions, Settings, cell_figures
+from harness.results.store import Store
+from harness.run.engine import score_key
+from harness.scorers.start import create_scorer
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
@@ -73,8 +73,8 @@ def test_the_scores_of_a_cell_are_there_and_no_others(cell: dict[str, Any]) -> N
 @pytest.mark.parametrize("name", ["qualiclip-lite", "piqe", "entropy"])
 def test_scores_are_those_of_the_present_code_and_weights(name: str) -> None:
     """Versions of libraries differ from machine to machine; what is this project's own must be the same."""
-    from harness.data.datasets import ImageSet
-    from harness.data.specs import shipped_specs
+    from harness.data.open import ImageSet
+    from harness.data.spec import shipped_specs
 
     (cell,) = (cell for cell in cells_on("ladders") if cell["scorer"]["name"] == name)
     scorer = create_scorer(name, device="cpu")

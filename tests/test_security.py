@@ -24,7 +24,7 @@ def test_every_section_holds_promises() -> None:
 
 @pytest.mark.parametrize(("promise", "held_by"), promises(), ids=lambda text: text[:30])
 def test_a_promise_is_held_by_tests_that_are_there(promise: str, held_by: str) -> None:
-    found = re.findall(r"`(test_\w+\.py)::(test_\w+)`", held_by)
+    found = re.findall(r"`([\w/]+\.py)::(test_\w+)`", held_by)
     assert found, promise
     for file, test in found:
         assert re.search(rf"^def {test}\(", (TESTS / file).read_text(encoding="utf-8"), re.MULTILINE), (file, test)

@@ -21,7 +21,7 @@ from skimage import data
 from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from qualiclip_plugin.images import read_image, to_float
+from qualiclip_plugin.utils.images import read_image, to_float
 
 GREY = (0.299, 0.587, 0.114)
 EDITS = ("exposure", "contrast", "gamma", "saturation", "warmth", "fine sharpening", "coarse sharpening")

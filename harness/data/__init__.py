@@ -1,1 +1,1 @@
-"""Datasets: what they are (``harness/datasets/*.yaml``), how they are fetched, checked, read and decoded."""
+"""Datasets: what they are (``harness/data/catalogue/*.yaml``), how they are fetched, checked, read and decoded."""

@@ -12,10 +12,10 @@ from harness.data.cache import cache_folder, check_cached
 from harness.data.download import fetch, verify
 from harness.data.metadata import Placed, Row, check_rows, read_rows
 from harness.data.sources import Source, from_files
-from harness.data.specs import Archive, DatasetSpec, RemoteFile, Skip
+from harness.data.spec import Archive, DatasetSpec, RemoteFile, Skip
 from harness.data.unpack import unpack
-from qualiclip_plugin.errors import DatasetError
-from qualiclip_plugin.files import recorded_sha256, sha256_file
+from qualiclip_plugin.utils.atomic import recorded_sha256, sha256_file
+from qualiclip_plugin.utils.errors import DatasetError
 
 ANYWHERE = "**/"
 """At the start of a path inside an archive: in any folder."""

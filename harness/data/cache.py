@@ -7,8 +7,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from qualiclip_plugin.documents import check_json, read_json, sealed
-from qualiclip_plugin.errors import DatasetError
+from qualiclip_plugin.utils.errors import DatasetError
+from qualiclip_plugin.utils.json_yaml import check_json, read_json, sealed
 
 MANIFEST = ".manifest.json"
 """Hashes of all files of a folder, in the folder."""

@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.data.specs import RemoteFile
-from qualiclip_plugin.errors import DatasetError, first_line
-from qualiclip_plugin.files import atomic_write, recorded_sha256, sha256_file, where_writable
+from harness.data.spec import RemoteFile
+from qualiclip_plugin.utils.atomic import atomic_write, recorded_sha256, sha256_file, where_writable
+from qualiclip_plugin.utils.errors import DatasetError, first_line
 
 if TYPE_CHECKING:
     import requests

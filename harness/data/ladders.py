@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.data.cache import cache_folder, write_manifest
-from harness.data.specs import DatasetSpec
-from qualiclip_plugin.errors import DatasetError
-from qualiclip_plugin.files import atomic_folder, sha256_file
+from harness.data.spec import DatasetSpec
+from qualiclip_plugin.utils.atomic import atomic_folder, sha256_file
+from qualiclip_plugin.utils.errors import DatasetError
 
 if TYPE_CHECKING:
     from qualiclip_plugin.distortions import Distortion
@@ -135,7 +135,7 @@ def full_reference(degraded: Pixels, pristine: Pixels) -> dict[str, float]:
     from skimage.color import rgb2gray
     from skimage.metrics import structural_similarity
 
-    from qualiclip_plugin.training.full_reference import gmsd
+    from qualiclip_plugin.utils.gmsd import gmsd
 
     error = np.mean(np.square(degraded.astype(np.float64) - pristine))
     first, second = (torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255 for image in (degraded, pristine))

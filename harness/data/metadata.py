@@ -10,10 +10,10 @@ from contextlib import closing
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
 
-from harness.data.specs import Columns, DatasetSpec, Opinion
+from harness.data.spec import Columns, DatasetSpec, Opinion
 from harness.statistics import MIN_IMAGES
-from qualiclip_plugin.documents import parse_json
-from qualiclip_plugin.errors import DatasetError
+from qualiclip_plugin.utils.errors import DatasetError
+from qualiclip_plugin.utils.json_yaml import parse_json
 
 NAMES = ("metadata.csv", "metadata.jsonl")
 Row = dict[str, Any]

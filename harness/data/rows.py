@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qualiclip_plugin.errors import DatasetError, QualiCLIPError, first_line
+from qualiclip_plugin.utils.errors import DatasetError, QualiCLIPError, first_line
 
 if TYPE_CHECKING:
     import datasets

@@ -1,6 +1,6 @@
 """Labels and undecoded images of a dataset, from wherever its specification says, through ``datasets``.
 
-Images stay undecoded bytes: they are hashed, and read by :func:`qualiclip_plugin.images.read_image`, whose
+Images stay undecoded bytes: they are hashed, and read by :func:`qualiclip_plugin.utils.images.read_image`, whose
 handling of rotation is declared, while ``datasets`` would apply it without being asked.
 """
 
@@ -17,8 +17,8 @@ import numpy as np
 
 from harness.data.labels import label_table
 from harness.data.metadata import Placed, check_rows, find_metadata, local_rows
-from harness.data.specs import DatasetSpec
-from qualiclip_plugin.errors import DatasetError, first_line
+from harness.data.spec import DatasetSpec
+from qualiclip_plugin.utils.errors import DatasetError, first_line
 
 if TYPE_CHECKING:
     import datasets

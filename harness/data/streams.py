@@ -21,10 +21,10 @@ from harness.data.labels import label_table, pack_labels, unpack_labels
 from harness.data.metadata import check_rows
 from harness.data.rows import Stream, image_bytes, unbroken
 from harness.data.sources import Source, hub_rows, image_column, label_columns, named_rows
-from harness.data.specs import Archive, DatasetSpec
+from harness.data.spec import Archive, DatasetSpec
 from harness.data.unpack import CHUNK, DAMAGED, entries, safe_name
-from qualiclip_plugin.errors import DatasetError, QualiCLIPError, first_line
-from qualiclip_plugin.files import atomic_write
+from qualiclip_plugin.utils.atomic import atomic_write
+from qualiclip_plugin.utils.errors import DatasetError, QualiCLIPError, first_line
 
 if TYPE_CHECKING:
     import datasets

@@ -16,8 +16,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any, cast
 
 from harness.data.cache import MANIFEST, write_manifest
-from qualiclip_plugin.errors import DatasetError, first_line
-from qualiclip_plugin.files import atomic_folder
+from qualiclip_plugin.utils.atomic import atomic_folder
+from qualiclip_plugin.utils.errors import DatasetError, first_line
 
 CHUNK = 1 << 20
 

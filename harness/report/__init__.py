@@ -13,24 +13,24 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.progress import track
 from harness.report import charts, terms
 from harness.report.cell_page import cell as cell_page
 from harness.report.data import Cell, contest, load_cells
 from harness.report.dataset_page import dataset as dataset_page
 from harness.report.overview import overview, versions
 from harness.report.pictures import Gallery, open_sources
-from harness.store import Store, StoreError, no_results
-from qualiclip_plugin.documents import read_json
-from qualiclip_plugin.errors import ConfigError
-from qualiclip_plugin.files import atomic_folder
+from harness.results.store import Store, StoreError, no_results
+from harness.run.progress import track
+from qualiclip_plugin.utils.atomic import atomic_folder
+from qualiclip_plugin.utils.errors import ConfigError
+from qualiclip_plugin.utils.json_yaml import read_json
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-    from harness.data.specs import DatasetSpec
+    from harness.data.spec import DatasetSpec
 
-TEMPLATES = Path(__file__).parent.parent / "templates"
+TEMPLATES = Path(__file__).parent / "templates"
 ASSETS = ("style.css", "app.js")
 MANIFEST = "report.json"
 MADE_BY = "iqa-harness report"
@@ -60,7 +60,7 @@ def write_report(
         StoreError: Results cannot be read, or the report not be written.
         QualiCLIPError: A dataset given for pictures cannot be opened, or two have the same name.
     """
-    from harness.data.specs import catalogue
+    from harness.data.spec import catalogue
 
     target = Path(output)
     _check_target(target)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness import leaderboard
 from harness import statistics as st
 from harness.data.labels import labels_hash
-from harness.figures import join_scores, whole_ladders
+from harness.leaderboard import table as leaderboard
+from harness.results.measure import join_scores, whole_ladders
+from harness.results.store import ScoreKey, Store, StoreError, slug
 from harness.statistics.checks import Floats
 from harness.statistics.matrix import Method
-from harness.store import ScoreKey, Store, StoreError, slug
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from harness import statistics as st
-from harness.data.specs import DatasetSpec
-from harness.figures import FIGURES, LOWER_IS_BETTER
-from harness.leaderboard import label_note
+from harness.data.spec import DatasetSpec
+from harness.leaderboard.table import label_note
 from harness.report import charts
 from harness.report.data import Cell, Contest
 from harness.report.overview import mark_best, short
 from harness.report.pictures import Gallery
 from harness.report.terms import FIGURE_NAMES, MEANINGS, TESTS
+from harness.results.measure import FIGURES, LOWER_IS_BETTER
 
 
 def dataset(

@@ -6,13 +6,13 @@ import json
 from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
-from harness import leaderboard
+from harness.leaderboard import table as leaderboard
 from harness.report import charts
 from harness.report.data import Cell
 from harness.report.terms import BLOCKS, FIGURE_NAMES, MEANINGS, dataset_page
 
 MEANS = ("mean", "weighted", "rank")
-"""Over datasets, as :func:`harness.leaderboard.across_datasets` names them."""
+"""Over datasets, as :func:`harness.leaderboard.table.across_datasets` names them."""
 NEVER_RATED = "never run on a dataset with human scores"
 
 

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.data.datasets import ImageSet, open_dataset, open_datasets
+from harness.data.open import ImageSet, open_dataset, open_datasets
 from harness.data.rows import Stream, image_bytes
-from harness.data.specs import DatasetSpec
-from qualiclip_plugin.errors import QualiCLIPError
-from qualiclip_plugin.images import read_image
+from harness.data.spec import DatasetSpec
+from qualiclip_plugin.utils.errors import QualiCLIPError
+from qualiclip_plugin.utils.images import read_image
 
 SIZES = {"small": (224, 82), "large": (1024, 95)}
 """Longest side in pixels and JPEG quality, for hovering and for looking closely."""

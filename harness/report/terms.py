@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.store import slug
+from harness.results.store import slug
 
 FIGURE_NAMES = {
     "srcc": "SRCC",

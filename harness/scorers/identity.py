@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qualiclip_plugin.files import sha256_file
+from qualiclip_plugin.utils.atomic import sha256_file
 
 if TYPE_CHECKING:
     from torch import nn

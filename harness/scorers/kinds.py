@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from harness.scorers.identity import SCORES_VERSION, by_content, code_hash, device_name, versions, weights_hash
 from harness.scorers.names import COMMAND, OURS, Facts, ScorerError, facts, known_scorers, pyiqa_names
-from qualiclip_plugin.errors import did_you_mean
-from qualiclip_plugin.files import sha256_file
+from qualiclip_plugin.utils.atomic import sha256_file
+from qualiclip_plugin.utils.errors import did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,7 +58,7 @@ class Scorer:
 
 def start_ours(name: str, base: str, options: dict[str, Any], device: str, precision: str) -> Scorer:
     """A metric of this project."""
-    from qualiclip_plugin.weights import load_model
+    from qualiclip_plugin.weights.loading import load_model
 
     settings = {"weights": OURS.get(base, base), "precision": precision, **options}
     model = load_model(device=device, **settings)
@@ -232,7 +232,7 @@ def _same_in_batches(metric: Callable[[Tensor], Tensor], device: str) -> bool:
 def _no_grad(network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     import torch
 
-    from qualiclip_plugin.inference import exact_fp32
+    from qualiclip_plugin.models.precision import exact_fp32
 
     own = [images.device] if images.is_cuda else []
     with torch.random.fork_rng(own), torch.no_grad(), exact_fp32():

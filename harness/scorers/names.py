@@ -9,8 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from qualiclip_plugin.documents import parse_yaml
-from qualiclip_plugin.errors import ConfigError, QualiCLIPError
+from qualiclip_plugin.utils.errors import ConfigError, QualiCLIPError
+from qualiclip_plugin.utils.json_yaml import parse_yaml
 
 DEFAULT_SCORERS = ("qualiclip-lite", "piqe", "entropy", "niqe", "clipiqa", "qualiclip")
 OURS = {"qualiclip": "official", "qualiclip-lite": "lite", "qualiclip-clip": "clip"}
@@ -27,7 +27,7 @@ OTHER_WEIGHTS = frozenset({"pretrained", "pretrained_model_path", "model_type", 
 NOT_PER_IMAGE = frozenset({"fid", "sfid", "fid_dinov2", "inception_score"})
 """Metrics that pyiqa counts as no-reference but that score a set of images as a whole."""
 
-TABLE = Path(__file__).parent.parent / "scorers.csv"
+TABLE = Path(__file__).parent / "scorers.csv"
 
 
 class ScorerError(QualiCLIPError):
@@ -111,7 +111,7 @@ def pyiqa_names() -> frozenset[str]:
 
 def _known(base: str, options: Mapping[str, Any]) -> Facts:
     if is_ours(base):
-        from qualiclip_plugin.weights import load_cards
+        from qualiclip_plugin.weights.loading import load_cards
 
         card = load_cards().get(str(options.get("weights", OURS.get(base, base))))
         return Facts(card.opinion_aware, card.seen, card.licence) if card else Facts()

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from qualiclip_plugin.errors import QualiCLIPError
+from qualiclip_plugin.utils.errors import QualiCLIPError
 
 Floats = NDArray[np.float64]
 

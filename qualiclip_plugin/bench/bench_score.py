@@ -19,10 +19,10 @@ from torch import nn
 
 from qualiclip_plugin.bench.meters import operations, peak_memory, seconds
 from qualiclip_plugin.bench.rivals import Metric, Rival
-from qualiclip_plugin.errors import ImageError
-from qualiclip_plugin.images import read_image, to_float
-from qualiclip_plugin.inference import exact_fp32
-from qualiclip_plugin.scoring.score_files import score_files
+from qualiclip_plugin.models.precision import exact_fp32
+from qualiclip_plugin.scoring.local import score_files
+from qualiclip_plugin.utils.errors import ImageError
+from qualiclip_plugin.utils.images import read_image, to_float
 
 T = TypeVar("T")
 

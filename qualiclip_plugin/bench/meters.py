@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from qualiclip_plugin.inference import PRECISIONS
-from qualiclip_plugin.memory import give_back
+from qualiclip_plugin.models.precision import PRECISIONS
+from qualiclip_plugin.utils.memory import give_back
 
 MATRIX = {"cpu": 2048, "cuda": 8192}
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")

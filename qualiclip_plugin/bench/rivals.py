@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from qualiclip_plugin.bench.reference import pyiqa_class
 from qualiclip_plugin.bench.untrained import write_official
-from qualiclip_plugin.errors import QualiCLIPError, WeightsError, first_line
-from qualiclip_plugin.weights import load_model, resolve
+from qualiclip_plugin.utils.errors import QualiCLIPError, WeightsError, first_line
+from qualiclip_plugin.weights.loading import load_model, resolve
 
 Metric = Callable[[Tensor], Tensor]
 """RGB in [0, 1], (N, 3, H, W) -> scores (N, 1)."""

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qualiclip_plugin.errors import ConfigError
-from qualiclip_plugin.files import atomic_write
+from qualiclip_plugin.utils.atomic import atomic_write
+from qualiclip_plugin.utils.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -112,10 +112,10 @@ def measure(files: Sequence[Path], weights: str, device: str, pools: Iterable[in
     """
     import torch
 
-    from qualiclip_plugin.scoring.cluster import cluster
+    from qualiclip_plugin.scoring.local import score_files
     from qualiclip_plugin.scoring.ray_engine import ScoreRequest
-    from qualiclip_plugin.scoring.score_files import score_files
-    from qualiclip_plugin.weights import load_model
+    from qualiclip_plugin.scoring.ray_pool import cluster
+    from qualiclip_plugin.weights.loading import load_model
 
     sample, request = files[:SAMPLE], ScoreRequest(weights, images_per_shard=SHARD)
     with cluster():
@@ -140,7 +140,7 @@ def machine(device: str, *libraries: str) -> dict[str, Any]:
     """Where and when, for the record, with the versions of further libraries."""
     import torch
 
-    from qualiclip_plugin.provenance import processor_name, versions
+    from qualiclip_plugin.utils.environment import processor_name, versions
 
     return {
         "processor": processor_name(),
@@ -177,7 +177,7 @@ def _rate(images: int, work: Callable[[], object]) -> float:
 
 
 def _decode(files: Iterable[Path]) -> None:
-    from qualiclip_plugin.images import read_image
+    from qualiclip_plugin.utils.images import read_image
 
     for path in files:
         read_image(path)
@@ -186,8 +186,8 @@ def _decode(files: Iterable[Path]) -> None:
 def _network_rate(files: Sequence[Path], model: nn.Module, device: Any) -> float:
     import torch
 
-    from qualiclip_plugin.images import read_image, to_float
-    from qualiclip_plugin.scoring.score_files import GPU_BATCH_SIZE
+    from qualiclip_plugin.scoring.local import GPU_BATCH_SIZE
+    from qualiclip_plugin.utils.images import read_image, to_float
 
     size = 1 if device.type == "cpu" else GPU_BATCH_SIZE
     pixels = torch.stack([read_image(path) for path in files]).split(size)
@@ -201,8 +201,8 @@ def _network_rate(files: Sequence[Path], model: nn.Module, device: Any) -> float
 
 
 def _write_rate(shards: int = 10) -> float:
-    from qualiclip_plugin.scoring.score_files import ScoredImage
-    from qualiclip_plugin.scoring.score_table import to_frame, write_scores
+    from qualiclip_plugin.scoring.local import ScoredImage
+    from qualiclip_plugin.scoring.table import to_frame, write_scores
 
     frame = to_frame(ScoredImage(f"s3://bucket/photos/{n:012d}.jpg", n / ROWS, {}, *SIZE) for n in range(ROWS))
     with tempfile.TemporaryDirectory() as folder:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qualiclip_plugin.errors import ConfigError
-from qualiclip_plugin.files import atomic_write
+from qualiclip_plugin.utils.atomic import atomic_write
+from qualiclip_plugin.utils.errors import ConfigError
 
 if TYPE_CHECKING:
     from qualiclip_plugin.bench.bench_score import Bench, Case

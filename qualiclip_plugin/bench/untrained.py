@@ -9,10 +9,10 @@ import open_clip
 import torch
 from torch import nn
 
-from qualiclip_plugin.attention_pool import SingleQueryAttentionPool
-from qualiclip_plugin.backbones import backbone_config
-from qualiclip_plugin.checkpoint import CLIP_MEAN, CLIP_STD
-from qualiclip_plugin.prompts import paired_features
+from qualiclip_plugin.models.attention_pool import SingleQueryAttentionPool
+from qualiclip_plugin.models.backbones import backbone_config
+from qualiclip_plugin.models.prompts import paired_features
+from qualiclip_plugin.weights.checkpoint import CLIP_MEAN, CLIP_STD
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """Image degradations as pure batched functions, and the tables that name them."""
 
-from qualiclip_plugin.distortions.table import (
+from qualiclip_plugin.distortions.registry import (
     DISTORTIONS,
     GROUPS,
     TABLES,

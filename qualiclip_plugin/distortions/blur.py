@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from qualiclip_plugin.distortions.fields import uniform_field
 from qualiclip_plugin.distortions.filters import correlate, gaussian_filter
+from qualiclip_plugin.distortions.random_fields import uniform_field
 
 _NEGLIGIBLE = 1e-9
 _DISK_COLUMNS = 32  # strips per pixel in which the disk's area is integrated

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from qualiclip_plugin.distortions.color import lab_to_rgb, linear_to_srgb, rgb_to_lab, srgb_to_linear
-from qualiclip_plugin.distortions.fields import normal_field
 from qualiclip_plugin.distortions.filters import per_image
+from qualiclip_plugin.distortions.random_fields import normal_field
 
 _LOW_LIGHT_NOISE = 0.15  # deviation of the noise at white, at strength 1
 

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from qualiclip_plugin.distortions.fields import uniform_field
 from qualiclip_plugin.distortions.filters import gaussian_filter, per_image
+from qualiclip_plugin.distortions.random_fields import uniform_field
 
 # IEC 61966-2-1 and CIE 15: linear sRGB to XYZ, relative to the D65 white (the rows sum to 1 after division).
 _WHITE = (0.95047, 1.0, 1.08883)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from qualiclip_plugin.distortions.color import YCBCR_TO_RGB, mix_channels
-from qualiclip_plugin.distortions.fields import normal_field, uniform_field
 from qualiclip_plugin.distortions.filters import gaussian_filter, per_image
+from qualiclip_plugin.distortions.random_fields import normal_field, uniform_field
 
 _BLOTCH_SIGMA = 1.5  # pixels: what demosaicking and denoising leave of the sensor's noise
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from qualiclip_plugin.distortions.color import luma
-from qualiclip_plugin.distortions.fields import uniform_field
 from qualiclip_plugin.distortions.filters import gaussian_filter, per_image
+from qualiclip_plugin.distortions.random_fields import uniform_field
 
 _SHARPEN_SIGMA = 3.0  # pixels
 _AMOUNT_OF_IDENTITY = -0.2  # KADID-10k's linear contrast leaves the picture as it is at -0.2, not at 0

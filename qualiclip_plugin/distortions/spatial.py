@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qualiclip_plugin.distortions.fields import normal_field, uniform_field
 from qualiclip_plugin.distortions.filters import per_image, separable
+from qualiclip_plugin.distortions.random_fields import normal_field, uniform_field
 
 _JITTER_PASSES = 5  # KADID-10k warps five times; the sum of their displacements is drawn at once
 _PATCH = 16

@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from qualiclip_plugin.errors import ConfigError
-from qualiclip_plugin.inference import PRECISIONS, fp32_settings, prepare_for_inference, round_kernels
-from qualiclip_plugin.runtimes.fused import FusedMap, Normalise
+from qualiclip_plugin.models.conv_towers import ConvTower, ResNetTower, StagePoolTower
+from qualiclip_plugin.models.precision import PRECISIONS, fp32_settings, prepare_for_inference, round_kernels
+from qualiclip_plugin.models.tracing import EXAMPLE_SIZE, for_graphs
+from qualiclip_plugin.runtimes.cuda_graphs import Recorder, Replayed
+from qualiclip_plugin.runtimes.cuda_resnet import FusedMap, Normalise
 from qualiclip_plugin.runtimes.openvino import OpenVINOPart, check_openvino
-from qualiclip_plugin.runtimes.replay import Recorder, Replayed
-from qualiclip_plugin.towers import ConvTower, ResNetTower, StagePoolTower
-from qualiclip_plugin.tracing import EXAMPLE_SIZE, for_graphs
+from qualiclip_plugin.utils.errors import ConfigError
 
 if TYPE_CHECKING:
-    from qualiclip_plugin.model import QualiCLIP
+    from qualiclip_plugin.models.qualiclip import QualiCLIP
 
 RUNTIMES = ("eager", "openvino", "cuda")
 DEVICES = {"openvino": "cpu", "cuda": "cuda"}

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qualiclip_plugin.errors import ConfigError
 from qualiclip_plugin.runtimes.part import FastPart, Part
+from qualiclip_plugin.utils.errors import ConfigError
 
 
 def check_openvino(precision: str, device: torch.device) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from qualiclip_plugin.errors import ConfigError
+from qualiclip_plugin.utils.errors import ConfigError
 
 Part = Callable[[Tensor], Any]
 """A method of a tower that computes feature maps: (N, C, H, W) -> a map, or a list of them."""

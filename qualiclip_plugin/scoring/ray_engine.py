@@ -17,22 +17,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qualiclip_plugin.errors import ConfigError
-from qualiclip_plugin.files import sha256_file
-from qualiclip_plugin.images import MAX_PIXELS, WHITE, portable
-from qualiclip_plugin.provenance import git_revision, versions
 from qualiclip_plugin.runtimes import DEVICES, served_tower
-from qualiclip_plugin.scoring.cluster import MOST_DEATHS, Casualties, Pool, cluster, make_pool, map_on
-from qualiclip_plugin.scoring.score_files import ScoredImage, StoredImage, score_files
+from qualiclip_plugin.scoring.local import ScoredImage, StoredImage, score_files
+from qualiclip_plugin.scoring.ray_pool import MOST_DEATHS, Casualties, Pool, cluster, make_pool, map_on
 from qualiclip_plugin.scoring.shards import open_shards
 from qualiclip_plugin.scoring.sources import Listing, from_record, list_sources, to_record
+from qualiclip_plugin.utils.atomic import sha256_file
+from qualiclip_plugin.utils.environment import git_revision, versions
+from qualiclip_plugin.utils.errors import ConfigError
+from qualiclip_plugin.utils.images import MAX_PIXELS, WHITE, portable
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
     from ray.actor import ActorHandle
 
-    from qualiclip_plugin.model import QualiCLIP
+    from qualiclip_plugin.models.qualiclip import QualiCLIP
 
 SHARD = "shard"
 SCORING_LIBRARIES = ("qualiclip-plugin", "torch", "open_clip_torch", "timm", "numpy", "Pillow")
@@ -73,7 +73,7 @@ class ScoreRequest:
 
     def load(self, device: str = "cpu") -> QualiCLIP:
         """The model that is asked for; see ``weights.load_model`` for the errors."""
-        from qualiclip_plugin.weights import load_model
+        from qualiclip_plugin.weights.loading import load_model
 
         return load_model(
             self.weights,
@@ -151,7 +151,7 @@ def identify(request: ScoreRequest, pool: Pool) -> dict[str, Any]:
     Raises:
         WeightsError: The weights cannot be had.
     """
-    from qualiclip_plugin.weights import get_card, load_cards, resolve
+    from qualiclip_plugin.weights.loading import get_card, load_cards, resolve
 
     names: list[str] = [request.weights]
     if request.weights in load_cards() and (base := get_card(request.weights).base):
@@ -233,7 +233,7 @@ class ShardWorker:
         import pyarrow as pa
         import ray
 
-        from qualiclip_plugin.scoring.score_table import to_frame
+        from qualiclip_plugin.scoring.table import to_frame
 
         (record,) = item.to_pylist()
         shard, images = record[SHARD], from_record(json.loads(record["portion"])).images()

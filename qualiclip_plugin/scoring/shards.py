@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qualiclip_plugin.errors import ConfigError, first_line
-from qualiclip_plugin.files import atomic_write
-from qualiclip_plugin.images import printable
-from qualiclip_plugin.scoring.score_table import write_scores
+from qualiclip_plugin.scoring.table import write_scores
+from qualiclip_plugin.utils.atomic import atomic_write
+from qualiclip_plugin.utils.errors import ConfigError, first_line
+from qualiclip_plugin.utils.images import printable
 
 if TYPE_CHECKING:
     from pandas import DataFrame

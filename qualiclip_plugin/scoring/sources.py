@@ -18,9 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qualiclip_plugin.errors import ConfigError, ImageError, first_line, without_options
-from qualiclip_plugin.images import SUFFIXES, images_in, portable, printable
-from qualiclip_plugin.scoring.score_files import StoredImage
+from qualiclip_plugin.scoring.local import StoredImage
 from qualiclip_plugin.scoring.storage import (
     filesystem,
     is_address,
@@ -30,6 +28,8 @@ from qualiclip_plugin.scoring.storage import (
     split_address,
     without_secrets,
 )
+from qualiclip_plugin.utils.errors import ConfigError, ImageError, first_line, without_options
+from qualiclip_plugin.utils.images import SUFFIXES, images_in, portable, printable
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -9,8 +9,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from qualiclip_plugin.errors import ConfigError, bare_address, first_line
-from qualiclip_plugin.images import portable, printable
+from qualiclip_plugin.utils.errors import ConfigError, bare_address, first_line
+from qualiclip_plugin.utils.images import portable, printable
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qualiclip_plugin.images import to_float
 from qualiclip_plugin.training.config import TrainConfig
 from qualiclip_plugin.training.crop_loader import CropLoader
 from qualiclip_plugin.training.draws import draw_plan
 from qualiclip_plugin.training.sampling import DegradationPlan, degrade
+from qualiclip_plugin.utils.images import to_float
 
 
 @dataclass(frozen=True)

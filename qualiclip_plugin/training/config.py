@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qualiclip_plugin.documents import key_lines, parse_yaml, read_yaml
-from qualiclip_plugin.errors import ConfigError
-from qualiclip_plugin.prompts import ATTRIBUTES
-from qualiclip_plugin.settings import build
-from qualiclip_plugin.training.head_config import HeadConfig
+from qualiclip_plugin.models.prompts import ATTRIBUTES
+from qualiclip_plugin.training.lite.config import HeadConfig
 from qualiclip_plugin.training.objective import ObjectiveConfig, check_choice
+from qualiclip_plugin.utils.config import build
+from qualiclip_plugin.utils.errors import ConfigError
+from qualiclip_plugin.utils.json_yaml import key_lines, parse_yaml, read_yaml
 
 CONFIGS = Path(__file__).parent / "configs"
 SCHEDULES = ("constant", "cosine", "onecycle")

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from qualiclip_plugin.training.config import TrainConfig
 from qualiclip_plugin.training.draws import draw_crops
-from qualiclip_plugin.training.generators import generator
 from qualiclip_plugin.training.photo_stream import PhotoStream
+from qualiclip_plugin.training.seeds import generator
 from qualiclip_plugin.training.usable_photos import PhotoOrder, PhotoSource, SkipList, read_or_replace
 
 STEPS_AHEAD = 3

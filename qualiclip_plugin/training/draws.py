@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from qualiclip_plugin.distortions import GROUPS, get_table
-from qualiclip_plugin.errors import ConfigError, did_you_mean
-from qualiclip_plugin.prompts import ATTRIBUTES
+from qualiclip_plugin.models.prompts import ATTRIBUTES
 from qualiclip_plugin.training.config import TrainConfig
-from qualiclip_plugin.training.generators import generator
 from qualiclip_plugin.training.objective import content_levels, selected_prompt_pairs
 from qualiclip_plugin.training.sampling import DegradationPlan, sample_crop_pairs, sample_plan
+from qualiclip_plugin.training.seeds import generator
+from qualiclip_plugin.utils.errors import ConfigError, did_you_mean
 
 
 def draw_crops(photo: Tensor, config: TrainConfig, draws: torch.Generator) -> Tensor:

@@ -16,15 +16,15 @@ from accelerate import Accelerator
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
-from qualiclip_plugin.model import QualiCLIP, prompt_similarities
+from qualiclip_plugin.models.qualiclip import QualiCLIP, prompt_similarities
 from qualiclip_plugin.training.batches import Batch
 from qualiclip_plugin.training.config import TrainConfig
+from qualiclip_plugin.training.distributed import CropEncoder
 from qualiclip_plugin.training.draws import relevant_pairs
-from qualiclip_plugin.training.full_reference import gmsd
+from qualiclip_plugin.training.layers import movement, pull_to_start, set_training_mode
 from qualiclip_plugin.training.objective import objective, ranking_accuracy
 from qualiclip_plugin.training.optimizer import build_optimizer, learning_rate
-from qualiclip_plugin.training.processes import CropEncoder
-from qualiclip_plugin.training.stages import movement, pull_to_start, set_training_mode
+from qualiclip_plugin.utils.gmsd import gmsd
 
 
 class Learner:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from qualiclip_plugin.errors import ConfigError
+from qualiclip_plugin.utils.errors import ConfigError
 
 PAIRS = ("all", "neighbours")
 REDUCTIONS = ("sum", "mean")

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from qualiclip_plugin.errors import ConfigError
-from qualiclip_plugin.model import QualiCLIP
-from qualiclip_plugin.prompts import ATTRIBUTES
+from qualiclip_plugin.models.prompts import ATTRIBUTES
+from qualiclip_plugin.models.qualiclip import QualiCLIP
 from qualiclip_plugin.training.losses import (
     PAIRS,
     REDUCTIONS,
@@ -28,6 +27,7 @@ from qualiclip_plugin.training.losses import (
     negative_ranking_loss,
     positive_ranking_loss,
 )
+from qualiclip_plugin.utils.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from qualiclip_plugin.errors import DatasetError, ImageError
-from qualiclip_plugin.training.generators import derive_seed
+from qualiclip_plugin.training.seeds import derive_seed
 from qualiclip_plugin.training.usable_photos import SkipList, check_size, decode
+from qualiclip_plugin.utils.errors import DatasetError, ImageError
 
 
 @dataclass

@@ -40,10 +40,10 @@ from safetensors.torch import load_file
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from qualiclip_plugin.documents import check_json, read_json, sealed
-from qualiclip_plugin.errors import ConfigError, first_line
-from qualiclip_plugin.files import atomic_folder, atomic_write, remove_folder, remove_leftovers, sha256_file
 from qualiclip_plugin.training.config import differences
+from qualiclip_plugin.utils.atomic import atomic_folder, atomic_write, remove_folder, remove_leftovers, sha256_file
+from qualiclip_plugin.utils.errors import ConfigError, first_line
+from qualiclip_plugin.utils.json_yaml import check_json, read_json, sealed
 
 RUN_FILES = ("run.json", "checkpoints", "model.safetensors", "log.csv")
 LOCK = ".lock"

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qualiclip_plugin.distortions import Distortion, get_distortion, get_table
-from qualiclip_plugin.errors import ConfigError, ImageError
-from qualiclip_plugin.files import atomic_write
-from qualiclip_plugin.inference import exact_products
+from qualiclip_plugin.models.precision import exact_products
+from qualiclip_plugin.utils.atomic import atomic_write
+from qualiclip_plugin.utils.errors import ConfigError, ImageError
 
 _SEEDS = 1 << 62
 

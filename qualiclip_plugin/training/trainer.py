@@ -22,36 +22,36 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from qualiclip_plugin.checkpoint import save_checkpoint
-from qualiclip_plugin.errors import ConfigError, WeightsError, first_line, out_of_memory
-from qualiclip_plugin.inference import make_exact_in_half
-from qualiclip_plugin.model import QualiCLIP
+from qualiclip_plugin.models.precision import make_exact_in_half
+from qualiclip_plugin.models.qualiclip import QualiCLIP
 from qualiclip_plugin.training.batches import Batch, degraded_batches, images_in_step
 from qualiclip_plugin.training.config import TrainConfig
-from qualiclip_plugin.training.display import Display
+from qualiclip_plugin.training.distributed import build_accelerator, places_of
 from qualiclip_plugin.training.draws import check_plan
-from qualiclip_plugin.training.generators import (
+from qualiclip_plugin.training.layers import choose_stages, recompute_in_backward, train_only
+from qualiclip_plugin.training.learner import Learner
+from qualiclip_plugin.training.lite.head_fit import fit_head
+from qualiclip_plugin.training.lite.start import LITE_START, starting_model
+from qualiclip_plugin.training.logs import RunLogs, tracker_config
+from qualiclip_plugin.training.model_card import build_card, describe_movement, run_record
+from qualiclip_plugin.training.objective import check_attributes
+from qualiclip_plugin.training.optimizer import learning_rate
+from qualiclip_plugin.training.plot import plot_training
+from qualiclip_plugin.training.progress import Display
+from qualiclip_plugin.training.run_folder import RunFolder, RunState
+from qualiclip_plugin.training.seeds import (
     derive_seed,
     generator_states,
     preserved_generators,
     seed_generators,
     set_generator_states,
 )
-from qualiclip_plugin.training.head_fit import fit_head
-from qualiclip_plugin.training.learner import Learner
-from qualiclip_plugin.training.lite import LITE_START, starting_model
-from qualiclip_plugin.training.objective import check_attributes
-from qualiclip_plugin.training.optimizer import learning_rate
-from qualiclip_plugin.training.processes import build_accelerator, places_of
-from qualiclip_plugin.training.report import build_card, describe_movement, run_record
-from qualiclip_plugin.training.run_folder import RunFolder, RunState
-from qualiclip_plugin.training.run_logs import RunLogs, tracker_config
-from qualiclip_plugin.training.stages import choose_stages, recompute_in_backward, train_only
 from qualiclip_plugin.training.stop_signal import StopSignal
 from qualiclip_plugin.training.training_photos import TrainingPhotos
-from qualiclip_plugin.training.training_plot import plot_training
 from qualiclip_plugin.training.usable_photos import SkipList
 from qualiclip_plugin.training.validation import read_scored_data, validate
+from qualiclip_plugin.utils.errors import ConfigError, WeightsError, first_line, out_of_memory
+from qualiclip_plugin.weights.checkpoint import save_checkpoint
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class Trainer:
         return bool(self.accelerator.is_main_process)
 
     def _starting_model(self) -> QualiCLIP:
-        from qualiclip_plugin.weights import load_model
+        from qualiclip_plugin.weights.loading import load_model
 
         if self.resume:
             try:

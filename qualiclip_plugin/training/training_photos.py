@@ -10,15 +10,15 @@ from typing import Any
 
 from torch import Tensor
 
-from qualiclip_plugin.errors import DatasetError
 from qualiclip_plugin.training.config import TrainConfig
 from qualiclip_plugin.training.crop_loader import CropLoader, IndexedCrops, StreamedCrops
-from qualiclip_plugin.training.display import Display
-from qualiclip_plugin.training.generators import derive_seed
 from qualiclip_plugin.training.photo_stream import PhotoStream
 from qualiclip_plugin.training.photos import Photos, open_photos
+from qualiclip_plugin.training.progress import Display
+from qualiclip_plugin.training.seeds import derive_seed
 from qualiclip_plugin.training.usable_photos import SkipList, check_all, hold_out
 from qualiclip_plugin.training.validation import held_out_crops
+from qualiclip_plugin.utils.errors import DatasetError
 
 MOST_NAMES = 10_000
 """Photographs whose names are compared when a run is continued."""

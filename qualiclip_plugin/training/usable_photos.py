@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from qualiclip_plugin.errors import DatasetError, ImageError
-from qualiclip_plugin.images import read_image
-from qualiclip_plugin.training.generators import generator
+from qualiclip_plugin.training.seeds import generator
+from qualiclip_plugin.utils.errors import DatasetError, ImageError
+from qualiclip_plugin.utils.images import read_image
 
 
 @dataclass

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from qualiclip_plugin.distortions import get_table
-from qualiclip_plugin.errors import ConfigError, DatasetError, ImageError
-from qualiclip_plugin.images import read_image, to_float
-from qualiclip_plugin.model import QualiCLIP, check_images
+from qualiclip_plugin.models.qualiclip import QualiCLIP, check_images
 from qualiclip_plugin.training.config import TrainConfig
-from qualiclip_plugin.training.generators import generator
 from qualiclip_plugin.training.losses import level_pairs
 from qualiclip_plugin.training.sampling import degrade, sample_plan
+from qualiclip_plugin.training.seeds import generator
+from qualiclip_plugin.utils.errors import ConfigError, DatasetError, ImageError
+from qualiclip_plugin.utils.images import read_image, to_float
 
 if TYPE_CHECKING:
     from harness.statistics import Estimate

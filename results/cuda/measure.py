@@ -23,11 +23,11 @@ from qualiclip_plugin.bench.meters import seconds
 from qualiclip_plugin.bench.reference import pyiqa_class
 from qualiclip_plugin.bench.rivals import official_weights
 from qualiclip_plugin.bench.scale import photographs
-from qualiclip_plugin.images import read_image, to_float
-from qualiclip_plugin.inference import exact_fp32
-from qualiclip_plugin.provenance import versions
-from qualiclip_plugin.scoring.score_files import score_files
-from qualiclip_plugin.weights import load_model
+from qualiclip_plugin.models.precision import exact_fp32
+from qualiclip_plugin.scoring.local import score_files
+from qualiclip_plugin.utils.environment import versions
+from qualiclip_plugin.utils.images import read_image, to_float
+from qualiclip_plugin.weights.loading import load_model
 
 SMALL, LARGE = (512, 384), (3840, 2160)
 BATCHES = (1, 8, 16, 32, 64)

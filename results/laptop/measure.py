@@ -17,15 +17,15 @@ from typing import Any
 import pandas as pd
 import torch
 
-from qualiclip_plugin.files import atomic_write
-from qualiclip_plugin.images import read_image
-from qualiclip_plugin.model import QualiCLIP
+from qualiclip_plugin.models.qualiclip import QualiCLIP
 from qualiclip_plugin.training.config import TrainConfig, load_config
 from qualiclip_plugin.training.photos import SKIMAGE
 from qualiclip_plugin.training.run_folder import read_csv
 from qualiclip_plugin.training.trainer import train
 from qualiclip_plugin.training.validation import ScoredData, held_out_crops, read_scored_data, validate
-from qualiclip_plugin.weights import load_model
+from qualiclip_plugin.utils.atomic import atomic_write
+from qualiclip_plugin.utils.images import read_image
+from qualiclip_plugin.weights.loading import load_model
 
 HERE = Path(__file__).parent
 PICTURE = HERE.parents[1] / "docs" / "training.png"

@@ -24,17 +24,17 @@ from torch import Tensor
 
 from harness.statistics import srcc
 from qualiclip_plugin.distortions import DISTORTIONS
-from qualiclip_plugin.images import read_image, to_float
-from qualiclip_plugin.inference import prepare_for_inference
-from qualiclip_plugin.model import QualiCLIP
+from qualiclip_plugin.models.precision import prepare_for_inference
+from qualiclip_plugin.models.qualiclip import QualiCLIP
 from qualiclip_plugin.training.config import TrainConfig, load_config
-from qualiclip_plugin.training.display import Display
-from qualiclip_plugin.training.head_fit import fit_directions, ladder_moments
-from qualiclip_plugin.training.head_ranking import train_hidden_layer
-from qualiclip_plugin.training.ladder_features import LadderFeatures, collect_ladders, stage_pool_tower
-from qualiclip_plugin.training.lite import starting_model
+from qualiclip_plugin.training.lite.head_fit import fit_directions, ladder_moments
+from qualiclip_plugin.training.lite.head_ranking import train_hidden_layer
+from qualiclip_plugin.training.lite.ladder_features import LadderFeatures, collect_ladders, stage_pool_tower
+from qualiclip_plugin.training.lite.start import starting_model
+from qualiclip_plugin.training.progress import Display
 from qualiclip_plugin.training.training_photos import TrainingPhotos
 from qualiclip_plugin.training.usable_photos import SkipList
+from qualiclip_plugin.utils.images import read_image, to_float
 
 HERE = Path(__file__).parent
 Qualities = Callable[[Tensor], Tensor]

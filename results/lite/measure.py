@@ -20,11 +20,11 @@ from torch import Tensor
 
 from harness.statistics import bootstrap_interval, d_test, l_test, plcc, srcc
 from qualiclip_plugin.distortions import DISTORTIONS, GROUPS
-from qualiclip_plugin.images import read_image, to_float
-from qualiclip_plugin.model import QualiCLIP
-from qualiclip_plugin.prompts import ATTRIBUTES
-from qualiclip_plugin.provenance import versions
-from qualiclip_plugin.weights import load_model
+from qualiclip_plugin.models.prompts import ATTRIBUTES
+from qualiclip_plugin.models.qualiclip import QualiCLIP
+from qualiclip_plugin.utils.environment import versions
+from qualiclip_plugin.utils.images import read_image, to_float
+from qualiclip_plugin.weights.loading import load_model
 
 HERE = Path(__file__).parent
 SIDE = 256

@@ -22,8 +22,8 @@ from tabulate import tabulate
 from torch import Tensor
 
 from qualiclip_plugin.bench.meters import seconds
-from qualiclip_plugin.distortions.table import get_table
-from qualiclip_plugin.provenance import processor_name, versions
+from qualiclip_plugin.distortions.registry import get_table
+from qualiclip_plugin.utils.environment import processor_name, versions
 from tests.benchmarks.bench_training import device_text
 from tests.benchmarks.usual_degradations import USUAL, degrade_usually
 from tests.conftest import load_photographs

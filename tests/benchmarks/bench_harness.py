@@ -28,12 +28,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from harness.data.datasets import open_dataset
-from harness.engine import evaluate
-from harness.scorers.create import create_scorer
-from harness.store import Store
-from qualiclip_plugin.images import images_in, read_image, to_float
-from tests.harness_data import opinion_folder, write_metadata
+from harness.data.open import open_dataset
+from harness.results.store import Store
+from harness.run.engine import evaluate
+from harness.scorers.start import create_scorer
+from qualiclip_plugin.utils.images import images_in, read_image, to_float
+from tests.support.harness_data import opinion_folder, write_metadata
 
 SIZE = (384, 512)
 ROOT = Path(__file__).parents[2]
@@ -97,7 +97,7 @@ def overhead(folder: Path, name: str, repeats: int) -> tuple[list[Cost], list[Co
 
 def start(folder: Path, results: Path) -> Cost:
     """A new process that finds everything stored."""
-    command = [sys.executable, "-m", "harness", "run", "--scorer", "tests.harness_data:brightness", "--quiet"]
+    command = [sys.executable, "-m", "harness", "run", "--scorer", "tests.support.harness_data:brightness", "--quiet"]
     options = ["--dataset", str(folder), "--output", str(results)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return cost(lambda: subprocess.run([*command, *options], env=environment, check=True, capture_output=True))

@@ -30,17 +30,17 @@ from PIL import Image
 from tabulate import tabulate
 
 from harness import statistics as st
-from harness.figures import Settings
-from harness.progress import reporter
-from harness.runner import RunRequest, run_all
-from qualiclip_plugin.images import read_image
-from qualiclip_plugin.provenance import versions
-from qualiclip_plugin.scoring.score_files import score_files
+from harness.results.measure import Settings
+from harness.run.progress import reporter
+from harness.run.runner import RunRequest, run_all
+from qualiclip_plugin.scoring.local import score_files
 from qualiclip_plugin.training.sampling import degrade, sample_plan
-from qualiclip_plugin.weights import load_model
+from qualiclip_plugin.utils.environment import versions
+from qualiclip_plugin.utils.images import read_image
+from qualiclip_plugin.weights.loading import load_model
 from tests.benchmarks.bench_training import device_text
 from tests.conftest import load_photographs
-from tests.harness_data import fake_scorer, opinion_folder
+from tests.support.harness_data import fake_scorer, opinion_folder
 
 HISTORY = Path(__file__).parents[2] / "results" / "benchmarks" / "history.json"
 ROUNDS = 15

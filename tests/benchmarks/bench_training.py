@@ -25,17 +25,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from qualiclip_plugin.backbones import backbone_config, build_image_encoder
-from qualiclip_plugin.checkpoint import CLIP_MEAN, CLIP_STD, save_checkpoint
-from qualiclip_plugin.errors import WeightsError
-from qualiclip_plugin.model import QualiCLIP
-from qualiclip_plugin.prompts import ATTRIBUTES, paired_features
-from qualiclip_plugin.provenance import processor_name, versions
+from qualiclip_plugin.models.backbones import backbone_config, build_image_encoder
+from qualiclip_plugin.models.prompts import ATTRIBUTES, paired_features
+from qualiclip_plugin.models.qualiclip import QualiCLIP
 from qualiclip_plugin.training.config import load_config
 from qualiclip_plugin.training.draws import draw_plan
 from qualiclip_plugin.training.photos import SKIMAGE
 from qualiclip_plugin.training.sampling import degrade
 from qualiclip_plugin.training.trainer import Trainer, read_figures
+from qualiclip_plugin.utils.environment import processor_name, versions
+from qualiclip_plugin.utils.errors import WeightsError
+from qualiclip_plugin.weights.checkpoint import CLIP_MEAN, CLIP_STD, save_checkpoint
 
 
 @dataclass

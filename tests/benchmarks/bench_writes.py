@@ -14,9 +14,9 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from qualiclip_plugin.provenance import processor_name
-from qualiclip_plugin.scoring.score_files import ScoredImage
-from qualiclip_plugin.scoring.score_table import to_frame, write_scores
+from qualiclip_plugin.scoring.local import ScoredImage
+from qualiclip_plugin.scoring.table import to_frame, write_scores
+from qualiclip_plugin.utils.environment import processor_name
 
 BESIDE = (0, 100, 20_000, 100_000)
 ROWS = 500

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from qualiclip_plugin.files import sha256_file
+from qualiclip_plugin.utils.atomic import sha256_file
 from tests.faults.trials import ANY, DECLARED, NO_SCORE, Fault, Outcome, Trial
 from tests.faults.works import HARNESS, LADDERS, PACKED, SCORING, TRAINING_RUN, WEIGHTS, WORKS, Work
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from tabulate import tabulate
 
-from qualiclip_plugin.provenance import versions
+from qualiclip_plugin.utils.environment import versions
 from tests.benchmarks.bench_training import device_text
 from tests.faults.trials import Outcome
 

@@ -25,9 +25,21 @@ PROGRAMS = {"qualiclip": "qualiclip_plugin.cli", "iqa-harness": "harness.cli"}
 PRELOADED = (
     *PROGRAMS.values(),
     *("torch", "torchvision", "open_clip", "timm", "datasets", "pandas", "pyarrow.parquet", "scipy.stats"),
-    *("harness.runner", "harness.data.archives", "harness.data.inspection", "harness.data.ladders", "harness.report"),
-    *("qualiclip_plugin.weights", "qualiclip_plugin.scoring.score_table", "qualiclip_plugin.training.trainer"),
-    *("qualiclip_plugin.training.report", "skimage.data", "jsonschema.validators", "matplotlib.pyplot", "tabulate"),
+    *(
+        "harness.run.runner",
+        "harness.data.archives",
+        "harness.data.inspect",
+        "harness.data.ladders",
+        "harness.report",
+    ),
+    *("qualiclip_plugin.weights.loading", "qualiclip_plugin.scoring.table", "qualiclip_plugin.training.trainer"),
+    *(
+        "qualiclip_plugin.training.model_card",
+        "skimage.data",
+        "jsonschema.validators",
+        "matplotlib.pyplot",
+        "tabulate",
+    ),
     "tests.faults.setups",
 )
 _CAPABILITIES_3 = 0x20080522

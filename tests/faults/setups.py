@@ -10,7 +10,8 @@ import datasets
 import torch
 
 from harness.data import download, ladders
-from qualiclip_plugin import distortions, weights
+from qualiclip_plugin import distortions
+from qualiclip_plugin.weights import loading as weights
 
 
 def one_thread() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from tests.faults.server import Server
 from tests.faults.works import Result, Work, World, clear, files_in, make_world
-from tests.local_server import serving
+from tests.support.local_server import serving
 
 DECLARED, NO_SCORE = 2, 1
 """Exit codes of a declared error, and of a scoring that left images without a score."""

@@ -22,12 +22,12 @@ import pyarrow.parquet as pq
 from PIL import Image
 from safetensors.numpy import load_file
 
-from qualiclip_plugin.checkpoint import save_checkpoint
-from qualiclip_plugin.files import sha256_file
+from qualiclip_plugin.utils.atomic import sha256_file
+from qualiclip_plugin.weights.checkpoint import save_checkpoint
 from tests.conftest import build_tiny_model, crops_of, load_photographs
 from tests.faults.server import Job
-from tests.harness_data import opinion_folder
-from tests.local_server import LocalServer
+from tests.support.harness_data import opinion_folder
+from tests.support.local_server import LocalServer
 
 Result = list[tuple[str, str]]
 """Names and values, in the order they stand in the files; a name that occurs twice is a double."""
@@ -190,7 +190,7 @@ def _table(output: Path) -> Result:
 
 def _ladders(world: World, output: Path) -> Sequence[str]:
     options = ["--output", str(output / "results"), "--device", "cpu", "--draws", "20", "--quiet", "--retry-failed"]
-    return ["iqa-harness", "run", "--scorer", "tests.harness_data:brightness", *options]
+    return ["iqa-harness", "run", "--scorer", "tests.support.harness_data:brightness", *options]
 
 
 def _train(world: World, output: Path) -> Sequence[str]:

@@ -18,10 +18,10 @@ from harness.data.cache import MANIFEST, check_cached
 from harness.data.labels import labels_hash
 from harness.data.metadata import local_spec
 from harness.data.sources import load_local
-from harness.data.specs import SHIPPED, read_spec
+from harness.data.spec import SHIPPED, read_spec
 from harness.data.unpack import Limits, unpack
-from harness.store import Store
-from qualiclip_plugin.errors import QualiCLIPError
+from harness.results.store import Store
+from qualiclip_plugin.utils.errors import QualiCLIPError
 
 _NAMES = [f"{number}.png" for number in range(4)]
 

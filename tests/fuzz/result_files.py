@@ -10,15 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.data.datasets import open_dataset
-from harness.engine import evaluate
-from harness.figures import Settings
-from harness.formats import FORMATS, render
-from harness.guard import regression, snapshot
-from harness.guard.report import to_json, to_junit, to_markdown
+from harness.check import compare as regression
+from harness.check import snapshot
+from harness.check.report import to_json, to_junit, to_markdown
+from harness.data.open import open_dataset
+from harness.leaderboard.render import FORMATS, render
 from harness.report.data import load_cells
-from harness.store import Store
-from tests.harness_data import fake_scorer, opinion_folder
+from harness.results.measure import Settings
+from harness.results.store import Store
+from harness.run.engine import evaluate
+from tests.support.harness_data import fake_scorer, opinion_folder
 
 _PATTERNS = {
     "cell": "cells/*/*",

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qualiclip_plugin.errors import QualiCLIPError
-from qualiclip_plugin.images import read_image
-from tests import image_seeds
+from qualiclip_plugin.utils.errors import QualiCLIPError
+from qualiclip_plugin.utils.images import read_image
 from tests.fuzz import dataset_files, result_files, weight_files
+from tests.support import image_seeds
 
 CORPUS = Path(__file__).parents[1] / "corpus"
 MAX_PIXELS = 2**20

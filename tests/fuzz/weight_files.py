@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from qualiclip_plugin.checkpoint import build_model, read_weights, save_checkpoint
-from qualiclip_plugin.errors import QualiCLIPError
-from qualiclip_plugin.files import sha256_file
 from qualiclip_plugin.training.run_folder import RECORD, STATE, WEIGHTS, RunFolder, RunState, read_log
+from qualiclip_plugin.utils.atomic import sha256_file
+from qualiclip_plugin.utils.errors import QualiCLIPError
+from qualiclip_plugin.weights.checkpoint import build_model, read_weights, save_checkpoint
 from tests.conftest import TINY_BACKBONE, build_tiny_model
 
 

@@ -1,0 +1,173 @@
+"""What a check found, as text or Markdown with notes, JSON or JUnit XML."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET  # only written, never parsed
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from harness.check.compare import Comparison, Figure, Finding
+from qualiclip_plugin.utils.atomic import atomic_write
+from qualiclip_plugin.utils.errors import ConfigError
+from qualiclip_plugin.utils.images import printable
+
+MOST_ROWS = 50
+"""Rows of the table that people read; the JSON holds all."""
+
+MEANINGS: Mapping[str, str] = {
+    "score": "the score of one image moved by more than the tolerance: the same picture is judged differently now",
+    "figure": "the mean, the worst score or the D-test over all images moved by more than allowed",
+    "order": "the images are ranked differently: the rank correlation of the scores then and now is too low, or "
+    "there is none as all scores are the same now",
+    "direction": "the scorer's declared direction changed: what was better is worse now",
+    "prompt": "the prompts that a score is made of changed",
+    "failure": "an image has no score now, or had none then",
+    "limit": "an image is worse than --min-score allows",
+    "image": "an image of the baseline",
+    "scorer": "a scorer of the baseline",
+}
+"""Kinds of findings, for people."""
+
+
+def to_markdown(comparison: Comparison) -> str:
+    """A verdict, a table of what moved with notes, the summary figures and what differs besides."""
+    return _page(comparison, _plain)
+
+
+def to_text(comparison: Comparison) -> str:
+    """The same for a terminal, where a backslash of Markdown would be read as a part of the text."""
+    return _page(comparison, lambda text: printable(" ".join(text.split())))
+
+
+def _page(comparison: Comparison, escape: Callable[[str], str]) -> str:
+    if comparison.error:
+        return f"**No comparison could be made**: {escape(comparison.error)}\n"
+    findings = comparison.findings
+    parts = [_verdict(comparison)]
+    if findings:
+        parts.append(_table([_row(finding, escape) for finding in findings[:MOST_ROWS]]))
+        if len(findings) > MOST_ROWS:
+            parts.append(f"... and {len(findings) - MOST_ROWS} more.")
+        kinds = dict.fromkeys(finding.what for finding in findings)
+        parts.append("What this means:\n" + "\n".join(f"- {kind}: {MEANINGS[kind]}" for kind in kinds))
+    if comparison.figures:
+        parts.append(_table([_figure(figure, escape) for figure in comparison.figures]))
+    return "\n\n".join([*parts, *_circumstances(comparison, escape)]) + "\n"
+
+
+def _verdict(comparison: Comparison) -> str:
+    if comparison.findings:
+        # Findings are no part of the values: an order, a prompt or an image that is gone is none of them.
+        return f"**Findings: {len(comparison.findings)}.** Values checked: {comparison.checked}."
+    return f"**Passed**: {comparison.checked} values are within their bounds."
+
+
+def _circumstances(comparison: Comparison, escape: Callable[[str], str]) -> list[str]:
+    parts = []
+    if comparison.versions:
+        lines = [f"- {name}: {then} -> {now}" for name, (then, now) in sorted(comparison.versions.items())]
+        parts.append("Versions that differ:\n" + "\n".join(lines))
+    for scorer, differences in comparison.identities.items():
+        parts.append(f"{escape(scorer)} itself differs:\n" + "\n".join(f"- {escape(line)}" for line in differences))
+    if comparison.images:
+        lines = [
+            f"- {escape(name)}: sha256 {then[:16]} -> {now[:16]}" for name, (then, now) in comparison.images.items()
+        ]
+        parts.append("The same files are read as other pixels:\n" + "\n".join(lines))
+    return parts
+
+
+def to_json(comparison: Comparison) -> str:
+    """Everything, for programs."""
+    return json.dumps(asdict(comparison), indent=1, sort_keys=True) + "\n"
+
+
+def to_junit(comparison: Comparison) -> str:
+    """One test case per finding, all failed; or one that passed, or that could not be run."""
+    findings = comparison.findings
+    suite = ET.Element(
+        "testsuite",
+        name="iqa-harness check",
+        tests=str(max(1, len(findings))),
+        failures=str(len(findings)),
+        errors=str(int(bool(comparison.error))),
+    )
+    for finding in findings:
+        name = _writable(f"{finding.what} {finding.name}")
+        case = ET.SubElement(suite, "testcase", classname=_writable(finding.scorer), name=name)
+        ET.SubElement(case, "failure", message=_writable(_sentence(finding)))
+    if comparison.error:
+        case = ET.SubElement(suite, "testcase", classname="all", name="comparison")
+        ET.SubElement(case, "error", message=_writable(comparison.error))
+    elif not findings:
+        ET.SubElement(suite, "testcase", classname="all", name=f"{comparison.checked} values within their bounds")
+    return ET.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+
+
+FORMATS: Mapping[str, Callable[[Comparison], str]] = {".md": to_markdown, ".json": to_json, ".xml": to_junit}
+"""Report formats by file suffix."""
+
+
+def check_report_path(path: Path) -> Path:
+    """Return ``path`` if its suffix is a known format; raise ``ConfigError`` before any work otherwise."""
+    if path.suffix not in FORMATS:
+        raise ConfigError(f"--report {path}: unknown format; use {', '.join(FORMATS)}")
+    return path
+
+
+def write_report(path: Path, comparison: Comparison) -> None:
+    """Write a report in the format of the path's suffix, in one step."""
+    with atomic_write(path) as file:
+        file.write(FORMATS[path.suffix](comparison).encode("utf-8", "backslashreplace"))
+
+
+def _table(rows: Sequence[Mapping[str, str]]) -> str:
+    import pandas as pd
+
+    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+
+
+def _row(finding: Finding, escape: Callable[[str], str]) -> dict[str, str]:
+    return {
+        "scorer": escape(finding.scorer),
+        "what": finding.what,
+        "name": escape(finding.name),
+        "baseline": _number(finding.baseline),
+        "now": _number(finding.current),
+        "change": _change(finding.baseline, finding.current),
+        "allowed": escape(finding.allowed),
+    }
+
+
+def _figure(figure: Figure, escape: Callable[[str], str]) -> dict[str, str]:
+    return {
+        "scorer": escape(figure.scorer),
+        "figure": figure.name + (f" ({escape(figure.image)})" if figure.image else ""),
+        "baseline": _number(figure.baseline),
+        "now": _number(figure.current),
+        "change": _change(figure.baseline, figure.current),
+    }
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"
+
+
+def _change(then: float | None, now: float | None) -> str:
+    return "" if then is None or now is None else f"{now - then:+.6g}"
+
+
+def _plain(text: str) -> str:
+    # A file name may hold anything; a table's cell, or a list on a web page, may not.
+    return "".join(f"\\{c}" if c in "\\|`<>[]*" else c for c in " ".join(text.split()))
+
+
+def _writable(text: str) -> str:
+    # XML 1.0 has no place for most control characters, nor for half of a surrogate pair.
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def _sentence(finding: Finding) -> str:
+    return f"{_number(finding.baseline) or '-'} -> {_number(finding.current) or '-'} (allowed: {finding.allowed})"

@@ -1,0 +1,180 @@
+"""From a name to an opened dataset: images, labels, hashes, and whether all of it is there."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.data import resizing
+from harness.data.archives import open_archive
+from harness.data.cache import check_cached
+from harness.data.labels import labels_hash
+from harness.data.ladders import generate
+from harness.data.metadata import find_metadata, local_spec
+from harness.data.rows import image_bytes
+from harness.data.sources import Source, load_hub, load_local, load_parquet
+from harness.data.spec import DatasetSpec, catalogue, find_spec
+from harness.data.streams import open_stream
+from harness.statistics import MIN_IMAGES
+from qualiclip_plugin.utils.atomic import sha256_file
+from qualiclip_plugin.utils.errors import DatasetError
+
+if TYPE_CHECKING:
+    import datasets
+    import pandas as pd
+
+    from harness.data.rows import Stream
+
+_CHUNK = 64
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """An opened dataset.
+
+    Attributes:
+        spec: Where it comes from.
+        table: One row per image: the columns of ``LABELS`` and ``image_hash`` (SHA-256 of the file's bytes).
+        rows: The undecoded images, in the order of the table; column ``image``. A stream is read in order alone.
+        complete: Whether it has as many images as the specification declares, and none is missing.
+        missing: Rows whose image is not there.
+    """
+
+    spec: DatasetSpec
+    table: pd.DataFrame
+    rows: datasets.Dataset | Stream
+    complete: bool = True
+    missing: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How bytes become pixels; part of what a score is stored under."""
+        how = {"exif_applied": self.spec.exif, "background": "white", "shorter_side": self.spec.resize or "native"}
+        if self.spec.resize:
+            how["resizing"] = resizing.VERSION
+            how["torchvision"] = metadata.version("torchvision")
+        return how
+
+    @property
+    def labels_hash(self) -> str:
+        """See :func:`harness.data.labels.labels_hash`."""
+        return labels_hash(self.table)
+
+
+def open_dataset(
+    name: str,
+    specs: Mapping[str, DatasetSpec] | None = None,
+    *,
+    allow_partial: bool = False,
+    stream: bool = False,
+) -> ImageSet:
+    """Open a dataset by name, or a local folder.
+
+    Args:
+        name: Name of a specification; a folder, a CSV or a Parquet file; ``NAME=PATH`` to name it in tables, unless
+            the whole is a path that exists.
+        specs: Known specifications; none: those that ship.
+        allow_partial: Accept missing images and another number of them than declared; the result is marked.
+        stream: Read a remote dataset as it comes, without keeping it, whatever its specification says.
+
+    Raises:
+        DatasetError: Unknown, not to be had, or invalid; the message names the row.
+    """
+    specs = catalogue() if specs is None else specs
+    spec = _named(name, specs)
+    if stream and (spec.hub or spec.archive):
+        spec = dataclasses.replace(spec, stream=True)
+    return open_spec(spec, allow_partial=allow_partial)
+
+
+def open_datasets(names: Iterable[str], specs: Mapping[str, DatasetSpec], **options: bool) -> list[ImageSet]:
+    """Open several datasets, each once; see :func:`open_dataset`.
+
+    Raises:
+        DatasetError: Two have the same name, under which their results would replace each other.
+    """
+    opened: dict[str, tuple[str, ImageSet]] = {}
+    for name in dict.fromkeys(names):
+        images = open_dataset(name, specs, **options)
+        if known := opened.get(images.spec.name):
+            raise DatasetError(f"{known[0]} and {name} are both named {images.spec.name!r}; give one as NAME=FOLDER")
+        opened[images.spec.name] = (name, images)
+    return [images for _, images in opened.values()]
+
+
+def open_spec(spec: DatasetSpec, *, allow_partial: bool = False) -> ImageSet:
+    """Open the dataset that a specification describes; see :func:`open_dataset`."""
+    source = _load(spec)
+    labels, rows = source.labels, source.rows
+    if spec.subset:
+        kept = [index for index, split in enumerate(labels["split"]) if split == spec.subset]
+        labels, rows = labels.iloc[kept].reset_index(drop=True), rows.select(kept)
+    complete = not source.missing and spec.images in (0, len(labels))
+    if not complete and not allow_partial:
+        raise DatasetError(f"{_what_lacks(spec, len(labels), source.missing)}; --allow-partial goes on all the same")
+    if len(labels) < MIN_IMAGES:
+        lacking = f": {_what_lacks(spec, len(labels), source.missing)}" if source.missing else ""
+        raise DatasetError(f"{spec.name}: {len(labels)} images, at least {MIN_IMAGES} are needed{lacking}")
+    if "image_hash" not in labels:
+        labels["image_hash"] = image_hashes(rows)
+    return ImageSet(spec, labels, rows, complete, source.missing)
+
+
+def _load(spec: DatasetSpec) -> Source:
+    if spec.stream:
+        return open_stream(spec)
+    if spec.generated:
+        folder = generate(spec)
+        check_cached({str(path): sha256_file(path) for path in find_metadata(folder)})
+        return load_local(folder, spec)
+    if spec.archive:
+        return open_archive(spec)
+    if spec.hub:
+        return load_hub(spec)
+    path = Path(spec.folder)
+    return load_parquet(path, spec) if path.suffix == ".parquet" else load_local(path, spec)
+
+
+def image_hashes(rows: Any) -> list[str]:
+    """SHA-256 of the content of every undecoded image.
+
+    Raises:
+        DatasetError: An image was altered since it was put into this project's cache.
+    """
+
+    def hashes(start: int) -> list[tuple[str, str]]:
+        images = rows[start : start + _CHUNK]["image"]
+        contents = (hashlib.sha256(image_bytes(image)).hexdigest() for image in images)
+        return [
+            (image["path"] if image["bytes"] is None else "", found)
+            for image, found in zip(images, contents, strict=True)
+        ]
+
+    with ThreadPoolExecutor(4) as pool:
+        found = [pair for part in pool.map(hashes, range(0, len(rows), _CHUNK)) for pair in part]
+    check_cached({path: digest for path, digest in found if path})
+    return [digest for _, digest in found]
+
+
+def _named(name: str, specs: Mapping[str, DatasetSpec]) -> DatasetSpec:
+    if name not in specs:
+        # The sign between name and path may occur in a path as well: split=test is a usual folder.
+        label, _, path = ("", "", name) if Path(name).exists() else name.partition("=")
+        if path and Path(path).exists():
+            return local_spec(Path(path), label)
+    return find_spec(name, specs)
+
+
+def _what_lacks(spec: DatasetSpec, found: int, missing: tuple[str, ...]) -> str:
+    if missing:
+        return f"{missing[0]} ({len(missing)} of {found + len(missing)} images of {spec.name} are)"
+    return f"{spec.name}: {found} images found, {spec.images} declared"

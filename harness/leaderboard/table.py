@@ -1,0 +1,219 @@
+"""The stored cells as one table of plain numbers, and what the protocol says about them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from harness import statistics as st
+from harness.results.measure import FIGURES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CellJson = Mapping[str, Any]
+
+INTERVALS = tuple(f"{figure}_{end}" for figure in FIGURES for end in ("low", "high"))
+OVER_SPLITS = tuple(f"{figure}_splits_{what}" for figure in ("srcc", "plcc_raw") for what in ("median", "std"))
+COLUMNS = ("scorer", "dataset", "subset", "n", "n_failed", *FIGURES, *OVER_SPLITS, "seen", *INTERVALS)
+"""Columns of ``leaderboard.csv``; ``results/README.md`` explains each."""
+
+TIMINGS = ("scorer", "dataset", "images", "seconds", "images_per_second", "device", "date")
+"""Columns of ``timings.csv``. A measurement of its own: the same scores take another time in every run."""
+
+BLOCKS = ("opinion-unaware", "opinion-aware", "training unknown")
+SEEN = {True: "yes", False: "no", None: ""}
+
+
+def table(cells: Iterable[CellJson]) -> pd.DataFrame:
+    """One row per scorer, dataset and subset, best first.
+
+    Returns:
+        The columns ``COLUMNS``, and for rendering ``reason`` (figure to text), ``block`` and ``status``.
+    """
+    import pandas as pd
+
+    rows = [row for cell in cells for row in _rows(cell)]
+    numbers = dict.fromkeys((*FIGURES, *INTERVALS, *OVER_SPLITS), "float64")
+    types = {"n": "Int64", "n_failed": "Int64", **numbers}
+    frame = pd.DataFrame(rows, columns=[*COLUMNS, "reason", "block", "status"]).astype(types)
+    order = frame.assign(rank=-frame["srcc"].fillna(frame["l_test"]).fillna(-2))
+    order = order.sort_values(["dataset", "subset", "rank", "scorer"], kind="stable")
+    return frame.loc[order.index].reset_index(drop=True)
+
+
+def to_csv(frame: pd.DataFrame) -> str:
+    """Plain numbers; an undefined figure is an empty cell."""
+    return frame[list(COLUMNS)].to_csv(index=False, float_format="%.6g", lineterminator="\n")
+
+
+def timings(cells: Iterable[CellJson]) -> pd.DataFrame:
+    """How long each scorer took on each dataset, where, and when: the columns ``TIMINGS``, by dataset and scorer."""
+    import pandas as pd
+
+    rows = []
+    for cell in cells:
+        if not cell["subsets"]:
+            continue
+        images, seconds = cell["subsets"]["all"]["n"], cell["seconds"]
+        rate = images / seconds if seconds else np.nan
+        where = (cell["scorer"]["name"], cell["dataset"]["name"])
+        rows.append((*where, images, seconds, rate, "; ".join(cell["device"]), cell["date"]))
+    return pd.DataFrame(rows, columns=list(TIMINGS)).sort_values(["dataset", "scorer"], ignore_index=True)
+
+
+def seen(cell: CellJson) -> bool | None:
+    """Whether the scorer's training saw the dataset's opinions; none where not all training sets are known."""
+    trained_on = set(cell["scorer"].get("trained_on") or ())
+    if trained_on & {cell["dataset"]["name"], *cell["dataset"].get("seen_by", ())}:
+        return True
+    return None if "?" in trained_on or cell["scorer"].get("opinion_aware") is None else False
+
+
+def block(cell: CellJson) -> str:
+    """In which block of a table the scorer stands."""
+    known: dict[bool | None, str] = {False: BLOCKS[0], True: BLOCKS[1], None: BLOCKS[2]}
+    return known[cell["scorer"].get("opinion_aware")]
+
+
+def across_datasets(cells: Sequence[CellJson], statistic: str = "srcc") -> pd.DataFrame:
+    """Means over all datasets with human scores.
+
+    Only cells with every image count, and a set that a scorer was trained on does not count for it; a
+    scorer that lacks another set, or whose cells are not alike (:func:`unlike`), has no mean, with the reason.
+
+    Returns:
+        ``scorer``, ``block``, ``mean``, ``weighted`` (by images), ``rank`` (average), ``seen`` (names of the
+        sets left out), ``reason``; empty for fewer than two datasets.
+    """
+    import pandas as pd
+
+    rated = [cell for cell in cells if not cell["subsets"] or cell["dataset"].get("opinion")]
+    datasets = sorted({cell["dataset"]["name"] for cell in rated if cell["subsets"]})
+    scorers = sorted({cell["scorer"]["name"] for cell in rated})
+    columns = ["scorer", "block", "mean", "weighted", "rank", "seen", "reason"]
+    if len(datasets) < 2:
+        return pd.DataFrame(columns=columns)
+    by_place = {(cell["scorer"]["name"], cell["dataset"]["name"]): cell for cell in rated}
+    grid = _grid(by_place, scorers, datasets, statistic)
+    means, weighted = st.mean_over_datasets(grid), st.mean_over_datasets(grid, weighted=True)
+    ranks = st.average_rank(grid)
+    reasons = unlike(rated)
+    rows = []
+    for number, name in enumerate(scorers):
+        own = [cell for cell in rated if cell["scorer"]["name"] == name]
+        left_out = [datasets[i] for i in np.flatnonzero(grid.seen[number])]
+        values = (means[name].value, weighted[name].value, ranks[name].value)
+        values = (np.nan, np.nan, np.nan) if name in reasons else values
+        rows.append((name, block(own[0]), *values, " ".join(left_out), reasons.get(name, means[name].reason)))
+    return pd.DataFrame(rows, columns=columns).sort_values(["rank", "scorer"], ignore_index=True)
+
+
+def unlike(cells: Iterable[CellJson]) -> dict[str, str]:
+    """Scorers whose cells do not belong in one mean, and why: versions of the scorer, or labels of a dataset."""
+    measured = [cell for cell in cells if cell["subsets"]]
+    by_scorer, by_dataset = (_grouped(measured, what) for what in ("scorer", "dataset"))
+    disputed = [name for name, own in by_dataset.items() if len(label_groups(own)) > 1]
+    reasons = {}
+    for name, own in by_scorer.items():
+        identities = [cell["scorer"]["identity"] for cell in own]
+        keys = sorted(set().union(*identities))
+        changed = [key for key in keys if any(one.get(key) != identities[0].get(key) for one in identities)]
+        relabelled = [cell["dataset"]["name"] for cell in own if cell["dataset"]["name"] in disputed]
+        if changed:
+            reasons[name] = f"scored by different versions ({', '.join(changed)}); run it again"
+        elif relabelled:
+            reasons[name] = f"different labels on {', '.join(relabelled)}; run all scorers again"
+    return reasons
+
+
+def label_groups(cells: Iterable[CellJson]) -> list[list[str]]:
+    """The scorers of one dataset, those together that were compared with the same labels."""
+    groups: dict[str, list[str]] = {}
+    for cell in cells:
+        if cell["subsets"]:
+            data = cell["dataset"]
+            labels = json.dumps([data["version"], data["labels_hash"], data["opinion"]], sort_keys=True)
+            groups.setdefault(labels, []).append(cell["scorer"]["name"])
+    return list(groups.values())
+
+
+def label_note(cells: Iterable[CellJson]) -> str:
+    """A sentence where the scorers of one dataset met different labels; empty where they did not."""
+    groups = label_groups(cells)
+    if len(groups) < 2:
+        return ""
+    names = "; ".join(", ".join(group) for group in groups)
+    return f"Compared with different labels, and so not with each other: {names}. Run them again."
+
+
+def _grouped(cells: Iterable[CellJson], what: str) -> dict[str, list[CellJson]]:
+    groups: dict[str, list[CellJson]] = {}
+    for cell in cells:
+        groups.setdefault(cell[what]["name"], []).append(cell)
+    return groups
+
+
+@cache
+def reported() -> Mapping[tuple[str, str, str], Mapping[str, Any]]:
+    """Published figures by scorer, dataset and subset, from ``reported.csv``."""
+    with (Path(__file__).parent / "reported.csv").open(encoding="utf-8", newline="") as file:
+        return {(row["scorer"], row["dataset"], row["subset"]): row for row in csv.DictReader(file)}
+
+
+def _rows(cell: CellJson) -> Iterable[dict[str, Any]]:
+    name = {"scorer": cell["scorer"]["name"], "dataset": cell["dataset"]["name"]}
+    name |= {"block": block(cell), "seen": SEEN[seen(cell)], "status": cell["status"]}
+    if not cell["subsets"]:
+        yield {**name, "subset": "all", "reason": {"all": cell["reason"]}}
+    for subset, group in cell["subsets"].items():
+        # A cell written before a figure existed lacks it until its next run.
+        figures = {name: group["figures"].get(name, _NOT_COMPUTED) for name in FIGURES}
+        yield {
+            **name,
+            "subset": subset,
+            "n": group["n"],
+            "n_failed": group["n_failed"],
+            **{figure: figures[figure]["value"] for figure in FIGURES},
+            **{f"{figure}_{end}": figures[figure].get(end) for figure in FIGURES for end in ("low", "high")},
+            **(_over_splits(cell) if subset == "all" else {}),
+            "reason": {figure: figures[figure].get("reason", "") for figure in FIGURES},
+        }
+
+
+def _over_splits(cell: CellJson) -> dict[str, float | None]:
+    found = cell.get("ratio_splits", {})
+    return {
+        f"{figure}_splits_{what}": found[figure][what]
+        for figure in ("srcc", "plcc_raw")
+        if figure in found
+        for what in ("median", "std")
+    }
+
+
+_NOT_COMPUTED = {"value": None, "reason": "not computed; run the cell again"}
+
+
+def _grid(
+    by_place: Mapping[tuple[str, str], CellJson], scorers: Sequence[str], datasets: Sequence[str], statistic: str
+) -> st.Cells:
+    shape = (len(scorers), len(datasets))
+    values, complete, trained = np.full(shape, np.nan), np.zeros(shape, bool), np.zeros(shape, bool)
+    sizes = np.ones(len(datasets))
+    for i, scorer in enumerate(scorers):
+        for j, dataset in enumerate(datasets):
+            cell = by_place.get((scorer, dataset))
+            if cell is None or not cell["subsets"]:
+                continue
+            value = cell["subsets"]["all"]["figures"][statistic]["value"]
+            values[i, j] = np.nan if value is None else value
+            complete[i, j] = cell["status"] == "complete"
+            trained[i, j] = bool(seen(cell))
+            sizes[j] = cell["dataset"]["images"]
+    return st.cells(values, complete=complete, seen=trained, sizes=sizes, scorers=scorers, datasets=datasets)

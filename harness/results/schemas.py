@@ -1,0 +1,130 @@
+"""What stored cells and baselines must hold (JSON Schema): all that is read from them without asking."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Schema = dict[str, Any]
+
+TEXT: Schema = {"type": "string"}
+NUMBER: Schema = {"type": "number"}
+FLAG: Schema = {"type": "boolean"}
+COUNT: Schema = {"type": "integer", "minimum": 0, "maximum": 2**53}
+TEXTS: Schema = {"type": "array", "items": TEXT}
+
+
+def some(schema: Schema) -> Schema:
+    """The schema, or null."""
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def record(required: dict[str, Schema], optional: dict[str, Schema] | None = None) -> Schema:
+    """An object with these keys and possibly others."""
+    return {"type": "object", "required": list(required), "properties": {**required, **(optional or {})}}
+
+
+def mapping(values: Schema) -> Schema:
+    """An object whose values all meet a schema."""
+    return {"type": "object", "additionalProperties": values}
+
+
+FIGURE = record({"value": some(NUMBER)}, {"low": NUMBER, "high": NUMBER, "reason": TEXT})
+FIT = {
+    **record(
+        {
+            "form": {"enum": ["logistic4", "logistic5"]},
+            "parameters": {"type": "array", "items": some(NUMBER), "maxItems": 5},
+        },
+        {"centre": some(NUMBER), "spread": some(NUMBER), "rising": FLAG, "converged": FLAG, "reason": TEXT},
+    ),
+    "additionalProperties": False,
+}
+NO_FIT: Schema = {"type": "object", "maxProperties": 0}
+GROUP = record(
+    {"n": COUNT, "n_failed": COUNT, "figures": mapping(FIGURE)},
+    {"fit": {"anyOf": [NO_FIT, FIT]}, "krasula": {"type": "object"}},
+)
+SCORER = record({"name": TEXT}, {"opinion_aware": some(FLAG), "trained_on": some(TEXTS), "licence": some(TEXT)})
+
+UNAVAILABLE = record(
+    {
+        "status": TEXT,
+        "reason": TEXT,
+        "scorer": SCORER,
+        "dataset": record({"name": TEXT}),
+        "subsets": {"type": "object", "maxProperties": 0},
+    }
+)
+"""A scorer that could not start."""
+
+MEASURED = record(
+    {
+        "status": TEXT,
+        "date": TEXT,
+        "device": TEXTS,
+        "seconds": NUMBER,
+        "inputs": TEXT,
+        "settings": {"type": "object"},
+        "versions": mapping(TEXT),
+        "failures": {"type": "array", "items": record({"file_name": TEXT, "error": TEXT})},
+        "scorer": {
+            **SCORER,
+            "required": ["name", "lower_better", "fingerprint", "identity"],
+            "properties": {
+                **SCORER["properties"],
+                "lower_better": FLAG,
+                "fingerprint": TEXT,
+                "identity": {"type": "object"},
+            },
+        },
+        "dataset": record(
+            {
+                "name": TEXT,
+                "version": TEXT,
+                "images": {**COUNT, "minimum": 1},
+                "labels_hash": TEXT,
+                "opinion": some(record({"kind": TEXT, "lower_better": FLAG})),
+            },
+            {"seen_by": TEXTS},
+        ),
+        "subsets": {**mapping(GROUP), "required": ["all"]},
+        "distortions": mapping(GROUP),
+        "levels": mapping(GROUP),
+    }
+)
+"""A scorer on a dataset."""
+
+CELL: Schema = {
+    **record({"schema_version": COUNT, "subsets": {"type": "object"}}),
+    "if": {"properties": {"subsets": {"maxProperties": 0}}},
+    "then": UNAVAILABLE,
+    "else": MEASURED,
+}
+
+BASELINE: Schema = {
+    **record(
+        {
+            "schema_version": COUNT,
+            "images": mapping(TEXT),
+            "scorers": mapping(
+                record(
+                    {
+                        "lower_better": FLAG,
+                        "precision": {"enum": ["fp32", "fp16", "bf16"]},
+                        "identity": {"type": "object"},
+                        "scores": mapping(NUMBER),
+                        "failures": mapping(TEXT),
+                        "figures": mapping(NUMBER),
+                    },
+                    {"prompts": TEXTS},
+                )
+            ),
+            "unavailable": mapping(TEXT),
+            "versions": mapping(TEXT),
+            "date": TEXT,
+        },
+        {"files": mapping(TEXT)},
+    ),
+    "additionalProperties": False,
+}
+"""See :class:`harness.check.compare.Snapshot`."""

@@ -1,0 +1,314 @@
+"""Per-image scores on disk: append-only Parquet parts that survive a kill and several writers at once.
+
+``scores/<scorer>/<dataset>@<version>/<fingerprint>/part-<sha256>.parquet``. A part is written to a temporary
+file and moved into place, and no writer ever touches another writer's temporary file, so that a reader sees
+whole parts only. Its name is the hash of its bytes, cells are sealed and labels carry their hash: what a disk has
+altered is an error, never another number. Rows are keyed by the image's content; of two rows for one image the
+earlier success wins.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.data.labels import pack_labels, unpack_labels
+from harness.results.parquet import DamagedError, StoreError, frame_from, read_bounded
+from harness.results.schemas import CELL
+from qualiclip_plugin.utils.atomic import atomic_write, remove_leftovers
+from qualiclip_plugin.utils.json_yaml import check_json, read_json, sealed
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA_VERSION = 1
+DTYPES = {
+    "image_hash": "str",
+    "score": "float64",
+    "error": "str",
+    "seconds": "float64",
+    "height": "int32",
+    "width": "int32",
+    "finished": "str",
+    "device": "str",
+}
+_HASHED = re.compile(r"part-([0-9a-f]{64})")
+"""Parts of earlier releases have shorter names, which say nothing of their content."""
+
+
+def no_results(folder: str | os.PathLike[str]) -> str:
+    """What to say of a results folder that holds none."""
+    return f"{folder}: no results; `iqa-harness run --output {folder}` makes some"
+
+
+@dataclass(frozen=True)
+class ScoreKey:
+    """What makes two scores of one image the same measurement.
+
+    Attributes:
+        scorer: Name, for the folder.
+        dataset: Name and version, for the folder.
+        identity: Everything that may change a score: code, weights, options, versions, how images are read.
+    """
+
+    scorer: str
+    dataset: str
+    identity: Mapping[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the identity and the dataset's version."""
+        text = json.dumps([self.dataset, self.identity], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Store:
+    """The results folder.
+
+    Args:
+        root: Created on the first write.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root)
+
+    def sweep(self) -> None:
+        """Remove temporary files of runs that were killed; those of runs that go on stay.
+
+        Raises:
+            StoreError: See :meth:`append`.
+        """
+        with _DiskErrors(self.root):
+            for folder, _, _ in os.walk(self.root):
+                remove_leftovers(Path(folder))
+
+    def scores(self, key: ScoreKey) -> pd.DataFrame:
+        """All stored scores under a key, one row per image content, in the order of its hash.
+
+        Raises:
+            StoreError: A part was altered, has another schema version or belongs to another fingerprint.
+        """
+        import pandas as pd
+
+        parts = self._read_parts(key)
+        rows = pd.concat(parts) if parts else pd.DataFrame({name: [] for name in DTYPES}).astype(DTYPES)
+        failed = rows["error"] != ""
+        rows = rows.assign(failed=failed).sort_values(["image_hash", "failed", "finished", "score"], kind="stable")
+        return rows.drop_duplicates("image_hash").drop(columns="failed").reset_index(drop=True)
+
+    def append(self, key: ScoreKey, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write rows (the keys of ``DTYPES``) as one new part.
+
+        Raises:
+            StoreError: The folder is read-only or the disk full; what was stored before is untouched.
+        """
+        if rows:
+            self._write_part(key, _frame(rows))
+
+    def merge(self, key: ScoreKey) -> None:
+        """Replace all parts by one with the same rows; safe beside other readers and writers.
+
+        Raises:
+            StoreError: See :meth:`append`.
+        """
+        self._write_identity(key)
+        old = self._parts(key)
+        if len(old) < 2:
+            return
+        merged = self._write_part(key, self.scores(key)[list(DTYPES)])
+        for path in old:
+            if path != merged:
+                path.unlink(missing_ok=True)
+
+    def identity(self, scorer: str, dataset: str, fingerprint: str) -> dict[str, Any]:
+        """What a fingerprint stands for.
+
+        Args:
+            scorer: Name.
+            dataset: Name and version.
+            fingerprint: Of the scores.
+
+        Raises:
+            StoreError: It is not there or cannot be read.
+        """
+        path = self.root / "scores" / slug(scorer) / slug(dataset) / fingerprint[:16] / "identity.json"
+        found = read_json(path, StoreError, "the identity of stored scores")
+        found.pop("dataset", None)
+        return found
+
+    def write_cell(self, path: Path, cell: Mapping[str, Any]) -> None:
+        """Write a cell, sealed, in one step.
+
+        Raises:
+            StoreError: See :meth:`append`.
+        """
+        self.write_json(path, sealed(cell))
+
+    def write_json(self, path: Path, content: Mapping[str, Any]) -> None:
+        """Write a JSON file under the root in one step; see :meth:`write_cell`."""
+        text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
+        self.write_text(path, text + "\n")
+
+    def write_text(self, path: Path, text: str) -> None:
+        """Write a text file in one step; see :meth:`write_json`."""
+        _write(path, text.encode())
+
+    def write_labels(self, dataset: str, table: pd.DataFrame) -> None:
+        """Keep the labels beside the scores, so that reports need no images.
+
+        Raises:
+            StoreError: See :meth:`append`.
+        """
+        _write(self.labels_path(dataset), pack_labels(table))
+
+    def labels(self, dataset: str) -> pd.DataFrame:
+        """The labels of a dataset, given as name and version, as they were written.
+
+        Raises:
+            DamagedError: They cannot be read, or were altered.
+        """
+        path = self.labels_path(dataset)
+        return unpack_labels(path, _content(path))
+
+    def labels_path(self, dataset: str) -> Path:
+        """Parquet file with the labels of a dataset, given as name and version."""
+        return self.root / "datasets" / f"{slug(dataset)}.parquet"
+
+    def cell_path(self, scorer: str, dataset: str) -> Path:
+        """JSON file of a scorer on a dataset, both given by name."""
+        return self.root / "cells" / slug(scorer) / f"{slug(dataset)}.json"
+
+    def cells(self) -> list[dict[str, Any]]:
+        """All cells, in the order of their paths.
+
+        Raises:
+            StoreError: See :meth:`read_cell`.
+        """
+        return [self.read_cell(path) for path in sorted((self.root / "cells").glob("*/*.json"))]
+
+    def read_cell(self, path: Path) -> dict[str, Any]:
+        """One cell.
+
+        Raises:
+            DamagedError: It is no cell, or was altered after it was written.
+            StoreError: It has another schema version.
+        """
+        what = "a result of this harness"
+        cell = read_json(path, DamagedError, what)
+        if isinstance(version := cell.get("schema_version"), int) and version != SCHEMA_VERSION:
+            raise StoreError(_other_schema(path, version))
+        check_json(cell, CELL, DamagedError, f"{path}: not {what}")
+        return cell
+
+    def _folder(self, key: ScoreKey) -> Path:
+        return self.root / "scores" / slug(key.scorer) / slug(key.dataset) / key.fingerprint[:16]
+
+    def _parts(self, key: ScoreKey) -> list[Path]:
+        return sorted(self._folder(key).glob("part-*.parquet"))
+
+    def _read_parts(self, key: ScoreKey) -> list[pd.DataFrame]:
+        # Another run may merge while this one reads. A part that is gone is inside a merged one, written before
+        # it went; so what is new is read until two listings agree.
+        read: dict[Path, pd.DataFrame | None] = {}
+        listed: list[Path] | None = None
+        while (found := self._parts(key)) != listed:
+            listed = found
+            for path in found:
+                if path not in read:
+                    read[path] = _read_part(path, key)
+        return [part for part in read.values() if part is not None]
+
+    def _write_part(self, key: ScoreKey, frame: pd.DataFrame) -> Path:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        # First, so that no kill leaves scores that nothing explains.
+        self._write_identity(key)
+        header = {"schema_version": str(SCHEMA_VERSION), "fingerprint": key.fingerprint}
+        table = pa.Table.from_pandas(frame, preserve_index=False)
+        packed = io.BytesIO()
+        pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **header}), packed)
+        path = self._folder(key) / f"part-{hashlib.sha256(packed.getvalue()).hexdigest()}.parquet"
+        with _DiskErrors(path), atomic_write(path) as file:
+            file.write(packed.getvalue())
+        return path
+
+    def _write_identity(self, key: ScoreKey) -> None:
+        self.write_json(self._folder(key) / "identity.json", {"dataset": key.dataset, **key.identity})
+
+
+MAX_SLUG = 100
+"""Characters of a text that stands for itself as a file name; most file systems take 255 bytes, suffix included."""
+
+
+def slug(name: str) -> str:
+    """A file name for any text; different texts get different names."""
+    safe = re.sub(r"[^A-Za-z0-9._+@=-]", "_", name)
+    if safe == name and not name.startswith(".") and len(name) <= MAX_SLUG:
+        return name
+    return f"{safe.lstrip('.')[:60]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file in one step; one that holds just that is left alone, so that nothing new needs no room."""
+    with _DiskErrors(path):
+        if path.exists() and path.read_bytes() == content:
+            return
+        with atomic_write(path) as file:
+            file.write(content)
+
+
+def _frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame(list(rows), columns=list(DTYPES)).astype(DTYPES)
+
+
+def _read_part(path: Path, key: ScoreKey) -> pd.DataFrame | None:
+    try:
+        content = _content(path)
+    except FileNotFoundError:
+        return None
+    name = _HASHED.fullmatch(path.stem)
+    if name and hashlib.sha256(content).hexdigest() != name[1]:
+        raise DamagedError(
+            f"{path}: it was altered after it was written; delete it and run again, which scores its images anew"
+        )
+    table, header = read_bounded(path, content)
+    if header.get("schema_version") != str(SCHEMA_VERSION):
+        raise StoreError(_other_schema(path, header.get("schema_version")))
+    if header.get("fingerprint") != key.fingerprint:
+        raise StoreError(f"{path}: belongs to another fingerprint than its folder; move it away")
+    return frame_from(path, table, lambda frame: frame[list(DTYPES)].astype(DTYPES))
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _other_schema(path: Path, found: Any) -> str:
+    return f"{path}: schema version {found}, this harness reads {SCHEMA_VERSION}; use another --output"
+
+
+class _DiskErrors:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            raise StoreError(f"{self.path}: cannot be written: {error.strerror or error}") from error

@@ -1,0 +1,1 @@
+"""Scoring whole datasets: what is missing is scored and stored as it comes."""

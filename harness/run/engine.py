@@ -1,0 +1,199 @@
+"""Score what is missing, store it as it comes, and sum up one cell."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.data.open import ImageSet
+from harness.results.measure import FIGURES_VERSION, Directions, Settings, cell_figures, join_scores
+from harness.results.parquet import DamagedError
+from harness.results.store import SCHEMA_VERSION, ScoreKey, Store
+from harness.run.progress import Reporter, Silent
+from harness.run.ray import cluster_rows
+from harness.run.score import Options, scored_rows
+from harness.scorers.identity import READING_VERSION, recorded_versions
+from harness.scorers.kinds import Scorer
+from harness.scorers.names import Facts, ScorerError, facts
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def score_key(scorer: Scorer, images: ImageSet) -> ScoreKey:
+    """Under what the scores of a scorer on a dataset are stored."""
+    reading = {**images.reading, "version": READING_VERSION, "Pillow": metadata.version("Pillow")}
+    return ScoreKey(scorer.name, images.spec.key, {"scorer": dict(scorer.identity), "reading": reading})
+
+
+def evaluate(
+    scorer: Scorer,
+    images: ImageSet,
+    store: Store,
+    options: Options = Options(),
+    reporter: Reporter | None = None,
+    settings: Settings = Settings(),
+) -> dict[str, Any]:
+    """Score the images that have no stored score, then write and return the cell.
+
+    Raises:
+        StoreError: The results folder cannot be written or read.
+    """
+    reporter = reporter or Silent()
+    key = score_key(scorer, images)
+    missing = missing_images(images.table, store.scores(key), options.retry_failed)
+    reporter.start(scorer.name, images.spec.name, len(images.table), len(images.table) - len(missing))
+    try:
+        score_missing(scorer, images, missing, store, key, options, reporter)
+    finally:
+        reporter.finish()
+    store.merge(key)
+    store.write_labels(images.spec.key, images.table)
+    scores = store.scores(key)
+    path = store.cell_path(scorer.name, images.spec.name)
+    about = described(scorer, images, key)
+    inputs = inputs_hash(about, images, scores, settings)
+    known = _known_cell(store, path, reporter)
+    if known.get("inputs") == inputs:
+        return known
+    store.write_cell(path, {**about, **summarise(scorer, images, scores, settings), "inputs": inputs})
+    return store.read_cell(path)
+
+
+def _known_cell(store: Store, path: Path, reporter: Reporter) -> dict[str, Any]:
+    try:
+        return store.read_cell(path) if path.exists() else {}
+    except DamagedError as error:
+        reporter.note(f"{error}; it is made again from the stored scores")
+        return {}
+
+
+def inputs_hash(about: Mapping[str, Any], images: ImageSet, scores: pd.DataFrame, settings: Settings) -> str:
+    """Fingerprint of everything that a cell is made from: the same inputs give the same cell.
+
+    Args:
+        about: From :func:`described`.
+        images: The dataset.
+        scores: Stored scores of its images.
+        settings: Of fit and intervals.
+    """
+    import pandas as pd
+
+    used = scores[scores["image_hash"].isin(images.table["image_hash"])]
+    rows = pd.util.hash_pandas_object(used[["image_hash", "score", "error"]], index=False).to_numpy().tobytes()
+    others = [about, images.complete, images.spec.split, asdict(settings), FIGURES_VERSION]
+    return hashlib.sha256(json.dumps(others, sort_keys=True).encode() + rows).hexdigest()
+
+
+def missing_images(labels: pd.DataFrame, scores: pd.DataFrame, retry_failed: bool) -> list[int]:
+    """Positions of the images to score: one per content that has no stored score."""
+    known = scores[scores["error"] == ""] if retry_failed else scores
+    fresh = ~labels["image_hash"].isin(known["image_hash"]) & ~labels["image_hash"].duplicated()
+    return [int(index) for index in fresh.to_numpy().nonzero()[0]]
+
+
+def score_missing(
+    scorer: Scorer,
+    images: ImageSet,
+    missing: Sequence[int],
+    store: Store,
+    key: ScoreKey,
+    options: Options,
+    reporter: Reporter,
+) -> None:
+    """Decode, score and store the images at the positions ``missing``; at most some seconds are unwritten."""
+    if not missing:
+        return
+    hashes = images.table["image_hash"]
+    engine = cluster_rows if options.engine == "ray" else scored_rows
+    pending: list[dict[str, Any]] = []
+    written = seen = time.monotonic()
+    try:
+        for row in engine(scorer, images, missing, options, reporter):
+            pending.append({**row, "image_hash": hashes.iloc[row.pop("index")]})
+            now = time.monotonic()
+            # Another wait like the one for this row must not carry the waiting scores past their time.
+            due, seen = 2 * now - seen - written > options.write_every, now
+            if due:
+                store.append(key, pending)
+                pending, written = [], now
+    finally:
+        store.append(key, pending)
+
+
+def described(scorer: Scorer, images: ImageSet, key: ScoreKey) -> dict[str, Any]:
+    """What a cell says of its scorer and dataset, which takes no scores to know."""
+    spec = images.spec
+    return {
+        "scorer": {
+            "name": scorer.name,
+            "lower_better": scorer.lower_better,
+            "fingerprint": key.fingerprint,
+            "identity": dict(scorer.identity),
+            "parameters": scorer.parameters,
+            **asdict(scorer.facts),
+        },
+        "dataset": {
+            "name": spec.name,
+            "version": spec.version,
+            "images": len(images),
+            "images_declared": spec.images or None,
+            "missing": len(images.missing),
+            "labels_hash": images.labels_hash,
+            "opinion": {"kind": spec.opinion.kind, "lower_better": spec.opinion.lower_better}
+            if spec.opinion
+            else None,
+            "reading": images.reading,
+            "seen_by": list(spec.seen_by),
+        },
+    }
+
+
+def summarise(scorer: Scorer, images: ImageSet, scores: pd.DataFrame, settings: Settings) -> dict[str, Any]:
+    """What a cell says of the scores, from stored ones alone."""
+    spec = images.spec
+    rows = join_scores(images.table, scores)
+    failed = rows[rows["error"] != ""]
+    directions = Directions(scorer.lower_better, bool(spec.opinion and spec.opinion.lower_better))
+    used = rows.drop_duplicates("image_hash")
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "status": ", ".join(_shortcomings(images, len(failed))) or "complete",
+        "date": max(used["finished"].dropna(), default=""),
+        "device": sorted(set(used["device"].dropna())),
+        "seconds": round(float(used["seconds"].sum()), 3),
+        "versions": recorded_versions(),
+        "failures": [{"file_name": row.file_name, "error": row.error} for row in failed.itertuples()],
+        "settings": asdict(settings),
+        **cell_figures(rows, directions, settings, ratio=spec.split == "ratio"),
+    }
+
+
+def _shortcomings(images: ImageSet, failed: int) -> list[str]:
+    what = {"partial dataset": not images.complete, "failed images": failed > 0}
+    return [name for name, so in what.items() if so]
+
+
+def unavailable_cell(name: str, dataset: str, reason: str) -> dict[str, Any]:
+    """The cell of a scorer that could not start."""
+    try:
+        known = facts(name)
+    except ScorerError:
+        known = Facts()
+    home = str(Path.home()).rstrip("/")  # empty in many containers, where it is the root
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "status": "unavailable",
+        # Results are shared; where this machine keeps its files is nobody's business.
+        "reason": reason.replace(home, "~") if home else reason,
+        "scorer": {"name": name, **asdict(known)},
+        "dataset": {"name": dataset},
+        "subsets": {},
+        "failures": [],
+    }

@@ -1,0 +1,193 @@
+"""A whole run: open every dataset, start each scorer once, fill the cells, write the tables."""
+
+from __future__ import annotations
+
+import math
+import os
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.data.open import ImageSet, open_datasets
+from harness.data.spec import catalogue
+from harness.leaderboard.render import render
+from harness.leaderboard.table import table, timings, to_csv
+from harness.results.measure import Settings
+from harness.results.parquet import DamagedError
+from harness.results.store import Store
+from harness.run.engine import evaluate, unavailable_cell
+from harness.run.progress import Reporter
+from harness.run.score import Options
+from harness.scorers.kinds import Scorer
+from harness.scorers.names import DEFAULT_SCORERS, ScorerError
+from harness.scorers.start import create_scorer
+from qualiclip_plugin.utils.errors import ConfigError, DatasetError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DEFAULT_DATASETS = ("ladders",)
+IMAGE_LABELS = ["file_name", "opinion", "reference", "distortion", "level"]
+"""What together tells an image whose file was altered."""
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What to run; see ``iqa-harness run --help``."""
+
+    scorers: tuple[str | Scorer, ...] = ()
+    datasets: tuple[str, ...] = ()
+    output: Path = Path("results")
+    device: str = "auto"
+    precision: str = "fp32"
+    batch_size: int = 0
+    workers: int = -1
+    include: tuple[Path, ...] = ()
+    retry_failed: bool = False
+    allow_partial: bool = False
+    stream: bool = False
+    engine: str = "local"
+    settings: Settings = field(default_factory=Settings)
+
+
+def run_all(request: RunRequest, reporter: Reporter) -> list[dict[str, Any]]:
+    """Run, write the tables, and return the cells of what was asked for.
+
+    Raises:
+        QualiCLIPError: A dataset or setting is invalid, or the output holds results of another dataset of its name
+            (all found before anything is scored), or the output is not writable.
+    """
+    options = _options(request)
+    specs = catalogue(request.include)
+    names = request.datasets or DEFAULT_DATASETS
+    opened = open_datasets(names, specs, allow_partial=request.allow_partial, stream=request.stream)
+    store = Store(request.output)
+    for images in opened:
+        _check_stored(images, store)
+    store.sweep()
+    cells: list[dict[str, Any]] = []
+    asked = request.scorers or DEFAULT_SCORERS
+    with _engine(request.engine):
+        for scorer in {entry if isinstance(entry, str) else entry.name: entry for entry in asked}.values():
+            cells.extend(_run_scorer(scorer, opened, store, request, options, reporter))
+    write_tables(store)
+    return cells
+
+
+def write_tables(store: Store) -> pd.DataFrame:
+    """Write ``leaderboard.csv``, ``leaderboard.md`` and ``timings.csv`` of all stored cells; returns the table.
+
+    The first two follow from scores, labels and settings alone: they are the same, byte for byte, however often a
+    run was interrupted (a table measured on several days names them). What differs from run to run is in the third.
+
+    Raises:
+        StoreError: A cell cannot be read, or the folder not be written.
+    """
+    cells = list(store.cells())
+    frame = table(cells)
+    store.write_text(store.root / "leaderboard.csv", to_csv(frame))
+    store.write_text(store.root / "leaderboard.md", render(cells, "markdown"))
+    measured = timings(cells).to_csv(index=False, float_format="%.4g", lineterminator="\n")
+    store.write_text(store.root / "timings.csv", measured)
+    return frame
+
+
+def settings(fit: str, draws: int) -> Settings:
+    """Settings of the figures from the command line.
+
+    Raises:
+        ConfigError: An unknown curve.
+    """
+    if fit not in ("logistic4", "logistic5"):
+        raise ConfigError(f"--fit is {fit!r}; logistic4 or logistic5 is needed")
+    return Settings(form="logistic5" if fit == "logistic5" else "logistic4", draws=draws)
+
+
+def _check_stored(images: ImageSet, store: Store) -> None:
+    """Refuse a dataset that has little but its name in common with the one whose results are stored."""
+    try:
+        stored = store.labels(images.spec.key)
+    except (FileNotFoundError, DamagedError):
+        return  # they are written anew
+    # A dataset may grow or shrink, and its files be renamed, altered or rated anew; none of it makes another one.
+    # But names such as 1.png are in many datasets: alone they say nothing.
+    labelled = images.table[IMAGE_LABELS].merge(stored[IMAGE_LABELS].drop_duplicates(), how="left", indicator=True)
+    same_labels = labelled["_merge"].to_numpy() == "both"
+    shared = int((images.table["image_hash"].isin(stored["image_hash"]).to_numpy() | same_labels).sum())
+    smaller = min(len(images), len(stored))
+    if 2 * shared < smaller:
+        raise DatasetError(
+            f"{store.labels_path(images.spec.key)}: a dataset named {images.spec.name!r} with other images: "
+            f"{shared} of {smaller} are the same; give this one as NAME=FOLDER or use another --output"
+        )
+
+
+def _options(request: RunRequest) -> Options:
+    return Options(
+        batch_size=request.batch_size,
+        workers=_workers(request),
+        retry_failed=request.retry_failed,
+        engine=request.engine,
+        write_every=_write_every(os.environ.get("HARNESS_WRITE_EVERY")),
+    )
+
+
+def _write_every(text: str | None) -> float:
+    try:
+        seconds = float(text) if text else Options.write_every
+    except ValueError:
+        seconds = math.nan
+    if not seconds >= 0:
+        raise ConfigError(f"HARNESS_WRITE_EVERY is {text!r}: a number of seconds is needed")
+    return seconds
+
+
+def _run_scorer(
+    asked: str | Scorer,
+    opened: list[ImageSet],
+    store: Store,
+    request: RunRequest,
+    options: Options,
+    reporter: Reporter,
+) -> list[dict[str, Any]]:
+    try:
+        scorer = (
+            asked
+            if isinstance(asked, Scorer)
+            else create_scorer(asked, device=request.device, precision=request.precision)
+        )
+        return [evaluate(scorer, images, store, options, reporter, request.settings) for images in opened]
+    except ScorerError as error:
+        name = asked if isinstance(asked, str) else asked.name
+        reporter.note(f"{name} cannot start: {error}")
+        return [_unavailable(name, images, store, str(error)) for images in opened]
+
+
+def _engine(name: str) -> AbstractContextManager[None]:
+    if name not in ("local", "ray"):
+        raise ConfigError(f"engine {name!r}: local or ray is needed")
+    if name == "local":
+        return nullcontext()
+    from qualiclip_plugin.scoring.ray_pool import cluster
+
+    return cluster()
+
+
+def _unavailable(name: str, images: ImageSet, store: Store, reason: str) -> dict[str, Any]:
+    cell = unavailable_cell(name, images.spec.name, reason)
+    path = store.cell_path(name, images.spec.name)
+    # A table measured where the scorer could start is worth more than the reason why it cannot start here.
+    known = store.read_cell(path) if path.exists() else None
+    if known is None or not known["subsets"]:
+        store.write_cell(path, cell)
+    return cell
+
+
+def _workers(request: RunRequest) -> int:
+    from qualiclip_plugin.scoring.local import check_device
+
+    if request.workers >= 0:
+        return request.workers
+    # On a CPU the scorer needs every core; a thread decodes fast enough beside it.
+    return min(8, (os.cpu_count() or 2) - 1) if check_device(request.device).startswith("cuda") else 0

@@ -1,0 +1,1 @@
+"""This project inside other programs: pyiqa, torchmetrics, the Hugging Face Hub."""

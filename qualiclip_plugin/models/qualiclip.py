@@ -1,0 +1,201 @@
+"""QualiCLIP: image quality as similarity to antonym prompts.
+
+Agnolucci, Galteri, Bertini, "Quality-Aware Image-Text Alignment for Opinion-Unaware Image Quality Assessment",
+arXiv 2403.11176. The score of an image is the mean over P prompt pairs of the softmax over its scaled cosine
+similarities to the positive and the negative prompt, taken at the positive one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, einsum, nn
+
+from qualiclip_plugin.models.conv_towers import ConvTower
+from qualiclip_plugin.models.precision import autocast, check_precision, without_autocast
+from qualiclip_plugin.models.tiling import automatic_tile, can_tile, encode_in_tiles
+from qualiclip_plugin.utils.errors import ConfigError, ImageError
+from qualiclip_plugin.utils.images import to_float
+
+MIN_SIZE = 32
+"""Smallest height and width in pixels: the total stride of the convolutional towers."""
+
+
+def prompt_similarities(features: Tensor, text_features: Tensor) -> Tensor:
+    """Cosine similarities of images to prompt pairs.
+
+    Args:
+        features: Image features of unit norm, (N, D).
+        text_features: Prompt features of unit norm, (P, 2, D), positive first.
+
+    Returns:
+        Similarities in [-1, 1], (N, P, 2).
+    """
+    # Scores are differences of similarities times a large factor, which a caller's autocast would round away.
+    with without_autocast(features.device):
+        return einsum("nd,pkd->npk", features, text_features)
+
+
+def pair_scores(similarities: Tensor, logit_scale: float) -> Tensor:
+    """Probability of the positive prompt within each pair.
+
+    Args:
+        similarities: (N, P, 2), positive first.
+        logit_scale: Factor on the similarities (not its logarithm).
+
+    Returns:
+        Scores in [0, 1], (N, P).
+    """
+    # The softmax over two entries is the sigmoid of their difference.
+    return torch.sigmoid(logit_scale * (similarities[..., 0] - similarities[..., 1]))
+
+
+def quality_score(similarities: Tensor, logit_scale: float) -> Tensor:
+    """Mean of the pair scores: (N, P, 2) -> (N, 1) in [0, 1], higher is better."""
+    return pair_scores(similarities, logit_scale).mean(dim=1, keepdim=True)
+
+
+class QualiCLIP(nn.Module):
+    """An image tower, frozen prompt features and the score they give.
+
+    Args:
+        image_encoder: Normalised images (N, 3, H, W) -> features (N, D), any norm.
+        text_features: Unit-norm prompt features (P, 2, D), positive first; kept as a buffer.
+        logit_scale: Factor on the cosine similarities.
+        mean: Per-channel mean of the image normalisation, RGB in [0, 1].
+        std: Per-channel standard deviation of the same.
+        attributes: P names, one per prompt pair.
+        backbone: open_clip configuration of the image encoder, which travels with saved weights.
+        precision: ``fp32``, ``fp16`` or ``bf16`` of the image tower; the score itself is fp32.
+        tile_pixels: Images with more pixels are encoded in tiles of at most so many, which bounds the memory and
+            leaves the score the same up to rounding (see ``tiling``). It applies to convolutional towers, in
+            evaluation mode, where no gradient is asked for; 0 chooses by the image, ``None`` never tiles.
+    """
+
+    stays = False
+    """Whether what a runtime prepared is bound to the device that it is on, in this type."""
+    reads_bytes = True
+    """Takes images as bytes too, and makes floats of one tile at a time: an eighth of the memory of large images."""
+    text_features: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        image_encoder: nn.Module,
+        text_features: Tensor,
+        logit_scale: float,
+        mean: Sequence[float],
+        std: Sequence[float],
+        attributes: Sequence[str],
+        *,
+        backbone: Mapping[str, Any],
+        precision: str = "fp32",
+        tile_pixels: int | None = 0,
+    ) -> None:
+        super().__init__()
+        self.tile_pixels = tile_pixels
+        self.image_encoder = image_encoder
+        self.logit_scale = float(logit_scale)
+        self.attributes = tuple(attributes)
+        self.backbone = dict(backbone)
+        self._precision = check_precision(precision)
+        self.register_buffer("text_features", text_features.detach().float(), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    @property
+    def precision(self) -> str:
+        """``fp32``, ``fp16`` or ``bf16``; fixed, because the weights may be kept in it."""
+        return self._precision
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> QualiCLIP:
+        if self.stays:
+            there = fn(self.mean)
+            if (there.device, there.dtype) != (self.mean.device, self.mean.dtype):
+                raise ConfigError(
+                    f"a model that was prepared for {self.mean.device} stays there as it is: load another one"
+                )
+        return super()._apply(fn, *args, **kwargs)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Encode images to unit-norm features.
+
+        Args:
+            images: RGB in [0, 1], or bytes 0..255, (N, 3, H, W), each side at least 32 pixels; one channel is taken
+                as grey.
+
+        Returns:
+            (N, D), fp32.
+
+        Raises:
+            ImageError: The shape is not (N, 3, H, W), the type neither floating-point nor bytes, or an image is
+                smaller than 32 x 32.
+        """
+        check_images(images)
+        with autocast(self._precision, images.device, self.image_encoder):
+            features = self._encode_in_tiles(images)
+            if features is None:
+                features = self.image_encoder(self.normalise(images))
+        features = features.float()
+        return features / features.norm(dim=-1, keepdim=True)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Images as :meth:`encode_image` takes them -> what the tower was trained on, (N, 3, H, W), channels last."""
+        if images.dtype == torch.uint8:
+            images = to_float(images)
+        # The type of the network: images from NumPy are often in fp64, which its convolutions refuse.
+        return ((images.to(self.mean.dtype) - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+    def _encode_in_tiles(self, images: Tensor) -> Tensor | None:
+        """The tower's features (N, D) of large images; ``None`` where tiles do not apply."""
+        # A compiled or exported graph has no place for a number of tiles that depends on the image.
+        if self.tile_pixels is None or self.training or torch.compiler.is_compiling():
+            return None
+        if not isinstance(self.image_encoder, ConvTower):
+            return None
+        pixels = images.shape[2] * images.shape[3]
+        tile_pixels = self.tile_pixels or automatic_tile(self.image_encoder, pixels)
+        if pixels <= tile_pixels or not can_tile(self.image_encoder):
+            return None
+        inputs = (images, *self.image_encoder.parameters())
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
+            return None
+        encode = partial(encode_in_tiles, self.image_encoder, normalise=self.normalise)
+        return torch.cat([encode(image, tile_pixels=tile_pixels) for image in images.split(1)])
+
+    def similarities(self, images: Tensor) -> Tensor:
+        """Cosine similarities (N, P, 2) of images (N, 3, H, W) in [0, 1] to the prompt pairs."""
+        return prompt_similarities(self.encode_image(images), self.text_features)
+
+    def forward(self, images: Tensor, attributes: bool = False) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """Score images.
+
+        Args:
+            images: RGB in [0, 1], or bytes 0..255, (N, 3, H, W); whole images of any size from 32 x 32, neither
+                resized nor cropped.
+            attributes: Return the scores of the single prompt pairs too.
+
+        Returns:
+            Scores in [0, 1], (N, 1), higher is better; with ``attributes`` also a mapping name -> (N,).
+        """
+        similarities = self.similarities(images)
+        score = quality_score(similarities, self.logit_scale)
+        if not attributes:
+            return score
+        pairs = pair_scores(similarities, self.logit_scale)
+        return score, dict(zip(self.attributes, pairs.unbind(dim=1), strict=True))
+
+
+def check_images(images: Tensor) -> None:
+    """Raise ``ImageError`` unless ``images`` is (N, 3 or 1, H, W), of a known type, sides at least ``MIN_SIZE``."""
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise ImageError(f"expected floating-point images in [0, 1] or bytes, got {images.dtype}")
+    if images.dim() != 4 or images.shape[1] not in (1, 3):
+        raise ImageError(f"expected images of shape (N, 3, H, W), got {tuple(images.shape)}")
+    height, width = images.shape[2:]
+    if min(height, width) < MIN_SIZE:
+        raise ImageError(f"image of {width}x{height} pixels is too small: each side needs at least {MIN_SIZE}")

@@ -1,0 +1,109 @@
+"""The scoring network as a graph that runs without this package: ``torch.export`` and ONNX.
+
+Batch, height and width stay free; sides below ``MIN_EXPORT_SIZE`` are refused by the graph. Nothing is tiled inside a
+graph, so its memory grows with the image.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram
+
+from qualiclip_plugin.models.tracing import EXAMPLE_SIZE, for_graphs
+from qualiclip_plugin.utils.atomic import atomic_write
+from qualiclip_plugin.utils.errors import ConfigError
+
+MIN_EXPORT_SIZE = 64
+"""Smallest side in pixels: one step more than the stride, as graphs tell maps of one cell from larger ones."""
+
+POOLS_SINCE = "2.13"
+"""The first version of torch that does not fix in a graph whether an average pool leaves a row over."""
+
+ONNX_SINCE = "2.9"
+"""The first version of torch whose ONNX graphs are tested; that of 2.6 is one that onnxruntime cannot load."""
+
+
+def _shapes() -> dict[str, dict[int, Any]]:
+    sides = {2: Dim("height", min=MIN_EXPORT_SIZE), 3: Dim("width", min=MIN_EXPORT_SIZE)}
+    return {"images": {0: Dim("batch"), **sides}}
+
+
+def export_program(model: nn.Module) -> ExportedProgram:
+    """Export a model loaded for inference: images (N, 3, H, W), RGB in [0, 1] -> scores (N, 1).
+
+    Raises:
+        ConfigError: The model is in training mode, or has a layer that depends on the size in another way, or one
+            that this version of torch cannot export.
+    """
+    if model.training:
+        raise ConfigError("only a model in evaluation mode can be exported (load_model(..., inference=True))")
+    if any(isinstance(module, nn.AvgPool2d) for module in model.modules()):
+        _check_torch(POOLS_SINCE, "a network with average pools, such as CLIP's ResNets,")
+    with torch.no_grad():
+        return torch.export.export(for_graphs(model), (torch.rand(EXAMPLE_SIZE),), dynamic_shapes=_shapes())
+
+
+def _check_torch(since: str, what: str) -> None:
+    if torch.__version__ < since:
+        raise ConfigError(f"{what} is exported by torch {since} or newer, not by {torch.__version__}")
+
+
+def export_torch(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write a model loaded for inference as a file for ``torch.export.load``.
+
+    Raises:
+        ConfigError: See :func:`check_name` and :func:`export_program`.
+        OSError: The file cannot be written.
+    """
+    check_name(path, "torch-export")
+    with atomic_write(path) as file:  # before the work: a place that cannot be written is an error at once
+        torch.export.save(export_program(model), file)
+
+
+def export_onnx(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write a model loaded for inference as one ONNX file, input ``images``, output ``scores``.
+
+    Raises:
+        ConfigError: See :func:`check_name` and :func:`export_program`; or the packages of the extra ``onnx`` are
+            missing.
+        OSError: The file cannot be written.
+    """
+    check_name(path, "onnx")
+    try:
+        import onnxscript  # noqa: F401 (torch.onnx needs it and would say so in a longer way)
+    except ImportError as error:
+        raise ConfigError('ONNX export needs further packages: pip install "qualiclip-plugin[onnx]"') from error
+    _check_torch(ONNX_SINCE, "an ONNX graph")
+    with atomic_write(path) as file:
+        program = torch.onnx.export(
+            export_program(model),
+            input_names=["images"],
+            output_names=["scores"],
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+        assert program is not None  # noqa: S101 (narrows the type: no file was given)
+        file.write(program.model_proto.SerializeToString())
+
+
+EXPORTERS = {"onnx": export_onnx, "torch-export": export_torch}
+"""Formats of a graph, and what writes one."""
+
+SUFFIXES = {".onnx": "onnx", ".pt2": "torch-export"}
+"""Endings of a name that promise a format; under any other a graph may be written in either."""
+
+
+def check_name(path: str | os.PathLike[str], form: str) -> None:
+    """Refuse a name whose ending promises another format than ``form``: its reader would find a broken file.
+
+    Raises:
+        ConfigError: It does.
+    """
+    promised = SUFFIXES.get(os.path.splitext(path)[1].lower(), form)
+    if promised != form:
+        raise ConfigError(f"{os.fspath(path)}: such a file holds the format {promised}, not {form}")

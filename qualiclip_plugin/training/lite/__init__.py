@@ -1,0 +1,1 @@
+"""How the head of ``qualiclip-lite`` is fitted."""

@@ -1,0 +1,79 @@
+"""What a frozen trunk sees of degraded crops: pooled features along ladders of rising degradation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qualiclip_plugin.models.conv_towers import StagePoolTower
+from qualiclip_plugin.models.precision import prepare_for_inference
+from qualiclip_plugin.models.qualiclip import QualiCLIP
+from qualiclip_plugin.training.config import TrainConfig
+from qualiclip_plugin.training.draws import draw_plan, relevant_pairs
+from qualiclip_plugin.training.sampling import degrade
+from qualiclip_plugin.utils.errors import ConfigError
+from qualiclip_plugin.utils.images import to_float
+
+
+@dataclass(frozen=True)
+class LadderFeatures:
+    """Pooled features of M ladders, each one crop from pristine to level L.
+
+    Attributes:
+        features: (M, L + 1, C), fp32.
+        kinds: Name of each ladder's distortion.
+        relevant: Prompt pairs that ``attribute_kinds`` says name it, (M, P) bool.
+    """
+
+    features: Tensor
+    kinds: tuple[str, ...]
+    relevant: Tensor
+
+
+def stage_pool_tower(model: QualiCLIP) -> StagePoolTower:
+    """The image encoder; raises ``ConfigError`` where it is another tower."""
+    if not isinstance(model.image_encoder, StagePoolTower):
+        raise ConfigError("head: only a tower that pools stages can be fitted (vision_cfg: stage_pool)")
+    return model.image_encoder
+
+
+def collect_ladders(
+    model: QualiCLIP,
+    crops: Iterable[Tensor],
+    config: TrainConfig,
+    device: torch.device,
+    notice: Callable[[int], None],
+) -> LadderFeatures:
+    """Degrade crops as the training steps would, and pool the trunk's features of every level.
+
+    Args:
+        model: Its image encoder is a ``StagePoolTower``.
+        crops: Crop pairs of step 0, 1, ..., uint8 (B, 2, 3, S, S).
+        config: Degradations and ``attribute_kinds``.
+        device: Where the features are computed.
+        notice: Is told the number of batches done.
+
+    Raises:
+        ConfigError: The network has another tower, or a photograph gets several distortions.
+    """
+    fast = deepcopy(model).to(device)
+    prepare_for_inference(fast)
+    tower = stage_pool_tower(fast)
+    features, kinds, relevant = [], [], []
+    for step, batch in enumerate(crops):
+        plan = draw_plan(config, step)
+        if any(len(names) > 1 for names in plan.kinds):
+            raise ConfigError("head: a ladder has one distortion, so compositions must be 1")
+        with torch.inference_mode():
+            # The second crop of a pair would tell little that is new about the photograph.
+            images = degrade(to_float(batch[:, 0].to(device)), plan, include_pristine=True)
+            pooled = tower.pool(fast.normalise(images.flatten(0, 1)))
+        features.append(pooled.unflatten(0, images.shape[:2]).cpu().clone())
+        kinds += [names[0] for names in plan.kinds]
+        relevant.append(relevant_pairs(plan, config))
+        notice(step + 1)
+    return LadderFeatures(torch.cat(features), tuple(kinds), torch.cat(relevant))

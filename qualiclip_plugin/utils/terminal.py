@@ -1,0 +1,36 @@
+"""How every command of this project ends: by its own exit code, or with one line that says what is wrong."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import typer
+
+from qualiclip_plugin.utils.errors import QualiCLIPError, first_line, out_of_memory
+
+USAGE = 2
+"""Exit code of a command that could not do its work."""
+
+
+def run(app: typer.Typer, name: str) -> None:
+    """Run a command line; what the user or the machine can mend is one line on standard error and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        # A name outside the terminal's encoding must not end a run.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        app(prog_name=name)
+        sys.stdout.flush()
+        return
+    except QualiCLIPError as error:
+        reason = str(error)
+    except Exception as error:
+        if out_of_memory(error):
+            reason = f"not enough memory ({first_line(error)})"
+        elif isinstance(error, OSError) and error.errno is not None:
+            reason = f"{error.filename or 'output'}: {error.strerror}"
+        else:
+            raise
+    typer.echo(f"error: {reason}", err=True)
+    sys.exit(USAGE)

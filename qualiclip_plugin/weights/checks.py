@@ -1,0 +1,109 @@
+"""What a weights file must not do to its reader: run code, take more memory than it has bytes, or differ unnoticed.
+
+Nothing here decides whether weights are good. A file that passes holds plain tensors, no larger than the file, under
+a header whose values have the right types, and, where this project wrote it, is byte for byte what was written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qualiclip_plugin.utils.errors import WeightsError
+
+DIGEST = "sha256"
+_SLACK = 2**20
+"""Bytes that tensors may have beyond the file: what compression of headers and small records may save."""
+
+_NUMBER = {"type": "number"}
+_SIZE = {"type": "integer", "minimum": 1, "maximum": 65536}
+_DEPTH = {"type": "integer", "minimum": 1, "maximum": 256}
+_VALUE = {"anyOf": [{"type": ["string", "boolean", "null"]}, {**_NUMBER, "minimum": -65536, "maximum": 65536}]}
+_SETTING = {"anyOf": [_VALUE, {"type": "array", "items": _VALUE, "maxItems": 256}]}
+_SETTINGS = {"type": "object", "additionalProperties": _SETTING}
+_VISION = {
+    "type": "object",
+    "properties": {"layers": {"anyOf": [_DEPTH, {"type": "array", "items": _DEPTH, "maxItems": 8}]}},
+    "additionalProperties": {"anyOf": [_SETTING, _SETTINGS]},
+}
+_NAMES = {"type": "array", "items": {"type": "string", "maxLength": 100}, "minItems": 1, "uniqueItems": True}
+HEADER_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["backbone", "logit_scale", "mean", "std", "attributes"],
+    "properties": {
+        "backbone": {
+            "type": "object",
+            "required": ["embed_dim", "vision_cfg"],
+            "properties": {
+                "embed_dim": _SIZE,
+                "quick_gelu": {"type": "boolean"},
+                "positional_embedding": {"type": "boolean"},
+                "vision_cfg": _VISION,
+            },
+        },
+        "logit_scale": {**_NUMBER, "minimum": -1e6, "maximum": 1e6},
+        "mean": {"type": "array", "items": _NUMBER, "minItems": 3, "maxItems": 3},
+        "std": {"type": "array", "items": {**_NUMBER, "exclusiveMinimum": 0}, "minItems": 3, "maxItems": 3},
+        "attributes": _NAMES,
+        "card": {"type": "object"},
+    },
+}
+"""The JSON header of this project's files. Numbers are bounded so that building the network cannot take for ever."""
+
+
+def check_container(path: Path) -> None:
+    """Refuse a PyTorch file whose records unpack to more than the file holds.
+
+    Raises:
+        WeightsError: It does.
+        zipfile.BadZipFile: It is damaged.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > path.stat().st_size + _SLACK:
+        raise WeightsError(f"{path} was refused: it unpacks to {unpacked} bytes, more than it has")
+
+
+def plain_tensors(path: Path, content: Any) -> dict[str, Tensor]:
+    """The content of a weights file as names and dense tensors of numbers, each with memory of its own size.
+
+    Raises:
+        WeightsError: It is something else.
+    """
+    if isinstance(content, Mapping) and isinstance(content.get("params"), Mapping):
+        content = content["params"]
+    if not isinstance(content, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
+        raise WeightsError(f"{path} holds no dictionary of tensors")
+    for name, value in content.items():
+        if not _is_plain(value):
+            raise WeightsError(f"{path} was refused: {name[:100]!r} is no plain tensor of numbers")
+    return dict(content)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex() or tensor.is_meta:
+        return False
+    # A view can repeat one number a billion times, and the first computation with it would write them all out.
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
+def digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over a header without its digest, and all tensors with their names, types and shapes."""
+    rest = {key: value for key, value in header.items() if key != DIGEST}
+    result = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        result.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        result.update(value.flatten().view(torch.uint8).numpy().data)
+    return result.hexdigest()

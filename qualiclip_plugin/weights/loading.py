@@ -1,0 +1,295 @@
+"""Weight names: what they mean, where their files are, how they are fetched and verified.
+
+A weight is chosen in this order: the explicit argument (a card's name or a path), the environment variable
+``QUALICLIP_WEIGHTS``, the default ``official``. One never stands in for another. The commands that score and export
+have ``lite`` as their own default, so that they need no download.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qualiclip_plugin.utils.atomic import atomic_write, recorded_sha256, sha256_file, where_writable
+from qualiclip_plugin.utils.config import build
+from qualiclip_plugin.utils.errors import ConfigError, WeightsError, did_you_mean
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+if TYPE_CHECKING:
+    from qualiclip_plugin.models.qualiclip import QualiCLIP
+    from qualiclip_plugin.weights.checkpoint import WeightsFile
+
+PACKAGE = Path(__file__).parents[1]
+DEFAULT_WEIGHTS = "official"
+ENVIRONMENT_VARIABLE = "QUALICLIP_WEIGHTS"
+TIMEOUT_SECONDS = (10.0, 60.0)
+"""To connect; between two pieces of a download. A stalled server ends in an error, not in a hang."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is known of one named weight file.
+
+    Attributes:
+        name: The name users give.
+        description: One line.
+        file: File name in the weight cache, or inside the package.
+        format: ``plugin``, ``official``, ``clip`` or ``prompt-learner`` (see ``checkpoint``).
+        licence: Licence of the weights.
+        training_data: What they were trained on.
+        opinion_aware: Whether human opinion scores entered the training.
+        seen: Datasets whose scores the weights have seen.
+        addresses: Where the file can be fetched, tried in order.
+        packaged: The file ships inside this package.
+        backbone: Architecture of formats that do not carry their own.
+        base: Card of the encoder that a prompt learner needs.
+        sha256: Expected hash, where known.
+    """
+
+    name: str
+    description: str
+    file: str
+    format: str
+    licence: str
+    training_data: tuple[str, ...]
+    opinion_aware: bool
+    seen: tuple[str, ...] = ()
+    addresses: tuple[str, ...] = ()
+    packaged: bool = False
+    backbone: str = "RN50"
+    base: str | None = None
+    sha256: str | None = None
+
+    @property
+    def path(self) -> Path:
+        """Where the file is, or would be once fetched."""
+        return (PACKAGE / "assets" if self.packaged else cache_folder()) / self.file
+
+
+@cache
+def load_cards() -> Mapping[str, Card]:
+    """All cards of ``cards.toml`` by name."""
+    with (PACKAGE / "weights" / "cards.toml").open("rb") as file:
+        table = tomllib.load(file)
+    return {name: _card(name, row) for name, row in table.items()}
+
+
+def _card(name: str, row: Mapping[str, Any]) -> Card:
+    return build(Card, {**row, "name": name}, lambda _: f"cards.toml: [{name}]")
+
+
+def get_card(name: str) -> Card:
+    """The card of a name.
+
+    Raises:
+        WeightsError: The name is unknown; near names are suggested.
+    """
+    cards = load_cards()
+    if name in cards:
+        return cards[name]
+    hint = did_you_mean(name, cards) or f" (known names: {', '.join(cards)})"
+    raise WeightsError(f"unknown weights {name!r}: neither a known name nor a file{hint}")
+
+
+def cache_folder() -> Path:
+    """pyiqa's weight cache, ``$TORCH_HOME/hub/pyiqa``: files fetched by either are used by both."""
+    home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "torch")
+    return Path(home).expanduser() / "hub" / "pyiqa"
+
+
+def chosen_weights(weights: str | os.PathLike[str] | None) -> str:
+    """Apply the order of choice: the argument, the environment variable, the default."""
+    return os.fspath(weights) if weights else os.environ.get(ENVIRONMENT_VARIABLE) or DEFAULT_WEIGHTS
+
+
+def resolve(weights: str | os.PathLike[str] | None = None) -> Path:
+    """Find the file of a weight name or path, fetching and verifying it where needed.
+
+    Args:
+        weights: A card's name, a path, or ``None`` for the environment variable or the default.
+
+    Raises:
+        WeightsError: The name is unknown, the file cannot be had, or its content is not the expected one.
+    """
+    chosen = chosen_weights(weights)
+    if chosen not in load_cards() and Path(chosen).is_file():
+        return Path(chosen)
+    card = get_card(chosen)
+    return card.path if card.packaged else fetch(card)
+
+
+def fetch(card: Card | str, addresses: Iterable[str] | None = None) -> Path:
+    """Make sure that a card's file is in the cache and verified; download it where it is missing.
+
+    Args:
+        card: The card or its name.
+        addresses: Where to look instead of the card's own addresses.
+
+    Returns:
+        The path of the verified file.
+
+    Raises:
+        WeightsError: No address could serve the file, or its content differs from what is expected.
+    """
+    card = get_card(card) if isinstance(card, str) else card
+    if card.packaged:
+        return card.path
+    if not card.path.exists():
+        _download(card, tuple(addresses or card.addresses))
+    verify(card)
+    return card.path
+
+
+def verify(card: Card) -> None:
+    """Check a cached file against the card's hash or the one recorded when it was first seen.
+
+    Raises:
+        WeightsError: The content has changed; the file is named and left as it is.
+    """
+    record = card.path.with_name(card.path.name + ".sha256")
+    actual = sha256_file(card.path)
+    expected = card.sha256 or recorded_sha256(card.path)
+    if expected is None:
+        _record_hash(record, actual, card.path.name)
+    elif actual != expected:
+        raise WeightsError(
+            f"{card.path} is not the file it should be (sha256 {actual[:16]}..., expected {expected[:16]}...). "
+            f"Delete it and {record.name} to fetch it again."
+        )
+
+
+def _record_hash(record: Path, digest: str, name: str) -> None:
+    # A cache that others provide read-only cannot be recorded in; it cannot be altered from here either.
+    with where_writable(), atomic_write(record, "w") as file:
+        file.write(f"{digest}  {name}\n")
+
+
+def _download(card: Card, addresses: tuple[str, ...]) -> None:
+    reasons = []
+    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+    for address in () if offline else addresses:
+        try:
+            _download_from(address, card)
+            return
+        except (OSError, WeightsError) as error:
+            reasons.append(f"  {address}: {_reason(error)}")
+    if offline:
+        reasons = ["  HF_HUB_OFFLINE is set, nothing was fetched"]
+    lines = [
+        f"the weights {card.name!r} are not here and could not be fetched:",
+        *reasons,
+        "To provide them yourself, download",
+        *(f"  {address}" for address in addresses),
+        f"and save it as\n  {card.path}",
+        'or use weights="lite" (the metric qualiclip-lite), which ships with this package and works offline.',
+    ]
+    raise WeightsError("\n".join(lines))
+
+
+def _reason(error: Exception) -> str:
+    text = str(error)
+    for known in ("Name or service not known", "Temporary failure in name resolution", "Connection refused"):
+        if known in text:
+            return known
+    return text.splitlines()[0][:160] if text else type(error).__name__
+
+
+def _download_from(address: str, card: Card) -> None:
+    import requests
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with (
+        requests.get(address, stream=True, timeout=TIMEOUT_SECONDS) as response,
+        Progress(console=console, disable=not console.is_terminal) as progress,
+        atomic_write(card.path) as file,
+    ):
+        response.raise_for_status()
+        size = int(response.headers.get("Content-Length", 0))
+        task = progress.add_task(card.file, total=size or None)
+        for chunk in response.iter_content(1 << 20):
+            file.write(chunk)
+            progress.advance(task, len(chunk))
+        file.flush()
+        _check_download(Path(file.name), card)
+
+
+def _check_download(path: Path, card: Card) -> None:
+    # Before the file gets its name: an error page must not become a weight file.
+    from qualiclip_plugin.weights.checkpoint import read_weights
+
+    digest = sha256_file(path)
+    if card.sha256 and digest != card.sha256:
+        raise WeightsError(f"sha256 {digest[:16]}... differs from the expected {card.sha256[:16]}...")
+    try:
+        read_weights(path)
+    except WeightsError as error:
+        raise WeightsError("what the server sent is no weights file") from error
+
+
+def load_file(weights: str | os.PathLike[str] | None = None) -> tuple[WeightsFile, Card | None]:
+    """Resolve and read a weight name or path; the card is ``None`` for a plain path."""
+    from qualiclip_plugin.weights.checkpoint import read_weights
+
+    chosen = chosen_weights(weights)
+    path = resolve(chosen)
+    return read_weights(path), load_cards().get(chosen)
+
+
+def load_model(
+    weights: str | os.PathLike[str] | None = None,
+    *,
+    device: str = "cpu",
+    precision: str = "fp32",
+    inference: bool = True,
+    runtime: str = "eager",
+    tile_pixels: int = 0,
+    **options: Any,
+) -> QualiCLIP:
+    """Load QualiCLIP from a weight name or path.
+
+    Args:
+        weights: A card's name (``qualiclip weights list``), a path, or ``None`` for the environment variable
+            ``QUALICLIP_WEIGHTS`` or else ``official``.
+        device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda``, ...
+        precision: ``fp32``, ``fp16`` or ``bf16``.
+        inference: Freeze and optimise for scoring; ``False`` gives the plain network for training.
+        runtime: ``eager``, ``openvino`` or ``cuda`` (see ``runtimes``); for inference only.
+        tile_pixels: Larger images are computed in tiles of at most so many pixels, to bound the memory; 0 chooses.
+        **options: ``scale``, ``temperature``, ``backbone``, ``positional_embedding`` of ``checkpoint.build_model``.
+
+    Raises:
+        WeightsError: The weights cannot be had, read or fitted to the architecture.
+        ConfigError: The runtime, precision or size of a tile cannot be had here.
+    """
+    import torch
+
+    from qualiclip_plugin.models.tiling import check_tile
+    from qualiclip_plugin.runtimes import check_runtime, prepare_for_scoring
+    from qualiclip_plugin.weights.checkpoint import build_model, read_weights
+
+    if check_runtime(runtime) != "eager" and not inference:
+        raise ConfigError(f"the runtime {runtime!r} cannot be trained: load with inference=True")
+
+    file, card = load_file(weights)
+    learner = None
+    if card is not None:
+        options.setdefault("backbone", card.backbone)
+        if card.base is not None:
+            file, learner = read_weights(resolve(card.base)), file
+    model = build_model(file, prompt_learner=learner, precision=precision, **options)
+    if tile_pixels:
+        model.tile_pixels = check_tile(model.image_encoder, tile_pixels)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return prepare_for_scoring(model, runtime, device) if inference else model.to(device)

@@ -1,0 +1,225 @@
+"""Scorers: found by name, directed, fingerprinted; one that cannot start says why."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from harness.scorers.identity import code_hash, weights_hash
+from harness.scorers.kinds import _same_in_batches
+from harness.scorers.names import DEFAULT_SCORERS, ScorerError, facts, known_scorers, lower_better, parse_name
+from harness.scorers.start import create_scorer
+from qualiclip_plugin.utils.errors import ConfigError
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
+
+
+def test_names_and_options_are_told_apart() -> None:
+    assert parse_name("niqe") == ("niqe", {})
+    base, options = parse_name("clipiqa@model_type=clipiqa+,pos_embedding=true,n=4,x=0.5")
+    assert base == "clipiqa"
+    assert options == {"model_type": "clipiqa+", "pos_embedding": True, "n": 4, "x": 0.5}
+    with pytest.raises(ScorerError, match="'true' is not option=value"):
+        parse_name("niqe@true")
+
+
+def test_default_scorers_are_known_by_name() -> None:
+    assert set(DEFAULT_SCORERS) <= set(known_scorers())
+    assert not {"fid", "inception_score"} & set(known_scorers())
+
+
+class Payload:
+    """A pickle that writes a file when it is loaded carelessly."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_weights_of_pyiqa_run_no_code(tmp_path: Path) -> None:
+    torch.save({"params": Payload(tmp_path / "ran")}, tmp_path / "evil.pth")
+    with pytest.raises(ScorerError, match="could run code"):
+        create_scorer(f"cnniqa@pretrained_model_path={tmp_path / 'evil.pth'}", device="cpu")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_unknown_name_suggests_near_ones() -> None:
+    with pytest.raises(ScorerError, match=r"no scorer named 'piqee'; did you mean piqe"):
+        create_scorer("piqee")
+
+
+def test_a_device_that_is_not_there_is_no_reason_of_a_scorer() -> None:
+    for name in ("niqe", "qualiclip-lite", "tests.support.harness_data:brightness"):
+        with pytest.raises(ConfigError, match="device 'tpu' cannot be used"):
+            create_scorer(name, device="tpu")
+
+
+def test_piqe_is_pyiqas_with_its_direction(images: torch.Tensor) -> None:
+    import pyiqa
+
+    scorer = create_scorer("piqe", device="cpu")
+    assert scorer.lower_better
+    expected = pyiqa.create_metric("piqe", device="cpu")(images[:2])
+    assert np.allclose(scorer.score(images[:2]).numpy(), expected.numpy())
+
+
+def test_qualiclip_weights_are_an_option_and_change_the_fingerprint(
+    tiny_checkpoint: Path, images: torch.Tensor
+) -> None:
+    tiny = create_scorer(f"qualiclip@weights={tiny_checkpoint}", device="cpu")
+    steeper = create_scorer(f"qualiclip@weights={tiny_checkpoint},scale=5.0", device="cpu")
+    assert not tiny.lower_better
+    assert tiny.identity != steeper.identity
+    scores = tiny.score(images)
+    assert scores.numel() == len(images)
+    assert bool(((scores >= 0) & (scores <= 1)).all())
+    assert not scores.requires_grad
+    again = create_scorer(f"qualiclip@weights={tiny_checkpoint}", device="cpu")
+    assert again.identity == tiny.identity
+    assert str(tiny_checkpoint.parent) not in str(tiny.identity)
+
+
+def test_missing_weights_are_a_reason_and_not_a_crash(offline: None) -> None:
+    with pytest.raises(ScorerError, match="'official' are not here"):
+        create_scorer("qualiclip", device="cpu")
+
+
+def test_an_unknown_option_is_a_reason() -> None:
+    with pytest.raises(ScorerError, match="nonsense"):
+        create_scorer("niqe@nonsense_model=1,pretrained_model_path=/nonsense", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("qualiclip-lite@temperature=5", "temperature cannot be chosen for it"),
+        ("cmd:true@lower_better=true,crop=2,size=3", "a command takes no option crop, size"),
+    ],
+)
+def test_an_option_without_effect_is_refused(name: str, reason: str) -> None:
+    with pytest.raises(ScorerError, match=reason):
+        create_scorer(name, device="cpu")
+
+
+def test_functions_are_scorers_with_a_declared_direction(images: torch.Tensor) -> None:
+    scorer = create_scorer("tests.support.harness_data:brightness", device="cpu")
+    assert not scorer.lower_better
+    assert torch.equal(scorer.score(images), images.mean(dim=(1, 2, 3)))
+    assert create_scorer("tests.support.harness_data:brightness@lower_better=true", device="cpu").lower_better
+    with pytest.raises(ScorerError, match=r"declare its direction: tests\.harness_data:picture@lower_better"):
+        create_scorer("tests.support.harness_data:picture")
+    with pytest.raises(ScorerError, match="has no function 'nothing'"):
+        create_scorer("tests.support.harness_data:nothing")
+    with pytest.raises(ScorerError, match="it needs the package no_such_module, which is not installed"):
+        create_scorer("no_such_module:nothing")
+
+
+def test_a_function_is_found_in_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: torch.Tensor
+) -> None:
+    (tmp_path / "helper_of_mine.py").write_text("OFFSET = 1\n")
+    (tmp_path / "scorer_of_mine.py").write_text(
+        "from helper_of_mine import OFFSET\n\ndef mean(images):\n    return images.mean((1, 2, 3)) + OFFSET\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    # The installed command has its own folder there, and not the current one.
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    before = list(sys.path)
+    scorer = create_scorer("scorer_of_mine:mean@lower_better=false", device="cpu")
+    assert torch.equal(scorer.score(images), images.mean((1, 2, 3)) + 1)
+    assert sys.path == before
+
+
+def test_metrics_that_mix_a_batch_are_found(images: torch.Tensor) -> None:
+    def mixing(batch: torch.Tensor) -> torch.Tensor:
+        return batch.mean(dim=(1, 2, 3)) - batch.mean()
+
+    def failing(batch: torch.Tensor) -> torch.Tensor:
+        return batch.mean(dim=(1, 2, 3)).reshape(1)
+
+    assert _same_in_batches(lambda batch: batch.mean(dim=(1, 2, 3)), "cpu")
+    assert not _same_in_batches(mixing, "cpu")
+    assert not _same_in_batches(failing, "cpu")
+
+
+def test_listed_directions_are_those_of_the_started_scorers() -> None:
+    for name in ("piqe", "entropy", "qualiclip-lite"):
+        assert create_scorer(name, device="cpu").lower_better == lower_better(name)
+
+
+def test_weights_hash_sees_every_tensor_and_array() -> None:
+    network = torch.nn.Linear(2, 2)
+    first = weights_hash(network)
+    assert weights_hash(network) == first
+    with torch.no_grad():
+        network.bias[0] = math.nextafter(float(network.bias[0]), 9)
+        network.bias[0] += 1e-3
+    second = weights_hash(network)
+    network.pristine = np.ones(3)
+    third = weights_hash(network)
+    network.loose = torch.ones(2, dtype=torch.float64)
+    assert len({first, second, third, weights_hash(network)}) == 4
+
+
+def test_code_hash_ignores_comments_and_layout_but_no_code(tmp_path: Path) -> None:
+    texts = {
+        "plain.py": "def f(x):\n    return x + 1\n",
+        "documented.py": 'def f(x):\n    """Add one."""\n    # why not\n    return x+1\n',
+        "changed.py": "def f(x):\n    return x + 2\n",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    plain, documented, changed = (code_hash([tmp_path / name]) for name in texts)
+    assert plain == documented
+    assert plain != changed
+
+
+def test_code_hash_is_the_same_in_every_python(tmp_path: Path) -> None:
+    """Type parameters came with Python 3.12 and empty fields went from dumps with 3.13."""
+    source = tmp_path / "every.py"
+    source.write_text(
+        "class Kind(list):\n    size: int = 3\n\n\n"
+        "async def f(x, *rest, key=None):\n    return f'{x!r:>8} {rest} {key}'\n"
+    )
+    assert code_hash([source]) == "e4110b1e2bd031a9"
+
+
+@pytest.mark.parametrize(
+    ("name", "opinion_aware", "trained_on"),
+    [
+        ("niqe", False, ()),
+        ("musiq", True, ("koniq10k",)),
+        ("qualiclip-lite", False, ()),
+        ("qualiclip+", True, ("koniq10k",)),
+        ("clipiqa", False, ()),
+        ("clipiqa@model_type=clipiqa+", None, ()),
+        ("niqe@pretrained_model_path=own.mat", None, ()),
+        ("niqe@pretrained_model_path=own.mat,opinion_aware=false", False, ()),
+        ("some.module:function@lower_better=true", None, ()),
+        ("cmd:score.sh@lower_better=true,trained_on=clive+bid", True, ("clive", "bid")),
+    ],
+)
+def test_facts_say_what_a_scorer_has_seen(name: str, opinion_aware: bool | None, trained_on: tuple[str, ...]) -> None:
+    known = facts(name)
+    assert (known.opinion_aware, known.trained_on) == (opinion_aware, trained_on)
+
+
+def test_declared_facts_are_not_given_to_the_scorer_and_leave_its_fingerprint() -> None:
+    plain = create_scorer("tests.support.harness_data:brightness")
+    told = create_scorer("tests.support.harness_data:brightness@opinion_aware=false,licence=MIT")
+    assert told.identity == plain.identity
+    assert (told.facts.opinion_aware, told.facts.licence) == (False, "MIT")
+    with pytest.raises(ScorerError, match="trained_on needs true"):
+        create_scorer("tests.support.harness_data:brightness@opinion_aware=false,trained_on=clive")

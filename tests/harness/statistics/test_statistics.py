@@ -1,0 +1,826 @@
+"""The leaderboard's statistics against SciPy, hand-computed cases, published values and properties."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy import stats
+from scipy.optimize import curve_fit
+
+from harness import statistics as hs
+from harness.statistics import resampling
+from harness.statistics.intervals import resampled_statistic
+from qualiclip_plugin.utils.errors import QualiCLIPError
+
+CORRELATIONS = {"srcc": hs.srcc, "krcc": hs.krcc, "plcc": hs.plcc}
+# Whole numbers keep sums exact, so that a property fails only where the statistic is wrong.
+VALUES = st.integers(-50, 50).map(float)
+
+
+def simulated(n: int = 300, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and opinions on 0..100 with a saturating relation."""
+    generator = np.random.default_rng(seed)
+    scores = generator.normal(size=n)
+    return scores, 50 + 25 * np.tanh(scores) + generator.normal(scale=8, size=n)
+
+
+def two_rows(low: int = 4, high: int = 30) -> st.SearchStrategy[tuple[np.ndarray, np.ndarray]]:
+    return st.integers(low, high).flatmap(
+        lambda n: st.tuples(arrays(np.float64, n, elements=VALUES), arrays(np.float64, n, elements=VALUES))
+    )
+
+
+def tau_b_by_pairs(x: np.ndarray, y: np.ndarray) -> float:
+    pairs = list(combinations(range(len(x)), 2))
+    signs = [(np.sign(x[i] - x[j]), np.sign(y[i] - y[j])) for i, j in pairs]
+    untied = np.prod([sum(sign[side] != 0 for sign in signs) for side in (0, 1)])
+    return float(sum(a * b for a, b in signs) / np.sqrt(untied))
+
+
+# --- correlations -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_correlations_equal_scipy(tied: bool) -> None:
+    x, y = simulated()
+    if tied:
+        x, y = np.round(x), np.round(y, -1)
+    assert hs.srcc(x, y).value == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-12)
+    assert hs.plcc(x, y).value == pytest.approx(stats.pearsonr(x, y).statistic, abs=1e-12)
+    assert hs.krcc(x, y).value == pytest.approx(stats.kendalltau(x, y).statistic, abs=1e-12)
+
+
+def test_srcc_of_the_textbook_example() -> None:
+    # IQ and hours of television of ten people: rho = -29/165 (Wikipedia, Spearman's rank correlation).
+    iq = [106, 100, 86, 101, 99, 103, 97, 113, 112, 110]
+    hours = [7, 27, 2, 50, 28, 29, 20, 12, 6, 17]
+    assert hs.srcc(iq, hours).value == pytest.approx(-29 / 165, abs=1e-12)
+
+
+def test_krcc_of_the_example_in_scipys_documentation() -> None:
+    assert hs.krcc([12, 2, 1, 12, 2], [1, 4, 7, 1, 0]).value == pytest.approx(-0.47140452079103173, abs=1e-12)
+
+
+def test_hand_computed_values_with_ties() -> None:
+    # Ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4: covariance 4.5, variances 4.5 and 5.
+    assert hs.srcc([1, 2, 2, 3], [1, 2, 3, 4]).value == pytest.approx(4.5 / np.sqrt(4.5 * 5))
+    # 5 concordant pairs, one tied in the scores: 5 / sqrt(5 * 6).
+    assert hs.krcc([1, 2, 2, 3], [1, 2, 3, 4]).value == pytest.approx(5 / np.sqrt(30))
+    assert hs.rmse([1, 2, 3], [1, 2, 6]).value == pytest.approx(np.sqrt(3))
+
+
+@given(two_rows())
+@settings(max_examples=60, deadline=None)
+def test_krcc_counts_pairs(rows: tuple[np.ndarray, np.ndarray]) -> None:
+    x, y = rows
+    if np.ptp(x) and np.ptp(y):
+        assert hs.krcc(x, y).value == pytest.approx(tau_b_by_pairs(x, y), abs=1e-12)
+
+
+@pytest.mark.parametrize("name", CORRELATIONS)
+@given(rows=two_rows(), data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_correlations_are_signed_symmetric_and_ignore_order(
+    name: str, rows: tuple[np.ndarray, np.ndarray], data: st.DataObject
+) -> None:
+    correlation, (x, y) = CORRELATIONS[name], rows
+    value, reason = correlation(x, y)
+    if reason:
+        assert np.isnan(value)
+        assert not np.ptp(x) or not np.ptp(y)
+        return
+    assert -1 <= value <= 1
+    assert correlation(-x, y).value == pytest.approx(-value, abs=1e-12)
+    assert correlation(y, x).value == pytest.approx(value, abs=1e-12)
+    shuffled = np.array(data.draw(st.permutations(range(len(x)))))
+    assert correlation(x[shuffled], y[shuffled]).value == pytest.approx(value, abs=1e-12)
+    assert correlation(3 * x + 7, y).value == pytest.approx(value, abs=1e-12)
+
+
+@given(two_rows())
+@settings(max_examples=40, deadline=None)
+def test_rank_correlations_ignore_monotonic_maps(rows: tuple[np.ndarray, np.ndarray]) -> None:
+    x, y = rows
+    if np.ptp(x) and np.ptp(y):
+        for correlation in (hs.srcc, hs.krcc):
+            assert correlation(x**3, y).value == pytest.approx(correlation(x, y).value, abs=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-9, 1e9, 1e300])
+def test_correlations_at_any_scale(scale: float) -> None:
+    x, y = simulated(50)
+    for correlation in CORRELATIONS.values():
+        assert correlation(scale * x, y).value == pytest.approx(correlation(x, y).value, abs=1e-9)
+
+
+def test_direction_is_applied_once_and_never_hidden() -> None:
+    x, y = simulated()
+    niqe_like = 10 - x
+    assert hs.srcc(niqe_like, y).value == pytest.approx(-hs.srcc(x, y).value)
+    assert hs.srcc(hs.oriented(niqe_like, lower_better=True), y) == hs.srcc(x - 10, y)
+    np.testing.assert_array_equal(hs.oriented([1, 2], lower_better=False), [1.0, 2.0])
+
+
+# --- undefined and unusable ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CORRELATIONS)
+def test_undefined_has_a_reason(name: str) -> None:
+    correlation = CORRELATIONS[name]
+    cases = [
+        (correlation([2, 2, 2, 2], [1, 2, 3, 4]), "all scores are 2"),
+        (correlation([1, 2, 3, 4], [5, 5, 5, 5]), "all opinions are 5"),
+        (correlation([1, 2], [1, 2]), "2 images, 3 needed"),
+        (correlation([], []), "0 images"),
+    ]
+    for estimate, reason in cases:
+        assert np.isnan(estimate.value)
+        assert not estimate.defined
+        assert reason in estimate.reason
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "call",
+    [
+        hs.srcc,
+        hs.krcc,
+        hs.plcc,
+        hs.rmse,
+        hs.fit_logistic4,
+        hs.fit_logistic5,
+        hs.bootstrap_interval,
+        lambda x, y: hs.williams_test(y, x, y),
+        lambda x, y: hs.significance_matrix({"a": y, "b": x}, y),
+        lambda x, y: hs.krasula(y, y, x),
+        lambda x, _: hs.d_test(x, np.arange(len(x)) > 2),
+        lambda x, y: hs.l_test(x, y, [0] * len(x), [0] * len(x)),
+        hs.gmad_pairs,
+    ],
+)
+def test_nan_and_infinite_values_are_errors_that_name_the_index(
+    call: Callable[[np.ndarray, np.ndarray], object], value: float
+) -> None:
+    x, y = simulated(9)
+    x[5] = value
+    with pytest.raises(hs.StatisticsError, match=f"{value} at index 5"):
+        call(x, y)
+
+
+def test_errors_are_declared_ones() -> None:
+    assert issubclass(hs.StatisticsError, QualiCLIPError)
+    with pytest.raises(hs.StatisticsError, match="scores has 3, opinions has 4"):
+        hs.srcc([1, 2, 3], [1, 2, 3, 4])
+    with pytest.raises(hs.StatisticsError, match="one dimension"):
+        hs.srcc(np.ones((3, 1)), [1, 2, 3])
+    with pytest.raises(hs.StatisticsError, match="and 1 more"):
+        hs.srcc([np.nan, 1, np.nan], [1, 2, 3])
+
+
+# --- fits ---------------------------------------------------------------------------------------------
+
+
+def test_fit4_recovers_known_parameters() -> None:
+    scores = np.linspace(2, 12, 200)
+    opinions = (90 - 10) / (1 + np.exp(-(scores - 7) / 1.5)) + 10
+    fit = hs.fit_logistic4(scores, opinions)
+    np.testing.assert_allclose(fit.parameters, [90, 10, 7, 1.5], rtol=1e-6)
+    np.testing.assert_allclose(fit.apply(scores), opinions, rtol=1e-8)
+    assert fit.converged
+    assert fit.rising
+
+
+def test_fit4_equals_scipy_from_the_field_s_start() -> None:
+    x, y = simulated(400, seed=3)
+
+    def published(s: np.ndarray, b1: float, b2: float, b3: float, b4: float) -> np.ndarray:
+        return (b1 - b2) / (1 + np.exp(-(s - b3) / np.abs(b4))) + b2
+
+    start = [y.max(), y.min(), x.mean(), x.std() / 4]
+    expected, _ = curve_fit(published, x, y, p0=start, maxfev=20_000)
+    np.testing.assert_allclose(hs.fit_logistic4(x, y).apply(x), published(x, *expected), atol=1e-4)
+
+
+def test_fit5_is_the_published_function_and_never_worse_than_a_line() -> None:
+    x, y = simulated(400, seed=4)
+    fit = hs.fit_logistic5(x, y)
+    b1, b2, b3, b4, b5 = fit.parameters
+    z = (x - x.mean()) / x.std()
+    np.testing.assert_allclose(fit.apply(x), b1 * (0.5 - 1 / (1 + np.exp(b2 * (z - b3)))) + b4 * z + b5, atol=1e-9)
+    line = np.polyval(np.polyfit(x, y, 1), x)
+    assert hs.rmse_fitted(x, y, fit).value < hs.rmse(line, y).value
+    assert hs.rmse_fitted(x, y, fit).value <= hs.rmse_fitted(x, y, hs.fit_logistic4(x, y)).value + 1e-6
+
+
+@pytest.mark.parametrize("form", ["logistic4", "logistic5"])
+def test_fits_converge_on_simulated_scores(form: str) -> None:
+    # The property that rules out the usual five-parameter starts, which fail on most of such draws.
+    for seed in range(100):
+        generator = np.random.default_rng(seed)
+        opinions = generator.beta(3, 2, size=150) * 4 + 1
+        scores = np.exp(generator.normal(size=1)) * (opinions + generator.normal(size=150)) + 40
+        fit = hs.fit_logistic(form, scores, opinions)  # type: ignore[arg-type]
+        assert fit.converged, seed
+        gain = hs.plcc_fitted(scores, opinions, fit).value - hs.plcc(scores, opinions).value
+        assert gain > -1e-6, seed
+
+
+@pytest.mark.parametrize("form", ["logistic4", "logistic5"])
+def test_fit_does_not_depend_on_the_scale(form: str) -> None:
+    x, y = simulated()
+    plain = hs.fit_logistic(form, x, y)  # type: ignore[arg-type]
+    scaled = hs.fit_logistic(form, 1e-6 * x + 5, y / 25)  # type: ignore[arg-type]
+    np.testing.assert_allclose(scaled.apply(1e-6 * x + 5), plain.apply(x) / 25, rtol=1e-4)
+
+
+@pytest.mark.parametrize("form", ["logistic4", "logistic5"])
+def test_a_reversed_scorer_stays_negative_after_the_fit(form: str) -> None:
+    x, y = simulated()
+    right, reversed_ = (hs.fit_logistic(form, s, y) for s in (x, -x))  # type: ignore[arg-type]
+    assert right.rising
+    assert not reversed_.rising
+    assert hs.plcc(reversed_.apply(-x), y).value > 0.8
+    assert hs.plcc_fitted(-x, y, reversed_).value == pytest.approx(-hs.plcc_fitted(x, y, right).value, abs=1e-4)
+    assert hs.rmse_fitted(-x, y, reversed_).value == pytest.approx(hs.rmse_fitted(x, y, right).value, rel=1e-3)
+
+
+def test_undefined_fit_says_why() -> None:
+    fit = hs.fit_logistic4([1, 1, 1, 1], [1, 2, 3, 4])
+    assert fit.reason == "all scores are 1"
+    assert np.isnan(fit.apply([1, 2])).all()
+    assert hs.plcc_fitted([1, 1, 1, 1], [1, 2, 3, 4], fit).reason == fit.reason
+    assert hs.rmse_fitted([1, 1, 1, 1], [1, 2, 3, 4], fit).reason == fit.reason
+    assert "3 images, 4 needed" in hs.fit_logistic4([1, 2, 3], [1, 2, 3]).reason
+    assert "4 images, 5 needed" in hs.fit_logistic5([1, 2, 3, 4], [1, 2, 3, 4]).reason
+
+
+# --- bootstrap ----------------------------------------------------------------------------------------
+
+
+def drawn_one_by_one(
+    statistic: Callable[[np.ndarray, np.ndarray], hs.Estimate], x: np.ndarray, y: np.ndarray, counts: np.ndarray
+) -> np.ndarray:
+    rows = [np.repeat(np.arange(len(x)), count) for count in counts.astype(int)]
+    return np.array([statistic(x[row], y[row]).value for row in rows])
+
+
+@pytest.mark.parametrize("name", ["srcc", "krcc", "plcc"])
+@pytest.mark.parametrize("limit", [5_000, 0])
+def test_resampled_correlations_equal_gathering(name: str, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resampling, "_MATRIX_LIMIT", limit)
+    x, y = simulated(40)
+    x = np.round(x, 1)
+    counts = np.random.default_rng(1).multinomial(40, np.full(40, 1 / 40), size=30).astype(float)
+    counts[0] = np.eye(40)[3] * 40
+    expected = drawn_one_by_one(CORRELATIONS[name], x, y, counts)
+    assert np.isnan(expected[0])
+    np.testing.assert_allclose(resampled_statistic(name, x, y)(counts), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", ["logistic4", "logistic5"])
+def test_resampled_fits_equal_fitting_each_resample(form: str) -> None:
+    x, y = simulated(300, seed=2)
+    counts = np.random.default_rng(1).multinomial(300, np.full(300, 1 / 300), size=20).astype(float)
+    for name in ("plcc_fitted", "rmse_fitted"):
+        expected = drawn_one_by_one(lambda a, b: hs.estimate_statistic(name, a, b, form), x, y, counts)  # type: ignore[arg-type]  # noqa: B023
+        found = resampled_statistic(name, x, y, form)(counts)  # type: ignore[arg-type]
+        np.testing.assert_allclose(found, expected, rtol=2e-3)
+
+
+def test_interval_of_the_mean_is_the_normal_one() -> None:
+    values = np.random.default_rng(0).normal(size=400)
+    interval = hs.mean_interval(values, draws=4000)
+    half = 1.96 * values.std() / 20
+    assert interval.low == pytest.approx(values.mean() - half, abs=0.01)
+    assert interval.high == pytest.approx(values.mean() + half, abs=0.01)
+
+
+def test_interval_of_plcc_is_near_fisher_s() -> None:
+    generator = np.random.default_rng(5)
+    x = generator.normal(size=500)
+    y = 0.8 * x + 0.6 * generator.normal(size=500)
+    fisher = stats.pearsonr(x, y).confidence_interval()
+    interval = hs.bootstrap_interval(x, y, "plcc")
+    assert interval.low == pytest.approx(fisher.low, abs=0.015)
+    assert interval.high == pytest.approx(fisher.high, abs=0.015)
+
+
+def test_clusters_widen_the_interval_and_single_image_clusters_do_not() -> None:
+    generator = np.random.default_rng(0)
+    contents = np.repeat(np.arange(20), 30)
+    shift = generator.normal(size=20)[contents]
+    x = shift + 0.3 * generator.normal(size=600)
+    y = 0.5 * shift + generator.normal(size=20)[contents] + 0.3 * generator.normal(size=600)
+    by_image = hs.bootstrap_interval(x, y)
+    by_content = hs.bootstrap_interval(x, y, clusters=contents)
+    assert by_content.high - by_content.low > 2 * (by_image.high - by_image.low)
+    alone = hs.bootstrap_interval(x, y, clusters=[f"image {i:03d}" for i in range(600)])
+    assert alone == by_image
+
+
+def test_a_cluster_is_drawn_whole() -> None:
+    contents = np.array(["a", "b", "a", "c", "b", "b"])
+    seen: list[np.ndarray] = []
+
+    def keep(counts: np.ndarray) -> np.ndarray:
+        seen.append(counts)
+        return counts.sum(axis=1)
+
+    hs.bootstrap_draws(keep, 6, clusters=contents, draws=50)
+    counts = np.concatenate(seen)
+    for label in "abc":
+        assert (np.ptp(counts[:, contents == label], axis=1) == 0).all()
+    assert (counts[:, [0, 1, 3]].sum(axis=1) == 3).all()
+
+
+def test_same_seed_same_interval_whatever_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = simulated(60)
+    first = hs.bootstrap_interval(x, y, draws=200)
+    assert hs.bootstrap_interval(x, y, draws=200, seed=1) != first
+    monkeypatch.setattr(resampling, "_BLOCK", 600)
+    again = hs.bootstrap_interval(x, y, draws=200)
+    assert (again.low, again.high) == pytest.approx((first.low, first.high), abs=1e-12)
+
+
+def test_undefined_intervals_say_why() -> None:
+    x, y = simulated(30)
+    assert hs.bootstrap_interval(np.ones(30), y).reason == "all scores are 1"
+    assert "2 contents, 3 needed" in hs.bootstrap_interval(x, y, clusters=np.arange(30) % 2).reason
+    nearly_constant = np.r_[np.zeros(29), 1.0]
+    interval = hs.bootstrap_interval(nearly_constant, y, draws=300)
+    assert "of 300 draws have no value" in interval.reason
+    # The one odd image is missing from (1 - 1/30)^30 = 36 % of the draws.
+    assert interval.undefined_draws == pytest.approx(0.36 * 300, abs=30)
+    with pytest.raises(hs.StatisticsError, match="'auc' is none of srcc"):
+        hs.bootstrap_interval(x, y, "auc")
+    with pytest.raises(hs.StatisticsError, match="level"):
+        hs.percentile_interval([1.0, 2.0], level=1.0)
+
+
+def test_two_thousand_draws_on_three_thousand_images_take_seconds() -> None:
+    x, y = simulated(3000)
+    contents = np.arange(3000) % 25
+    began = time.process_time()
+    for name in ("srcc", "krcc", "plcc_fitted"):
+        assert not hs.bootstrap_interval(x, y, name, clusters=contents).reason
+    # 3.5 s of processor time where this was written.
+    assert time.process_time() - began < 20
+
+
+# --- splits and groups --------------------------------------------------------------------------------
+
+
+def test_split_summary_is_the_median_of_splits() -> None:
+    x, y = simulated(90)
+    splits = [np.arange(0, 30), np.arange(30, 60), np.arange(60, 90)]
+    summary = hs.split_summary(x, y, splits)
+    expected = [stats.spearmanr(x[s], y[s]).statistic for s in splits]
+    assert summary.median == pytest.approx(np.median(expected))
+    assert summary.std == pytest.approx(np.std(expected, ddof=1))
+    np.testing.assert_allclose(summary.values, expected)
+
+
+def test_one_undefined_split_leaves_no_median() -> None:
+    x, y = simulated(30)
+    summary = hs.split_summary(x, y, [np.arange(20), np.arange(2)])
+    assert np.isnan(summary.median)
+    assert summary.reason == "split 1: 2 images, 3 needed"
+    with pytest.raises(hs.StatisticsError, match=r"split 0: index outside 0\.\.29"):
+        hs.split_summary(x, y, [[30]])
+
+
+def test_content_splits_never_share_a_content() -> None:
+    contents = np.array([f"ref{i % 25}" for i in range(200)])
+    splits = hs.content_splits(contents, splits=10, seed=3)
+    assert len(splits) == 10
+    assert len({tuple(split) for split in splits}) > 1
+    for split in splits:
+        inside = set(contents[split])
+        outside = set(np.delete(contents, split))
+        assert len(inside) == 5
+        assert not inside & outside
+    np.testing.assert_array_equal(splits[0], hs.content_splits(contents, seed=3)[0])
+
+
+def test_by_group_keeps_every_label() -> None:
+    x, y = simulated(12)
+    groups = hs.by_group(x, y, ["blur"] * 6 + ["noise"] * 4 + ["rare"] * 2)
+    assert {name: count for name, (_, count) in groups.items()} == {"blur": 6, "noise": 4, "rare": 2}
+    assert groups["blur"][0] == hs.srcc(x[:6], y[:6])
+    assert groups["rare"][0].reason == "2 images, 3 needed"
+
+
+# --- ladders ------------------------------------------------------------------------------------------
+
+
+def test_d_test_by_hand() -> None:
+    # T = 3: 2 of 2 pristine above, 3 of 4 distorted at or below.
+    scores = [4, 5, 1, 2, 3, 6]
+    pristine = [True, True, False, False, False, False]
+    assert hs.d_test(scores, pristine).value == pytest.approx((1 + 3 / 4) / 2)
+    assert hs.d_test([5, 6, 1, 2], [True, True, False, False]).value == 1
+    assert hs.d_test([1, 2, 5, 6], [True, True, False, False]).value == 0.5
+    assert hs.d_test([1, 2], [True, True]).reason == "no distorted image"
+    assert hs.d_test([1, 2], [False, False]).reason == "no pristine image"
+    assert hs.d_test([1, 1], [True, False]).reason == "all scores are 1"
+
+
+@given(arrays(np.float64, 12, elements=VALUES), arrays(np.bool_, 12))
+@settings(max_examples=60, deadline=None)
+def test_d_test_is_the_best_of_all_thresholds(scores: np.ndarray, pristine: np.ndarray) -> None:
+    estimate = hs.d_test(scores, pristine)
+    if estimate.defined:
+        thresholds = np.r_[scores.min() - 1, scores]
+        by_hand = [(np.mean(scores[pristine] > t) + np.mean(scores[~pristine] <= t)) / 2 for t in thresholds]
+        assert estimate.value == pytest.approx(max(by_hand))
+        one = resampling.resampled_d_test(scores, pristine)(np.ones((1, 12)))
+        assert one[0] == pytest.approx(estimate.value)
+
+
+def test_l_test_by_hand() -> None:
+    levels = [0, 1, 2, 0, 1, 2]
+    contents = ["cat"] * 6
+    kinds = ["blur"] * 3 + ["noise"] * 3
+    # One ladder in order (+1), one with the last two levels swapped: ranks 3 1 2 against 3 2 1, rho .5.
+    assert hs.l_test([9, 5, 1, 9, 1, 5], levels, contents, kinds).value == pytest.approx(0.75)
+    assert hs.l_test([1, 2, 3, 1, 2, 3], levels, contents, kinds).value == pytest.approx(-1)
+    ladders = hs.ladder_correlations([9, 5, 1, 4, 4, 4], levels, contents, kinds)
+    assert list(ladders.kinds) == ["blur", "noise"]
+    assert ladders.tied == 1
+    assert hs.l_test([9, 5, 1, 4, 4, 4], levels, contents, kinds).value == pytest.approx(0.5)
+    assert "every ladder" in hs.l_test([4] * 6, levels, contents, kinds).reason
+    assert hs.l_test([], [], [], []).reason == "no ladder"
+    with pytest.raises(hs.StatisticsError, match="ladder noise on cat"):
+        hs.l_test([1, 2, 3, 4], [0, 1, 2, 0], ["cat"] * 4, ["blur"] * 3 + ["noise"])
+
+
+def test_l_test_keeps_ladders_apart_whatever_the_order_of_rows() -> None:
+    generator = np.random.default_rng(0)
+    rows = [(c, k, level) for c in ("a", "b") for k in ("blur", "jpeg") for level in range(6)]
+    contents, kinds, levels = (np.array(column) for column in zip(*rows, strict=True))
+    # Contents differ by far more than levels do: a correlation across contents would not be 1.
+    scores = 100.0 * (contents == "a") - levels.astype(float)
+    order = generator.permutation(len(rows))
+    estimate = hs.l_test(scores[order], levels[order].astype(float), contents[order], kinds[order])
+    assert estimate.value == pytest.approx(1)
+
+
+def test_ladder_intervals_cover_the_estimate() -> None:
+    generator = np.random.default_rng(0)
+    contents = np.repeat(np.arange(12), 12)
+    kinds = np.tile(np.repeat(["blur", "jpeg"], 6), 12)
+    levels = np.tile(np.arange(6.0), 24)
+    scores = -levels + 2 * generator.normal(size=144)
+    value = hs.l_test(scores, levels, contents, kinds).value
+    interval = hs.l_test_interval(scores, levels, contents, kinds, draws=500)
+    assert interval.low < value < interval.high
+    value = hs.d_test(scores, levels == 0).value
+    interval = hs.d_test_interval(scores, levels == 0, clusters=contents, draws=500)
+    assert interval.low <= value <= interval.high
+    constant = hs.l_test_interval(0 * scores, levels, contents, kinds)
+    assert "every ladder" in constant.reason
+
+
+def test_p_test_by_hand() -> None:
+    references = [[1, 5, 9, 9.5], [10, 50, 40, 90]]
+    better, worse = hs.discriminable_pairs(references, [2, 5])
+    # 1 over 0, 2 over 0, 3 over 0 and 3 over 1; the first metric does not separate 2 and 3, 1 and 2 disagree.
+    assert set(zip(better.tolist(), worse.tolist(), strict=True)) == {(1, 0), (2, 0), (3, 0), (3, 1)}
+    assert hs.p_test([1, 2, 0, 2], better, worse).value == pytest.approx(2 / 4)
+    assert hs.p_test([1, 2], [], []).reason == "no pair"
+    with pytest.raises(hs.StatisticsError, match=r"outside 0\.\.1"):
+        hs.p_test([1, 2], [0], [2])
+    with pytest.raises(hs.StatisticsError, match="positive"):
+        hs.discriminable_pairs(references, [2, 0])
+    interval = hs.p_test_interval(np.arange(20.0), np.arange(1, 20), np.arange(19), draws=100)
+    assert (interval.low, interval.high) == (1, 1)
+
+
+def test_p_test_interval_by_matrix_equals_weighting_every_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    scores, truth = generator.normal(size=40), generator.normal(size=(1, 40))
+    pairs = hs.discriminable_pairs(truth, [0.5])
+    contents = np.repeat(np.arange(8), 5)
+    by_matrix = hs.p_test_interval(scores, *pairs, clusters=contents, draws=200)
+    monkeypatch.setattr(resampling, "_MATRIX_LIMIT", 0)
+    by_pair = hs.p_test_interval(scores, *pairs, clusters=contents, draws=200)
+    assert (by_matrix.low, by_matrix.high) == pytest.approx((by_pair.low, by_pair.high), rel=1e-12)
+    assert by_matrix.low < hs.p_test(scores, *pairs).value < by_matrix.high
+
+
+# --- Krasula ------------------------------------------------------------------------------------------
+
+
+def test_krasula_by_hand() -> None:
+    # Opinions 1, 1.1, 5, 9 with standard error .5: only the first two are similar.
+    opinions, errors = [1, 1.1, 5, 9], [0.5] * 4
+    perfect = hs.krasula([1, 1.1, 5, 9], opinions, errors)
+    assert (perfect.different, perfect.pairs, perfect.sampled) == (5, 6, False)
+    assert perfect.different_similar.value == 1
+    assert perfect.better_worse.value == 1
+    assert perfect.correct.value == 1
+    # Third and fourth swapped: 4 of 5 pairs in order. Differences 4, 8, 3.9, 7.9, -4 and their negatives:
+    # 22 of 25 comparisons of a better with a worse, and two ties at 4 and one at -4, are right.
+    swapped = hs.krasula([1, 1.1, 9, 5], opinions, errors)
+    assert swapped.correct.value == pytest.approx(4 / 5)
+    forward = np.array([8, 4, 7.9, 3.9, -4])
+    right = np.sum(forward[:, None] > -forward) + 0.5 * np.sum(forward[:, None] == -forward)
+    assert swapped.better_worse.value == pytest.approx(right / 25)
+    # A scorer of great differences for the similar pair only.
+    assert hs.krasula([0, 100, 50, 50.5], opinions, errors).different_similar.value == 0
+
+
+def test_krasula_significance_threshold_is_the_normal_quantile() -> None:
+    edge = stats.norm.ppf(0.95) * np.sqrt(2)
+    below, above = (hs.krasula([1, 2, 4], [0, edge * factor, 50], [1, 1, 1]) for factor in (0.999, 1.001))
+    assert (below.different, above.different) == (2, 3)
+
+
+def test_krasula_undefined_and_unusable() -> None:
+    result = hs.krasula([1, 2, 3], [1, 5, 9], [0.1] * 3)
+    assert result.different_similar.reason == "no pair that is similar"
+    assert result.correct.value == 1
+    result = hs.krasula([1, 2, 3], [1, 1.1, 1.2], [5] * 3)
+    assert result.correct.reason == result.better_worse.reason == "no significantly different pair"
+    assert hs.krasula([2, 2, 2], [1, 5, 9], [1] * 3).correct.reason == "all scores are 2"
+    with pytest.raises(hs.StatisticsError, match=r"0\.0 at index 1"):
+        hs.krasula([1, 2, 3], [1, 2, 3], [1, 0, 1])
+
+
+def test_krasula_on_a_part_of_the_pairs_is_near_the_whole() -> None:
+    x, y = simulated(400)
+    whole = hs.krasula(x, y, np.full(400, 5.0))
+    part = hs.krasula(x, y, np.full(400, 5.0), max_pairs=20_000)
+    assert (part.pairs, part.sampled, whole.sampled) == (20_000, True, False)
+    for name in ("different_similar", "better_worse", "correct"):
+        assert getattr(part, name).value == pytest.approx(getattr(whole, name).value, abs=0.015)
+
+
+@given(arrays(np.float64, 8, elements=VALUES), arrays(np.float64, 6, elements=VALUES))
+@settings(max_examples=40, deadline=None)
+def test_auc_is_the_mann_whitney_share(positives: np.ndarray, negatives: np.ndarray) -> None:
+    u = stats.mannwhitneyu(positives, negatives).statistic
+    assert hs.auc(positives, negatives).value == pytest.approx(u / 48)
+
+
+# --- significance -------------------------------------------------------------------------------------
+
+
+def test_williams_t_of_the_published_example() -> None:
+    # N = 103, r12 = .4, r13 = .5, r23 = .1 gives t = -0.89, p < .37 (R package psych, r.test, after Steiger).
+    outcome = hs.williams_t(0.4, 0.5, 0.1, 103)
+    assert outcome.statistic == pytest.approx(-0.89, abs=0.005)
+    assert outcome.p_value == pytest.approx(0.37, abs=0.006)
+    assert hs.williams_t(0.5, 0.4, 0.1, 103).statistic == pytest.approx(-outcome.statistic)
+
+
+@pytest.mark.parametrize(
+    ("r12", "r13", "r23", "n", "t"),
+    [
+        (0.8066, 0.2383, 0.2255, 177, 9.3823),
+        (-0.1741, 0.2015, 0.3734, 646, -9.0340),
+        (0.5447, 0.8, 0.0729, 70, -2.8114),
+    ],
+)
+def test_williams_t_is_that_of_published_analyses(r12: float, r13: float, r23: float, n: int, t: float) -> None:
+    # Printed by R's cocor, "williams1959", in published notebooks; correlations are rounded to four digits there.
+    assert hs.williams_t(r12, r13, r23, n).statistic == pytest.approx(t, rel=5e-4)
+
+
+def test_williams_t_holds_its_level() -> None:
+    generator = np.random.default_rng(0)
+    y = generator.normal(size=(400, 60))
+    first, second = (0.6 * y + 0.8 * generator.normal(size=y.shape) for _ in range(2))
+    p = [hs.williams_test(a, b, c, ranks=False).p_value for a, b, c in zip(first, second, y, strict=True)]
+    assert np.mean(np.array(p) < 0.05) == pytest.approx(0.05, abs=0.03)
+
+
+def test_williams_undefined_and_impossible() -> None:
+    x, y = simulated(20)
+    assert "agree perfectly" in hs.williams_test(x, x**3, y).reason
+    assert "agree perfectly" not in hs.williams_test(x, x**3, y, ranks=False).reason
+    assert "3 images, 4 needed" in hs.williams_t(0.1, 0.2, 0.3, 3).reason
+    assert hs.williams_test(np.ones(20), x, y).reason == "all scores are 1"
+    with pytest.raises(hs.StatisticsError, match="at once"):
+        hs.williams_t(0.9, -0.9, 0.9, 50)
+    with pytest.raises(hs.StatisticsError, match="no correlation"):
+        hs.williams_t(1.1, 0, 0, 50)
+
+
+@pytest.mark.parametrize("images", [10, 50, 200, 1000])
+def test_williams_test_of_a_scorer_turned_round_is_undefined(images: int) -> None:
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=images)
+    y = x + 0.5 * generator.normal(size=images)
+    for ranks in (False, True):
+        assert hs.williams_test(x, -x, y, ranks=ranks).reason == "one scorer is the other turned round"
+    assert hs.williams_t(0.5, -0.5, 0.5, images).reason == "the two scorers leave no error"
+
+
+def test_f_test_by_hand() -> None:
+    a, b = np.array([2.0, -2, 2, -2, 2, -2, 2, -2]), np.array([1.0, -1, 1, -1, 1, -1, 1, -1])
+    outcome = hs.f_test(a, b, parameters=4)
+    assert outcome.statistic == pytest.approx(4)
+    # With 4 and 4 degrees of freedom P(F > x) = (1 + 3 x) / (1 + x)^3.
+    assert outcome.p_value == pytest.approx(2 * 13 / 125)
+    assert hs.f_test(b, a).p_value == pytest.approx(outcome.p_value)
+    assert hs.f_test(a, a).p_value == 1
+    assert "no error" in hs.f_test(a, 0 * a).reason
+    assert "4 images, 5 needed" in hs.f_test(a[:4], b[:4]).reason
+    assert not hs.gaussian_residuals(a)
+    assert hs.gaussian_residuals(np.random.default_rng(0).normal(size=1000))
+    assert not hs.gaussian_residuals(np.random.default_rng(0).standard_cauchy(size=1000))
+
+
+def test_holm_by_hand() -> None:
+    np.testing.assert_allclose(hs.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    np.testing.assert_allclose(hs.holm([0.6, np.nan, 0.5]), [1, np.nan, 1])
+    assert hs.holm([]).shape == (0,)
+    with pytest.raises(hs.StatisticsError, match="outside"):
+        hs.holm([1.5])
+
+
+@given(arrays(np.float64, st.integers(1, 12), elements=st.floats(0, 1)))
+@settings(max_examples=60, deadline=None)
+def test_holm_rejects_as_the_step_down_rule_does(p: np.ndarray) -> None:
+    rejected = set()
+    for rank, index in enumerate(np.argsort(p, kind="stable")):
+        if p[index] * (len(p) - rank) > 0.05:
+            break
+        rejected.add(int(index))
+    assert set(np.flatnonzero(hs.holm(p) <= 0.05).tolist()) == rejected
+
+
+def test_paired_bootstrap_tells_a_good_scorer_from_a_bad_one() -> None:
+    x, y = simulated(200)
+    worse = x + 2 * np.random.default_rng(9).normal(size=200)
+    for name in hs.STATISTICS:
+        result = hs.paired_bootstrap(x, worse, y, name, draws=500)
+        assert 0 < result.low < result.difference < result.high
+        assert result.p_value == pytest.approx(2 / 501)
+        opposite = hs.paired_bootstrap(worse, x, y, name, draws=500)
+        assert opposite.difference == -result.difference
+        assert opposite.p_value == result.p_value
+
+
+def test_paired_bootstrap_of_equal_scorers_is_undecided() -> None:
+    x, y = simulated(50)
+    result = hs.paired_bootstrap(x, 2 * x, y, draws=300)
+    assert (result.difference, result.low, result.high, result.p_value) == (0, 0, 0, 1)
+    assert hs.paired_bootstrap(np.ones(50), x, y).reason == "all scores are 1"
+    assert "2 contents" in hs.paired_bootstrap(x, x, y, clusters=np.arange(50) % 2).reason
+
+
+def test_paired_bootstrap_holds_its_level() -> None:
+    generator = np.random.default_rng(0)
+    found = []
+    for _ in range(200):
+        y = generator.normal(size=80)
+        a, b = (y + generator.normal(size=80) for _ in range(2))
+        found.append(hs.paired_bootstrap(a, b, y, draws=200).p_value < 0.05)
+    assert np.mean(found) == pytest.approx(0.05, abs=0.045)
+
+
+@pytest.mark.parametrize("method", ["bootstrap", "williams", "f"])
+def test_significance_matrix(method: str) -> None:
+    x, y = simulated(300)
+    noise = np.random.default_rng(1).normal(size=(2, 300))
+    scores = {"good": x, "same": 2 * x + 1e-3 * noise[0], "bad": x + 3 * noise[1], "dead": np.zeros(300)}
+    matrix = hs.significance_matrix(scores, y, method=method, draws=500)  # type: ignore[arg-type]
+    verdicts = {(a, b): matrix.verdicts[i][j] for i, a in enumerate(scores) for j, b in enumerate(scores)}
+    assert verdicts["good", "bad"] == "better"
+    assert verdicts["bad", "good"] == "worse"
+    assert verdicts["good", "same"] == verdicts["same", "good"] == "undecided"
+    assert verdicts["good", "good"] == verdicts["good", "dead"] == ""
+    assert "all scores are 0" in matrix.reasons["bad", "dead"]
+    np.testing.assert_array_equal(matrix.differences, -matrix.differences.T)
+    np.testing.assert_array_equal(matrix.p_values, matrix.p_values.T)
+
+
+def test_f_matrix_gives_a_reversed_scorer_no_credit() -> None:
+    x, y = simulated(300)
+    weak = x + 3 * np.random.default_rng(1).normal(size=300)
+    matrix = hs.significance_matrix({"reversed": -x, "weak": weak}, y, method="f")
+    assert matrix.verdicts[0][1] == ""
+    assert "falls" in matrix.reasons["reversed", "weak"]
+
+
+def test_many_scorers_can_still_be_told_apart() -> None:
+    # 100 draws give p >= .02, and Holm over 55 pairs would never let one pass.
+    x, y = simulated(60)
+    generator = np.random.default_rng(0)
+    scores = {f"s{i:02d}": x + 0.01 * generator.normal(size=60) for i in range(10)} | {
+        "no": generator.normal(size=60)
+    }
+    matrix = hs.significance_matrix(scores, y, draws=100)
+    assert set(matrix.verdicts[-1][:-1]) == {"worse"}
+
+
+def test_significance_matrix_refuses_unknown_names() -> None:
+    x, y = simulated(10)
+    with pytest.raises(hs.StatisticsError, match="'t' is none of bootstrap"):
+        hs.significance_matrix({"a": x}, y, method="t")  # type: ignore[arg-type]
+    with pytest.raises(hs.StatisticsError, match="not 'krcc'"):
+        hs.significance_matrix({"a": x, "b": x}, y, method="williams", statistic="krcc")
+    with pytest.raises(hs.StatisticsError, match="lengths differ"):
+        hs.significance_matrix({"a": x[:5]}, y)
+
+
+def test_mean_matrix_over_ladders() -> None:
+    generator = np.random.default_rng(0)
+    contents = np.repeat(np.arange(30), 8)
+    base = generator.uniform(0.5, 1, size=240)
+    values = {"a": base, "b": base - 0.1, "c": base - 0.1 + 0.2 * generator.normal(size=240)}
+    matrix = hs.mean_significance_matrix(values, clusters=contents)
+    assert matrix.verdicts[0] == ("", "better", "better")
+    assert matrix.verdicts[1][2] == "undecided"
+    assert matrix.differences[0, 1] == pytest.approx(0.1)
+
+
+# --- means over datasets ------------------------------------------------------------------------------
+
+
+def example_cells(**changes: object) -> hs.Cells:
+    content: dict[str, object] = {
+        "values": [[0.9, 0.5, 0.7], [0.8, 0.6, 0.7], [0.7, 0.4, np.nan]],
+        "complete": [[True] * 3, [True] * 3, [True, True, False]],
+        "seen": [[False] * 3, [True, False, False], [False] * 3],
+        "sizes": [100, 300, 600],
+        "scorers": ["a", "b", "c"],
+        "datasets": ["koniq", "clive", "tid"],
+    } | changes
+    return hs.cells(**content)  # type: ignore[arg-type]
+
+
+def test_means_over_complete_unseen_cells() -> None:
+    plain = hs.mean_over_datasets(example_cells())
+    assert plain["a"].value == pytest.approx(0.7)
+    assert plain["b"].value == pytest.approx(0.65)
+    assert plain["c"].reason == "no complete value on tid"
+    assert np.isnan(plain["c"].value)
+    weighted = hs.mean_over_datasets(example_cells(), weighted=True)
+    assert weighted["a"].value == pytest.approx(0.1 * 0.9 + 0.3 * 0.5 + 0.6 * 0.7)
+    assert weighted["b"].value == pytest.approx((300 * 0.6 + 600 * 0.7) / 900)
+
+
+def test_an_incomplete_value_enters_no_mean_even_if_it_is_there() -> None:
+    table = example_cells(complete=[[True, True, False], [True] * 3, [True, True, False]])
+    assert hs.mean_over_datasets(table)["a"].reason == "no complete value on tid"
+
+
+def test_average_rank_by_hand() -> None:
+    ranks = hs.average_rank(example_cells())
+    # koniq without b (seen): a 1, c 2. clive: b 1, a 2, c 3. tid without c: a and b share 1.5.
+    assert ranks["a"].value == pytest.approx((1 + 2 + 1.5) / 3)
+    assert ranks["b"].value == pytest.approx((1 + 1.5) / 2)
+    assert ranks["c"].reason == "no complete value on tid"
+
+
+def test_a_scorer_that_saw_everything_has_no_mean() -> None:
+    table = example_cells(seen=[[True] * 3, [False] * 3, [False] * 3])
+    assert hs.mean_over_datasets(table)["a"].reason == "every dataset was seen in training"
+    assert hs.average_rank(table)["b"].value == pytest.approx(1)
+    with pytest.raises(hs.StatisticsError, match="sizes"):
+        example_cells(sizes=[100, 0, 600])
+    with pytest.raises(hs.StatisticsError, match="seen: shape"):
+        example_cells(seen=[[True] * 3])
+
+
+# --- pictures to show ---------------------------------------------------------------------------------
+
+
+def test_gmad_pairs_by_hand() -> None:
+    defender = [1, 2, 3, 11, 12, 13]
+    attacker = [5, 9, 7, 1, 1, 1]
+    (pair,) = hs.gmad_pairs(defender, attacker, levels=2)
+    # The upper level ties in the attacker's eyes and shows nothing.
+    assert (pair.level, pair.preferred, pair.rejected) == (0, 1, 0)
+    assert pair.gap == pytest.approx((5 - 3) / 5)
+    assert pair.defender_gap == pytest.approx(1 / 5)
+    assert hs.gmad_pairs([1, 2], [1, 2], levels=2) == []
+
+
+@given(two_rows(low=6))
+@settings(max_examples=40, deadline=None)
+def test_gmad_pairs_stay_within_a_level(rows: tuple[np.ndarray, np.ndarray]) -> None:
+    defender, attacker = rows
+    levels = np.array_split(np.argsort(defender, kind="stable"), 3)
+    for pair in hs.gmad_pairs(defender, attacker, levels=3):
+        assert {pair.preferred, pair.rejected} <= set(levels[pair.level].tolist())
+        assert attacker[pair.preferred] - attacker[pair.rejected] == np.ptp(attacker[levels[pair.level]])
+        assert 0 < pair.gap <= 1
+
+
+def test_misjudged_are_the_largest_errors_of_the_fit() -> None:
+    x, y = simulated(100)
+    y[[17, 60]] += [80, -60]
+    fit = hs.fit_logistic4(x, y)
+    assert list(hs.misjudged(x, y, fit, count=2)) == [17, 60]
+    assert len(hs.misjudged(x, y, hs.fit_logistic4(np.ones(100), y))) == 0

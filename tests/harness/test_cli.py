@@ -1,0 +1,157 @@
+"""The command line of the harness, from start to table."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from harness.cli import app
+from harness.results.store import Store
+from qualiclip_plugin.utils.errors import QualiCLIPError
+from tests.support.commands import run_main
+from tests.support.harness_data import opinion_folder, write_images
+
+FUNCTION = "tests.support.harness_data:brightness"
+
+
+def call(*arguments: str, code: int = 0) -> str:
+    result = CliRunner().invoke(app, [*arguments], catch_exceptions=False)
+    assert result.exit_code == code, result.output
+    return result.stdout
+
+
+def test_help_answers_without_heavy_imports() -> None:
+    code = "import sys; import harness.cli; print([m for m in ('torch', 'pandas', 'datasets') if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+    started = time.perf_counter()
+    output = subprocess.check_output([sys.executable, "-m", "harness", "--help"], text=True)
+    assert "run" in output
+    # Half a second on an idle machine; tests may share theirs.
+    assert time.perf_counter() - started < 10
+
+
+def test_run_prints_and_stores_the_leaderboard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
+    folder = opinion_folder(tmp_path / "photos", 8)
+    output = tmp_path / "results"
+    options = ["--dataset", str(folder), "--output", str(output), "--draws", "50", "--quiet"]
+    printed = call("run", "--scorer", FUNCTION, "--scorer", "piqe", "--scorer", "qualiclip", *options)
+    assert printed.count("| ") > 8
+    assert "qualiclip: the weights 'official' are not here" in printed
+    frame = pd.read_csv(output / "leaderboard.csv").set_index("scorer")
+    assert frame.loc[FUNCTION, "n"] == 8
+    assert frame.loc[FUNCTION, "srcc"] > 0.9
+    assert pd.isna(frame.loc["qualiclip", "n"])
+    assert (output / "leaderboard.md").read_text().strip() == printed.strip()
+    cell = Store(output).read_cell(Store(output).cell_path(FUNCTION, "photos"))
+    assert {"versions", "device", "date", "settings", "failures", "subsets"} <= cell.keys()
+    assert cell["scorer"]["lower_better"] is False
+    labels = pd.read_parquet(Store(output).labels_path("photos@local"))
+    assert labels["file_name"].tolist() == [f"{i}.png" for i in range(8)]
+    (output / "leaderboard.md").unlink()
+    assert call("table", "--output", str(output)).strip() == printed.strip()
+
+
+def test_json_log_is_one_object_a_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = opinion_folder(tmp_path / "photos", 5)
+    command = ["--dataset", str(folder), "--output", str(tmp_path / "r"), "--draws", "0", "--json-log"]
+    result = CliRunner().invoke(app, ["run", "--scorer", FUNCTION, "--scorer", "nonsense", *command])
+    assert result.exit_code == 0
+    events = [json.loads(line) for line in result.stderr.splitlines()]
+    assert [event["event"] for event in events] == ["start", "progress", "finish", "note"]
+    assert events[2]["done"] == events[2]["total"] == 5
+    assert "no scorer named 'nonsense'" in events[3]["text"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--dataset", "laders"], "did you mean ladders"),
+        (["list", "things"], "datasets or scorers"),
+        (["run", "--fit", "linear", "--dataset", "ladders"], "logistic4 or logistic5"),
+        (["run", "--include", "nowhere"], "nowhere: not a folder"),
+    ],
+)
+def test_bad_usage_is_one_line_and_exit_code_two(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_main(monkeypatch, "iqa-harness", *arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("wrong", ["abc", "nan", "-1"])
+def test_a_wrong_time_between_writes_is_refused_before_any_work(
+    wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HARNESS_WRITE_EVERY", wrong)
+    folder = opinion_folder(tmp_path / "photos", 3)
+    with pytest.raises(QualiCLIPError, match=f"HARNESS_WRITE_EVERY is '{wrong}': a number of seconds is needed"):
+        call("run", "--scorer", FUNCTION, "--dataset", str(folder), "--output", str(tmp_path / "results"))
+    assert not (tmp_path / "results").exists()
+
+
+def test_bad_data_leaves_no_result_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = opinion_folder(tmp_path / "good", 4)
+    write_images(tmp_path / "bad", 3)
+    (tmp_path / "bad/metadata.csv").write_text("file_name,mos\n0.png,1\n1.png,x\n2.png,3\n")
+    command = ["run", "--scorer", FUNCTION, "--dataset", str(good), "--dataset", str(tmp_path / "bad")]
+    assert run_main(monkeypatch, "iqa-harness", *command, "--output", tmp_path / "results") == 2
+    assert "line 3 (1.png): mos is 'x'" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("command", ["run", "report"])
+def test_datasets_of_one_name_do_not_replace_each_other(tmp_path: Path, command: str) -> None:
+    output = tmp_path / "results"
+    first, second = (str(opinion_folder(tmp_path / part / "test", number)) for part, number in (("a", 4), ("b", 5)))
+    stored = ["--scorer", FUNCTION, "--output", str(output), "--draws", "0", "--quiet"]
+    call("run", "--dataset", first, *stored)
+    before = (output / "leaderboard.csv").read_bytes()
+    options = {"run": stored, "report": ["--results", str(output), "--output", str(tmp_path / "site")]}[command]
+    with pytest.raises(QualiCLIPError, match="are both named 'test'"):
+        call(command, "--dataset", first, "--dataset", second, *options)
+    assert (output / "leaderboard.csv").read_bytes() == before
+    assert not (tmp_path / "site").exists()
+
+
+def test_a_scorer_that_cannot_start_keeps_the_measured_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path
+) -> None:
+    folder = opinion_folder(tmp_path / "photos", 4)
+    options = ["--dataset", str(folder), "--output", str(tmp_path / "r"), "--draws", "0", "--quiet"]
+    name = f"qualiclip@weights={tmp_path / 'weights.safetensors'}"
+    (tmp_path / "weights.safetensors").write_bytes(tiny_checkpoint.read_bytes())
+    call("run", "--scorer", name, *options)
+    measured = (tmp_path / "r/leaderboard.csv").read_text()
+    (tmp_path / "weights.safetensors").unlink()
+    assert "unknown weights" in call("run", "--scorer", name, *options, code=1)
+    assert (tmp_path / "r/leaderboard.csv").read_text() == measured
+
+
+def test_a_results_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(QualiCLIPError, match=f"{tmp_path / 'resluts'}: no results"):
+        call("table", "--output", str(tmp_path / "resluts"))
+    assert not (tmp_path / "resluts").exists()
+
+
+def test_lists() -> None:
+    assert "ladders@2" in call("list", "datasets")
+    scorers = call("list", "scorers")
+    assert "qualiclip-lite" in scorers
+    assert "koniq10k" in scorers

@@ -1,0 +1,106 @@
+"""pyiqa finds this package by itself, in every order of import. Each case runs in a fresh process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+# What setuptools 81 and newer look like to openai-clip.
+BLOCK_PKG_RESOURCES = """
+import importlib.abc, sys
+class Block(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == "pkg_resources":
+            raise ModuleNotFoundError("No module named 'pkg_resources'", name="pkg_resources")
+sys.modules.pop("pkg_resources", None)
+sys.meta_path.insert(0, Block())
+"""
+CREATE = """
+import pyiqa, torch
+for _ in range(2):
+    metric = pyiqa.create_metric("qualiclip", weights="lite", device="cpu")
+    assert type(metric.net).__name__ == "PyiqaQualiCLIP", type(metric.net)
+    assert metric(torch.rand(1, 3, 64, 64)).shape == (1, 1)
+"""
+
+
+def run(code: str, **environment: str) -> str:
+    """Run ``code`` in a fresh interpreter in which every warning of the registry is an error."""
+    result = subprocess.run(
+        [sys.executable, "-W", "error::RuntimeWarning", "-c", code],
+        capture_output=True, text=True, timeout=300, env={**os.environ, **environment}, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "Warning" not in result.stderr, result.stderr
+    return result.stdout
+
+
+def test_installed_entry_point_is_enough():
+    run("import sys\n" + CREATE + "assert 'pkg_resources' in sys.modules")
+
+
+def test_without_pkg_resources():
+    run(BLOCK_PKG_RESOURCES + CREATE)
+
+
+def test_every_order_of_import():
+    own = "import pyiqa.archs.qualiclip_arch as own\n"
+    lazy = "assert 'qualiclip-lite' in pyiqa.list_models(), pyiqa.list_models()\n"
+    plugin = "import qualiclip_plugin\n"
+    run(own + CREATE + plugin + lazy)
+    run(plugin + CREATE + own + lazy)
+    run(CREATE + own + "assert own.QualiCLIP.__module__ == 'pyiqa.archs.qualiclip_arch'\n" + plugin + lazy)
+
+
+def test_lite_metric_by_name_and_as_loss():
+    run(
+        "import qualiclip_plugin, pyiqa, torch\n"
+        "loss = pyiqa.create_metric('qualiclip-lite', as_loss=True, device='cpu')\n"
+        "x = torch.rand(2, 3, 64, 64, requires_grad=True)\n"
+        "loss(x).backward()\n"
+        "assert torch.isfinite(x.grad).all() and x.grad.abs().sum() > 0\n"
+        "score, attributes = pyiqa.create_metric('qualiclip-lite', device='cpu')(x.detach(), attributes=True)\n"
+        "assert score.shape == (2, 1) and all(v.shape == (2,) for v in attributes.values())\n"
+    )
+
+
+def test_official_default_never_becomes_another_model(tmp_path):
+    run(
+        "import pyiqa\n"
+        "try:\n    pyiqa.create_metric('qualiclip', device='cpu')\n"
+        "except Exception as error:\n    assert 'official' in str(error), error\n"
+        "else:\n    raise SystemExit('no weights, yet a metric')\n",
+        TORCH_HOME=str(tmp_path), HF_HUB_OFFLINE="1",
+    )  # fmt: skip
+
+
+def test_pyiqas_keyword_arguments_are_accepted(tiny_checkpoint):
+    run(
+        "import pyiqa, torch\n"
+        f"metric = pyiqa.create_metric('qualiclip', weights={str(tiny_checkpoint)!r}, device='cpu', backbone='RN50',"
+        " temperature=2, n_ctx=16, ctx_init='', prompt_specific_ctx=True, pretrained=True, pos_embedding=False)\n"
+        "assert metric(torch.rand(1, 3, 64, 64)).shape == (1, 1)\n"
+    )
+
+
+def test_pyiqas_command_line(tmp_path, photographs, tiny_checkpoint):
+    from PIL import Image
+
+    Image.fromarray(photographs[0][:64, :64]).save(tmp_path / "a.png")
+    code = (
+        "import sys\nfrom pyiqa.pyiqa_cmd import main\n"
+        f"sys.argv = ['pyiqa', 'qualiclip', '-t', {str(tmp_path / 'a.png')!r}, '--device', 'cpu']\nmain()\n"
+    )
+    assert "qualiclip" in run(code, QUALICLIP_WEIGHTS=str(tiny_checkpoint))
+
+
+@pytest.mark.parametrize("weights", ["qualiclip+", "no-such-weights"])
+def test_weights_that_are_no_encoder_are_named(weights):
+    from qualiclip_plugin.integrations.pyiqa_arch import PyiqaQualiCLIP
+    from qualiclip_plugin.utils.errors import WeightsError
+
+    with pytest.raises(WeightsError, match=weights.replace("+", r"\+")):
+        PyiqaQualiCLIP(model_type="qualiclip", weights=weights)
