@@ -9,6 +9,7 @@ import typer
 
 from harness.check.cli import check
 from qualiclip_plugin.utils.errors import QualiCLIPError
+from qualiclip_plugin.utils.shown import printable
 from qualiclip_plugin.utils.terminal import run as run_command
 
 app = typer.Typer(
@@ -112,7 +113,7 @@ def report(
     """Write a self-contained HTML report of the stored results."""
     from harness.report import write_report
 
-    typer.echo(write_report(results, output, datasets=dataset or (), include=include or (), draws=draws))
+    typer.echo(printable(write_report(results, output, datasets=dataset or (), include=include or (), draws=draws)))
 
 
 app.command()(check)
@@ -172,8 +173,8 @@ def fit_niqe_(
 
     paths = images_in([folder])
     patches = fit_niqe(track(paths, "Reading photographs", len(paths)), output)
-    typer.echo(f"{output}: fitted to {patches} patches; use it as")
-    typer.echo(f"--scorer niqe@pretrained_model_path={output},opinion_aware=false")
+    typer.echo(f"{printable(output)}: fitted to {patches} patches; use it as")
+    typer.echo(f"--scorer niqe@pretrained_model_path={printable(output)},opinion_aware=false")
 
 
 @app.command()
@@ -190,6 +191,7 @@ def compare(
     if frame.empty:
         raise QualiCLIPError(f"{output}: no dataset has stored scores of both {first} and {second}")
     shown = frame.astype(object).where(frame.notna(), None)
+    shown = shown.map(lambda value: printable(value) if isinstance(value, str) else value)
     typer.echo(shown.to_markdown(index=False, floatfmt=".4f", missingval=""))
 
 

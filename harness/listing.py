@@ -12,19 +12,20 @@ from harness.leaderboard.render import one_line
 from harness.run.progress import track
 from harness.scorers.names import known_scorers, lower_better
 from harness.scorers.start import availability
+from qualiclip_plugin.utils.shown import printable
 
 
 def dataset_table(include: Iterable[Path] = ()) -> str:
     """Every known dataset: name, version, images, scores, split rule, source, what of it was tried for real."""
     rows = [
         (
-            spec.key,
+            printable(spec.key),
             spec.images or "",
             spec.opinion.kind.upper() if spec.opinion else "",
             spec.split,
-            spec.source + (", stream" if spec.stream else "") + ("" if spec.pinned else ", not pinned"),
-            spec.verified,
-            spec.description,
+            printable(spec.source) + (", stream" if spec.stream else "") + ("" if spec.pinned else ", not pinned"),
+            printable(spec.verified),
+            printable(spec.description),
         )
         for spec in catalogue(include).values()
     ]
@@ -51,5 +52,5 @@ def scorer_table(available: bool = False) -> str:
         headers += ["starts here", "parameters", "why not"]
         for start in track(availability(known), "Starting scorers", len(known)):
             count = "" if start.parameters is None else f"{start.parameters:,}"
-            rows[start.name] += ["" if start.reason else "yes", count, one_line(start.reason)[:100]]
+            rows[start.name] += ["" if start.reason else "yes", count, printable(one_line(start.reason))[:100]]
     return tabulate(list(rows.values()), headers=headers, disable_numparse=True)

@@ -16,6 +16,7 @@ from qualiclip_plugin import __version__
 from qualiclip_plugin.bench.cli import bench_app
 from qualiclip_plugin.training.cli import train_command
 from qualiclip_plugin.utils.errors import ConfigError
+from qualiclip_plugin.utils.shown import printable
 from qualiclip_plugin.utils.terminal import run
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ def score(
                 retry_failed=retry_failed,
                 advance=advance,
             )
-        typer.echo(summary["scores"])
+        typer.echo(printable(summary["scores"]))
         _exit_if_failed(summary["failed"], summary["images"])
         return
     _refuse_ray_options(context, paths)
@@ -303,11 +304,11 @@ def degrade(
     try:
         if sheet is not None:
             kinds = None if distortion is None else [distortion]
-            typer.echo(contact_sheet(read_image(image), sheet, kinds, seed=seed, table=table))
+            typer.echo(printable(contact_sheet(read_image(image), sheet, kinds, seed=seed, table=table)))
             return
         if distortion is None:
             raise ConfigError("give --distortion NAME for one picture or --sheet FILE for all kinds and levels")
-        typer.echo(degrade_file(image, distortion, level, seed=seed, output=output, table=table))
+        typer.echo(printable(degrade_file(image, distortion, level, seed=seed, output=output, table=table)))
     except OSError as error:
         raise ConfigError(f"{sheet or output or image.name}: cannot be written: {error.strerror or error}") from error
 
@@ -337,7 +338,7 @@ def export(
         EXPORTERS[form.value](load_model(weights, scale=scale.value), path)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from error
-    typer.echo(path)
+    typer.echo(printable(path))
 
 
 @weights_app.command("list")
@@ -373,7 +374,7 @@ def fetch_weights(name: Annotated[str, typer.Argument(help="A name from 'qualicl
     """Download and verify a weight file (nothing to do where it is there already); print its path."""
     from qualiclip_plugin.weights.loading import fetch
 
-    typer.echo(fetch(name))
+    typer.echo(printable(fetch(name)))
 
 
 @weights_app.command("path")
@@ -381,7 +382,7 @@ def weights_path(name: Annotated[str, typer.Argument(help="A name from 'qualicli
     """Print where a weight file is, or would be once fetched, without fetching it."""
     from qualiclip_plugin.weights.loading import get_card
 
-    typer.echo(get_card(name).path)
+    typer.echo(printable(get_card(name).path))
 
 
 def main() -> None:

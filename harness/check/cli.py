@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qualiclip_plugin.utils.errors import ConfigError, QualiCLIPError
+from qualiclip_plugin.utils.shown import printable
 
 if TYPE_CHECKING:
     from harness.check.compare import Comparison, Limits
@@ -137,12 +138,12 @@ def _updated(baseline: Path, take: Callable[[Snapshot | None], Snapshot]) -> Com
             "both versions would pass for one"
         )
     write_baseline(baseline, taken)
-    typer.echo(f"{baseline}: baseline of {len(taken.images)} images by {', '.join(taken.scorers)}")
+    typer.echo(printable(f"{baseline}: baseline of {len(taken.images)} images by {', '.join(taken.scorers)}"))
     for name, reason in taken.unavailable.items():
-        typer.echo(f"left out: {name}: {reason}")
+        typer.echo(printable(f"left out: {name}: {reason}"))
     for name, row in taken.scorers.items():
         for image, error in row["failures"].items():
-            typer.echo(f"without a score: {image} by {name}: {error}")
+            typer.echo(printable(f"without a score: {image} by {name}: {error}"))
     return changed
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from harness.check.compare import Comparison, Figure, Finding
 from qualiclip_plugin.utils.atomic import atomic_write
 from qualiclip_plugin.utils.errors import ConfigError
-from qualiclip_plugin.utils.images import printable
+from qualiclip_plugin.utils.shown import in_markdown, printable
 
 MOST_ROWS = 50
 """Rows of the table that people read; the JSON holds all."""
@@ -33,15 +33,18 @@ MEANINGS: Mapping[str, str] = {
 
 def to_markdown(comparison: Comparison) -> str:
     """A verdict, a table of what moved with notes, the summary figures and what differs besides."""
-    return _page(comparison, _plain)
+    return _page(comparison, in_markdown)
 
 
 def to_text(comparison: Comparison) -> str:
     """The same for a terminal, where a backslash of Markdown would be read as a part of the text."""
-    return _page(comparison, lambda text: printable(" ".join(text.split())))
+    return _page(comparison, printable)
 
 
-def _page(comparison: Comparison, escape: Callable[[str], str]) -> str:
+def _page(comparison: Comparison, shown: Callable[[str], str]) -> str:
+    def escape(text: str) -> str:
+        return shown(" ".join(text.split()))
+
     if comparison.error:
         return f"**No comparison could be made**: {escape(comparison.error)}\n"
     findings = comparison.findings
@@ -95,12 +98,12 @@ def to_junit(comparison: Comparison) -> str:
         errors=str(int(bool(comparison.error))),
     )
     for finding in findings:
-        name = _writable(f"{finding.what} {finding.name}")
-        case = ET.SubElement(suite, "testcase", classname=_writable(finding.scorer), name=name)
-        ET.SubElement(case, "failure", message=_writable(_sentence(finding)))
+        name = printable(f"{finding.what} {finding.name}")
+        case = ET.SubElement(suite, "testcase", classname=printable(finding.scorer), name=name)
+        ET.SubElement(case, "failure", message=printable(_sentence(finding)))
     if comparison.error:
         case = ET.SubElement(suite, "testcase", classname="all", name="comparison")
-        ET.SubElement(case, "error", message=_writable(comparison.error))
+        ET.SubElement(case, "error", message=printable(comparison.error))
     elif not findings:
         ET.SubElement(suite, "testcase", classname="all", name=f"{comparison.checked} values within their bounds")
     return ET.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
@@ -157,16 +160,6 @@ def _number(value: float | None) -> str:
 
 def _change(then: float | None, now: float | None) -> str:
     return "" if then is None or now is None else f"{now - then:+.6g}"
-
-
-def _plain(text: str) -> str:
-    # A file name may hold anything; a table's cell, or a list on a web page, may not.
-    return "".join(f"\\{c}" if c in "\\|`<>[]*" else c for c in " ".join(text.split()))
-
-
-def _writable(text: str) -> str:
-    # XML 1.0 has no place for most control characters, nor for half of a surrogate pair.
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def _sentence(finding: Finding) -> str:

@@ -28,8 +28,9 @@ from harness.scorers.start import create_scorer
 from qualiclip_plugin.models.prompts import PROMPT_PAIRS
 from qualiclip_plugin.utils.atomic import atomic_write, sha256_file
 from qualiclip_plugin.utils.errors import ImageError, QualiCLIPError
-from qualiclip_plugin.utils.images import images_in, printable, read_image
+from qualiclip_plugin.utils.images import images_in, read_image
 from qualiclip_plugin.utils.json_yaml import check_json, read_json
+from qualiclip_plugin.utils.shown import printable
 
 Pixels = NDArray[np.uint8]
 

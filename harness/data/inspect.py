@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from harness.data.decode import AHEAD, Decoded, decoded, in_background
 from harness.data.open import ImageSet
+from qualiclip_plugin.utils.shown import printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -122,13 +123,15 @@ def near_duplicates(
 def report(found: Inspection) -> str:
     """The inspection as text."""
     declared = f", {found.declared} declared" if found.declared else ""
-    lines = [f"{found.name}: {found.images} images{declared}"]
+    lines = [f"{printable(found.name)}: {found.images} images{declared}"]
     lines += _some("missing", found.missing)
     lines += _some("identical content", [", ".join(group) for group in found.duplicates])
     lines += _some("unreadable", [f"{name}: {reason}" for name, reason in found.unreadable.items()])
     lines += _some("near-duplicates between splits", [f"{a}, {b} ({bits} bits)" for a, b, bits in found.near])
     if found.splits:
-        lines.append("splits: " + ", ".join(f"{name} {count}" for name, count in sorted(found.splits.items())))
+        lines.append(
+            "splits: " + ", ".join(f"{printable(name)} {count}" for name, count in sorted(found.splits.items()))
+        )
     common = found.sizes.most_common(5)
     rest = len(found.sizes) - len(common)
     shown = ", ".join(f"{width}x{height} ({count})" for (height, width), count in common)
@@ -152,7 +155,7 @@ def _some(title: str, items: Sequence[str], most: int = 10) -> list[str]:
     if not items:
         return [f"{title}: none"]
     more = [f"  and {len(items) - most} more"] if len(items) > most else []
-    return [f"{title}: {len(items)}", *(f"  {item}" for item in items[:most]), *more]
+    return [f"{title}: {len(items)}", *(f"  {printable(item)}" for item in items[:most]), *more]
 
 
 def _blocks(indices: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from harness.leaderboard.table import BLOCKS, CellJson, across_datasets, label_note, reported, table, to_csv
 from harness.results.measure import FIGURES, LOWER_IS_BETTER
 from qualiclip_plugin.utils.errors import ConfigError
+from qualiclip_plugin.utils.shown import in_html, in_latex, in_markdown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -219,22 +219,6 @@ def _markdown_grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return tabulate(rows, headers=header, tablefmt="pipe", disable_numparse=True, colalign=align if rows else None)
 
 
-_MARKDOWN = str.maketrans({character: f"\\{character}" for character in "\\|`<>[]*"})
-
-
-def _markdown_escape(text: str) -> str:
-    return text.translate(_MARKDOWN)
-
-
-_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}"}
-_LATEX |= {">": r"\textgreater{}", "†": r"\dag{}", "‡": r"\ddag{}", "|": r"\textbar{}"}
-_LATEX |= {character: f"\\{character}" for character in "&%$#_{}"}
-
-
-def _latex_escape(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)
-
-
 def _latex_grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     start = [f"\\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule"]
     lines = [" & ".join(row) + r" \\" for row in (header, *rows)]
@@ -254,7 +238,7 @@ def _html_page(parts: Sequence[str]) -> str:
 
 FORMATS: Mapping[str, Format] = {
     "markdown": Format(
-        escape=_markdown_escape,
+        escape=in_markdown,
         bold=lambda text: f"**{text}**",
         heading=lambda level, text: f"{'#' * level} {text}",
         paragraph=lambda text: text,
@@ -263,7 +247,7 @@ FORMATS: Mapping[str, Format] = {
         page=lambda parts: "\n\n".join(parts) + "\n",
     ),
     "latex": Format(
-        escape=_latex_escape,
+        escape=in_latex,
         bold=lambda text: f"\\textbf{{{text}}}",
         heading=lambda level, text: f"\\{('section', 'subsection', 'subsubsection')[level - 1]}*{{{text}}}",
         paragraph=lambda text: f"{text}\n",
@@ -272,7 +256,7 @@ FORMATS: Mapping[str, Format] = {
         page=lambda parts: "% needs \\usepackage{booktabs}\n" + "\n\n".join(parts) + "\n",
     ),
     "html": Format(
-        escape=html.escape,
+        escape=in_html,
         bold=lambda text: f"<b>{text}</b>",
         heading=lambda level, text: f"<h{level}>{text}</h{level}>",
         paragraph=lambda text: f"<p>{text}</p>",

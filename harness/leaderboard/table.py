@@ -13,6 +13,7 @@ import numpy as np
 
 from harness import statistics as st
 from harness.results.measure import FIGURES
+from qualiclip_plugin.utils.shown import printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,8 +50,9 @@ def table(cells: Iterable[CellJson]) -> pd.DataFrame:
 
 
 def to_csv(frame: pd.DataFrame) -> str:
-    """Plain numbers; an undefined figure is an empty cell."""
-    return frame[list(COLUMNS)].to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    """Plain numbers; an undefined figure is an empty cell. Names stand on one line."""
+    shown = frame[list(COLUMNS)].assign(**{name: frame[name].map(printable) for name in COLUMNS[:3]})
+    return shown.to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 
 def timings(cells: Iterable[CellJson]) -> pd.DataFrame:
@@ -63,7 +65,7 @@ def timings(cells: Iterable[CellJson]) -> pd.DataFrame:
             continue
         images, seconds = cell["subsets"]["all"]["n"], cell["seconds"]
         rate = images / seconds if seconds else np.nan
-        where = (cell["scorer"]["name"], cell["dataset"]["name"])
+        where = (printable(cell["scorer"]["name"]), printable(cell["dataset"]["name"]))
         rows.append((*where, images, seconds, rate, "; ".join(cell["device"]), cell["date"]))
     return pd.DataFrame(rows, columns=list(TIMINGS)).sort_values(["dataset", "scorer"], ignore_index=True)
 

@@ -24,6 +24,7 @@ from harness.run.progress import track
 from qualiclip_plugin.utils.atomic import atomic_folder
 from qualiclip_plugin.utils.errors import ConfigError
 from qualiclip_plugin.utils.json_yaml import read_json
+from qualiclip_plugin.utils.shown import printable
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -117,6 +118,8 @@ def environment() -> Environment:
     site = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
+        # Escaping leaves line breaks, escape codes and marks that turn the writing round.
+        finalize=lambda value: printable(value) if type(value) is str else value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

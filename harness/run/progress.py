@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterable
 from typing import Protocol, TypeVar
 
+from qualiclip_plugin.utils.shown import printable
+
 Item = TypeVar("Item")
 
 
@@ -77,7 +79,7 @@ class Bar:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
@@ -85,7 +87,7 @@ class Bar:
             console=self.console,
         )
         self.began, self.fresh = time.monotonic(), 0
-        self.task = self.progress.add_task(f"{scorer} on {dataset}", total=total, completed=done, rate="")
+        self.task = self.progress.add_task(printable(f"{scorer} on {dataset}"), total=total, completed=done, rate="")
         self.progress.start()
 
     def advance(self, images: int) -> None:
@@ -96,7 +98,7 @@ class Bar:
 
     def note(self, text: str) -> None:
         """Something a person should know."""
-        self.console.print(text, markup=False, highlight=False, style="yellow")
+        self.console.print(printable(text), markup=False, highlight=False, style="yellow")
 
     def finish(self) -> None:
         """The cell is done."""

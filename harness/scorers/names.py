@@ -69,7 +69,7 @@ def parse_name(name: str) -> tuple[str, dict[str, Any]]:
         try:
             options[key.strip()], _ = parse_yaml(value, name)
         except ConfigError as error:
-            raise ScorerError(str(error)) from error
+            raise ScorerError(*error.args) from error
     return base, options
 
 

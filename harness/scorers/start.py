@@ -44,7 +44,7 @@ def create_scorer(name: str, *, device: str = "auto", precision: str = "fp32") -
     except ScorerError:
         raise
     except QualiCLIPError as error:
-        raise ScorerError(str(error)) from error
+        raise ScorerError(*error.args) from error
     except Exception as error:
         raise ScorerError(_why_not(error)) from error
 
@@ -90,7 +90,7 @@ def _why_not(error: Exception) -> str:
         return absent
     if isinstance(error, ModuleNotFoundError) and error.name:
         return f"it needs the package {error.name}, which is not installed"
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 @contextlib.contextmanager

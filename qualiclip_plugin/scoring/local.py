@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from qualiclip_plugin.models.precision import exact_fp32
 from qualiclip_plugin.utils.errors import ConfigError, ImageError, first_line, out_of_memory
-from qualiclip_plugin.utils.images import MAX_PIXELS, WHITE, DecodedImage, decode_image, portable, to_float
+from qualiclip_plugin.utils.images import MAX_PIXELS, WHITE, DecodedImage, decode_image, to_float
+from qualiclip_plugin.utils.shown import portable
 
 BATCH_TOLERANCE = 1e-6
 """Largest difference in a CPU fp32 score that the batch size or the number of threads may make."""

@@ -25,7 +25,8 @@ from qualiclip_plugin.scoring.sources import Listing, from_record, list_sources,
 from qualiclip_plugin.utils.atomic import sha256_file
 from qualiclip_plugin.utils.environment import git_revision, versions
 from qualiclip_plugin.utils.errors import ConfigError
-from qualiclip_plugin.utils.images import MAX_PIXELS, WHITE, portable
+from qualiclip_plugin.utils.images import MAX_PIXELS, WHITE
+from qualiclip_plugin.utils.shown import portable
 
 if TYPE_CHECKING:
     import pandas as pd

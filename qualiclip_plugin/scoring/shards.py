@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from qualiclip_plugin.scoring.table import write_scores
 from qualiclip_plugin.utils.atomic import atomic_write
 from qualiclip_plugin.utils.errors import ConfigError, first_line
-from qualiclip_plugin.utils.images import printable
+from qualiclip_plugin.utils.shown import printable
 
 if TYPE_CHECKING:
     from pandas import DataFrame

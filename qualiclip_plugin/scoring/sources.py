@@ -29,7 +29,8 @@ from qualiclip_plugin.scoring.storage import (
     without_secrets,
 )
 from qualiclip_plugin.utils.errors import ConfigError, ImageError, first_line, without_options
-from qualiclip_plugin.utils.images import SUFFIXES, images_in, portable, printable
+from qualiclip_plugin.utils.images import SUFFIXES, images_in
+from qualiclip_plugin.utils.shown import portable, printable
 
 if TYPE_CHECKING:
     import pyarrow as pa

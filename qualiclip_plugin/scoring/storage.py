@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from qualiclip_plugin.utils.errors import ConfigError, bare_address, first_line
-from qualiclip_plugin.utils.images import portable, printable
+from qualiclip_plugin.utils.shown import portable, printable
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem

@@ -13,7 +13,7 @@ import pandas as pd
 from qualiclip_plugin.scoring.local import ScoredImage
 from qualiclip_plugin.utils.atomic import atomic_write
 from qualiclip_plugin.utils.errors import ConfigError
-from qualiclip_plugin.utils.images import printable
+from qualiclip_plugin.utils.shown import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -100,7 +100,7 @@ def write_scores(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
 
 def plain_table(frame: pd.DataFrame) -> str:
     """Tab-separated text, one line per image and a header; tabs and newlines in names are escaped."""
-    lines = ["\t".join(frame.columns)]
+    lines = ["\t".join(map(printable, frame.columns))]
     lines += ["\t".join(map(_plain, row)) for row in frame.itertuples(index=False)]
     return "\n".join(lines)
 
@@ -114,7 +114,9 @@ def rich_table(frame: pd.DataFrame) -> Table:
     table = Table()
     for name in shown.columns:
         numeric = name not in ("path", "error", "note")
-        table.add_column(name, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
+        table.add_column(
+            Text(printable(name)), justify="right" if numeric else "left", no_wrap=numeric, overflow="fold"
+        )
     for row in shown.itertuples(index=False):
         # Text, because a name may look like markup.
         table.add_row(*(Text(_plain(value, decimals=4)) for value in row))

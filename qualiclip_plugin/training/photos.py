@@ -17,7 +17,8 @@ from torch import Tensor
 from qualiclip_plugin.training.photo_stream import PhotoStream
 from qualiclip_plugin.training.usable_photos import decode, image_name
 from qualiclip_plugin.utils.errors import DatasetError, ImageError, first_line
-from qualiclip_plugin.utils.images import images_in, portable, printable
+from qualiclip_plugin.utils.images import images_in
+from qualiclip_plugin.utils.shown import portable, printable
 
 SKIMAGE = "skimage"
 SKIMAGE_FILES = (

@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.text import Text
 
 from qualiclip_plugin.training.usable_photos import SkipList
+from qualiclip_plugin.utils.shown import printable
 
 PLAIN_SECONDS = 30.0
 """Without a terminal, a line is printed after this many seconds."""
@@ -83,7 +84,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(printable(text), markup=False, soft_wrap=True)
 
     def start(self, step: int, steps: int) -> None:
         """Begin to show a run that stands at ``step``."""

@@ -6,9 +6,22 @@ import difflib
 import re
 from collections.abc import Iterable
 
+from qualiclip_plugin.utils.shown import printable
+
 
 class QualiCLIPError(Exception):
-    """Base of all declared errors of the plugin and the harness."""
+    """Base of all declared errors of the plugin and the harness.
+
+    Args:
+        lines: The message, line by line. A line break or an escape code inside one, as in a file's name, is shown
+            as text.
+    """
+
+    def __init__(self, *lines: object) -> None:
+        super().__init__(*lines)
+
+    def __str__(self) -> str:
+        return "\n".join(printable(str(line)) for line in self.args)
 
 
 class WeightsError(QualiCLIPError):
@@ -46,7 +59,7 @@ def first_line(error: BaseException) -> str:
     Addresses in it lose their credentials and options: libraries quote the whole address that they were given.
     """
     lines = _ADDRESS.sub(lambda found: bare_address(found[0]), str(error)).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+    return printable(lines[0])[:200] if lines else type(error).__name__
 
 
 def bare_address(address: str) -> str:

@@ -18,7 +18,6 @@ import glob
 import io
 import os
 import re
-import stat
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -33,6 +32,8 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
 from qualiclip_plugin.utils.errors import ConfigError, ImageError
+from qualiclip_plugin.utils.regular_files import open_regular
+from qualiclip_plugin.utils.shown import printable
 
 # Only these are tried, whatever Pillow supports besides: plain raster formats that run no helper program
 # (EPS starts Ghostscript) and hold one picture at a declared size.
@@ -140,8 +141,10 @@ def decode_image(
         return _decode(io.BytesIO(source), f"image of {len(source)} bytes", exif, background, max_pixels)
     name = printable(source)
     try:
-        with _open_regular_file(source) as file, _unchanged(file, name):
+        with open_regular(source) as file, _unchanged(file, name):
             return _decode(file, name, exif, background, max_pixels)
+    except IsADirectoryError as error:
+        raise ImageError(f"{name}: a folder is no image") from error
     except PermissionError as error:
         raise ImageError(f"{name}: no permission to read it") from error
     except FileNotFoundError as error:
@@ -149,27 +152,6 @@ def decode_image(
         raise ImageError(f"{name}: {reason}") from error
     except (OSError, ValueError) as error:
         raise ImageError(f"{name}: {printable(getattr(error, 'strerror', None) or str(error))}") from error
-
-
-def printable(text: str | os.PathLike[str]) -> str:
-    """Text safe for one line of a terminal or table: what does not print (newline, escape codes) is escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in portable(text))
-
-
-def portable(path: str | os.PathLike[str]) -> str:
-    """A path as text that every format can store; a byte of the name that is no UTF-8 appears as ``\\udcNN``."""
-    return os.fspath(path).encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _open_regular_file(path: str | os.PathLike[str]) -> IO[bytes]:
-    # A named pipe or a terminal would block for ever, a device never ends.
-    mode = os.stat(path).st_mode
-    if stat.S_ISDIR(mode):
-        with os.scandir(path):
-            raise ImageError(f"{printable(path)}: a folder is no image")
-    if not stat.S_ISREG(mode):
-        raise ImageError(f"{printable(path)}: not a regular file")
-    return open(path, "rb")
 
 
 @contextmanager

@@ -189,10 +189,11 @@ def _download(card: Card, addresses: tuple[str, ...]) -> None:
         *reasons,
         "To provide them yourself, download",
         *(f"  {address}" for address in addresses),
-        f"and save it as\n  {card.path}",
+        "and save it as",
+        f"  {card.path}",
         'or use weights="lite" (the metric qualiclip-lite), which ships with this package and works offline.',
     ]
-    raise WeightsError("\n".join(lines))
+    raise WeightsError(*lines)
 
 
 def _reason(error: Exception) -> str:

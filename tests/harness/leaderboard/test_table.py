@@ -331,6 +331,17 @@ def test_formats_hold_the_same_numbers_and_escape_names() -> None:
     assert render(cells, "csv") == to_csv(table(cells))
 
 
+@pytest.mark.parametrize("form", ["markdown", "latex", "html", "csv"])
+def test_names_forge_no_line_of_a_table(form: str) -> None:
+    hostile = "x\n\n# Forged \x1b[31m\r[1pt]"
+    failed = {"failures": [{"file_name": hostile, "error": hostile}], "status": "failed images"}
+    plain = render([cell(rows(), "plain"), cell(rows(), "other", "second") | failed], form).splitlines()
+    cells = [cell(rows(), hostile, hostile), cell(rows(), "other", "second") | failed]
+    lines = render(cells, form).splitlines()
+    assert len(lines) == len(plain)
+    assert all(line.isprintable() for line in lines)
+
+
 def test_reported_numbers_stand_beside_ours_with_a_source() -> None:
     text = render([cell(rows(), "niqe", "clive")], with_reported=True)
     ours = values(rows())["srcc"]

@@ -20,16 +20,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from qualiclip_plugin.utils.errors import ImageError
-from qualiclip_plugin.utils.images import (
-    FORMATS,
-    SUFFIXES,
-    decode_image,
-    images_in,
-    portable,
-    printable,
-    read_image,
-    to_float,
-)
+from qualiclip_plugin.utils.images import FORMATS, SUFFIXES, decode_image, images_in, read_image, to_float
+from qualiclip_plugin.utils.shown import portable, printable
 
 ENCODINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "png": ("PNG", {}),
