@@ -21,6 +21,16 @@ DECLARED, NO_SCORE = 2, 1
 ANY = 1000
 
 
+def same(found: str, expected: str, rounding: float) -> bool:
+    """Whether two results, as text, are equal, or numbers that differ by rounding alone."""
+    if found == expected:
+        return True
+    try:
+        return abs(float(found) - float(expected)) <= rounding
+    except ValueError:
+        return False
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What trials came to.
@@ -173,8 +183,12 @@ class Trial:
         seen = (self._note(f"exit code {code}, {differs} wrong: {self.message[-1500:]}"),) * bool(differs or crashed)
         return Outcome(struck=int(code != 0), wrong=differs, crashed=int(crashed), seen=seen)
 
-    def compare(self) -> Outcome:
-        """Run once more, undisturbed, and compare with what an undisturbed run leaves."""
+    def compare(self, rounding: float = 0.0) -> Outcome:
+        """Run once more, undisturbed, and compare with what an undisturbed run leaves.
+
+        Args:
+            rounding: By how much scores that the disturbed run kept may differ.
+        """
         code = self.run()
         files = self.session.expect(self.work)[1]
         there = files_in(self.output)
@@ -184,7 +198,7 @@ class Trial:
             trials=1,
             lost=sum(name not in values for name, _ in self.expected) + (files - there).total(),
             doubled=sum(count - 1 for count in names.values()),
-            wrong=sum(values.get(name, value) != value for name, value in self.expected),
+            wrong=sum(not same(values.get(name, value), value, rounding) for name, value in self.expected),
             left=(there - files).total(),
             crashed=int(code != 0),
         )
