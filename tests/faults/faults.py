@@ -23,7 +23,7 @@ from tests.faults.works import HARNESS, LADDERS, PACKED, SCORING, TRAINING_RUN, 
 
 KILLED = -signal.SIGKILL
 OTHER_ALGORITHM = 1e-6
-"""By how much scores may differ where a library has no memory for its fast algorithm: another one rounds otherwise."""
+"""How far scores may differ where a library has no memory for its fast algorithm: another one rounds otherwise."""
 
 
 def killed(trial: Trial) -> Outcome:
