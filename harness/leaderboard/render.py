@@ -108,10 +108,17 @@ def _grid(rows: pd.DataFrame, group: pd.DataFrame, style: Format, with_reported:
             median, std = (_text(row[f"srcc_splits_{what}"], 3) for what in ("median", "std"))
             line.append(style.escape(f"{median} ± {std}" if median else ""))
         if with_reported:
-            known = reported().get((row["scorer"], row["dataset"], row["subset"]))
-            line.append(style.escape(f"{_text(row['srcc'], 4) or '-'} / {known['srcc']}" if known else ""))
+            line.append(style.escape(_beside_reported(row)))
         lines.append(line)
     return style.grid([style.escape(name) for name in header], lines)
+
+
+def _beside_reported(row: Mapping[Any, Any]) -> str:
+    known = reported().get((row["scorer"], row["dataset"], row["subset"]))
+    if known is None:
+        return ""
+    mark = "" if known["citable"] == "yes" else " (no citable source)"
+    return f"{_text(row['srcc'], 4) or '-'} / {known['srcc']}{mark}"
 
 
 def _figure(row: Mapping[Any, Any], name: str, best: float, style: Format) -> str:

@@ -24,8 +24,8 @@ DECLARATIONS = ("opinion_aware", "trained_on", "licence")
 OTHER_WEIGHTS = frozenset({"pretrained", "pretrained_model_path", "model_type", "model_name", "backbone"})
 """Options of pyiqa's metrics with which what is known of the metric no longer holds."""
 
-NOT_PER_IMAGE = frozenset({"fid", "sfid", "fid_dinov2", "inception_score"})
-"""Metrics that pyiqa counts as no-reference but that score a set of images as a whole."""
+OTHER_INPUT = frozenset({"fid", "sfid", "fid_dinov2", "inception_score", "clipscore"})
+"""Metrics that pyiqa counts as no-reference but that need a set of images, or a caption."""
 
 TABLE = Path(__file__).parent / "scorers.csv"
 
@@ -106,7 +106,7 @@ def pyiqa_names() -> frozenset[str]:
     from pyiqa.default_model_configs import DEFAULT_CONFIGS
 
     named = {name for name, row in DEFAULT_CONFIGS.items() if row.get("metric_mode") == "NR"}
-    return frozenset(named - NOT_PER_IMAGE)
+    return frozenset(named - OTHER_INPUT)
 
 
 def _known(base: str, options: Mapping[str, Any]) -> Facts:

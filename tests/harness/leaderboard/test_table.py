@@ -354,4 +354,11 @@ def test_reported_names_exist() -> None:
     from harness.scorers.names import known_scorers
 
     assert {scorer for scorer, _, _ in reported()} <= set(known_scorers())
-    assert {dataset for _, dataset, _ in reported()} <= set(shipped_specs())
+    for _, dataset, subset in reported():
+        assert subset == "all" or shipped_specs()[dataset].columns.split, dataset
+
+
+def test_a_figure_without_a_citable_source_is_marked() -> None:
+    assert {row["citable"] for row in reported().values()} == {"yes", "no"}
+    text = render([cell(rows(), "qualiclip", "clive")], with_reported=True)
+    assert "/ 0.757 (no citable source)" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import sys
 from pathlib import Path
@@ -11,9 +12,20 @@ import numpy as np
 import pytest
 import torch
 
+from harness.data.spec import shipped_specs
 from harness.scorers.identity import code_hash, weights_hash
 from harness.scorers.kinds import _same_in_batches
-from harness.scorers.names import DEFAULT_SCORERS, ScorerError, facts, known_scorers, lower_better, parse_name
+from harness.scorers.names import (
+    DEFAULT_SCORERS,
+    OTHER_INPUT,
+    TABLE,
+    ScorerError,
+    facts,
+    is_ours,
+    known_scorers,
+    lower_better,
+    parse_name,
+)
 from harness.scorers.start import create_scorer
 from qualiclip_plugin.utils.errors import ConfigError
 
@@ -35,7 +47,27 @@ def test_names_and_options_are_told_apart() -> None:
 
 def test_default_scorers_are_known_by_name() -> None:
     assert set(DEFAULT_SCORERS) <= set(known_scorers())
-    assert not {"fid", "inception_score"} & set(known_scorers())
+    assert not {"fid", "inception_score", "clipscore"} & set(known_scorers())
+
+
+def test_every_metric_of_the_installed_pyiqa_has_a_row() -> None:
+    """One that a newer pyiqa brings works all the same; what is known of its training is then nothing."""
+    import pyiqa
+
+    with TABLE.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = [row["name"] for row in rows]
+    theirs = {name for name in pyiqa.list_models(metric_mode="NR") if not is_ours(name)}
+    assert names == sorted(set(names))
+    assert set(names) == theirs - OTHER_INPUT
+    assert all(row["opinion_aware"] in ("yes", "no") and row["licence"] for row in rows)
+    assert all((row["opinion_aware"] == "yes") == bool(row["trained_on"]) for row in rows)
+
+
+def test_what_scorers_were_trained_on_goes_by_the_names_of_the_datasets() -> None:
+    known = {name for spec in shipped_specs().values() for name in spec.seen_by}
+    trained = {name for known_facts in known_scorers().values() for name in known_facts.trained_on}
+    assert trained - known == {"?", "urankerset"}
 
 
 class Payload:
@@ -201,6 +233,7 @@ def test_code_hash_is_the_same_in_every_python(tmp_path: Path) -> None:
     [
         ("niqe", False, ()),
         ("musiq", True, ("koniq10k",)),
+        ("metaiqa", True, ("tid2013", "kadid10k", "clive")),
         ("qualiclip-lite", False, ()),
         ("qualiclip+", True, ("koniq10k",)),
         ("clipiqa", False, ()),
