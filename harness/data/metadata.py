@@ -127,7 +127,7 @@ def check_rows(origin: str | Path, rows: Iterable[Placed], spec: DatasetSpec) ->
         DatasetError: A column is missing, a number is none or out of range, an image is named twice, a split is
             called "all", or there are fewer than 3 rows; names the row.
     """
-    checked, seen = [], dict[str, str]()
+    checked, seen = [], dict[str, tuple[str, list[Any]]]()
     columns = spec.columns
     for where, read in rows:
         row = {**read, **_derived(read, spec, where)}
@@ -137,10 +137,14 @@ def check_rows(origin: str | Path, rows: Iterable[Placed], spec: DatasetSpec) ->
         if empty := [name for name in wanted if row[name] is None]:
             raise DatasetError(f"{where}: no value for {', '.join(empty)}")
         name = str(row[columns.image])
+        labels = [row[column] for column in wanted]
         if name in seen:
-            file, _, line = seen[name].rpartition(", ")
-            raise DatasetError(f"{where}: {name} is already in {line if where.startswith(file) else seen[name]}")
-        seen[name] = where
+            first, same = seen[name][0], seen[name][1] == labels
+            if same and spec.archive and spec.archive.repeated:
+                continue
+            file, _, line = first.rpartition(", ")
+            raise DatasetError(f"{where}: {name} is already in {line if where.startswith(file) else first}")
+        seen[name] = (where, labels)
         if columns.split and str(row[columns.split]) == WHOLE_SET:
             raise DatasetError(f"{where}: {columns.split} is {WHOLE_SET!r}, which stands for the whole set")
         _check_numbers(row, spec, f"{where} ({name})")
@@ -156,7 +160,8 @@ def read_rows(
     """Rows in the order of the file, and where each stands.
 
     Args:
-        path: JSON lines where its name ends in ``.jsonl``, else a table of text.
+        path: JSON lines where its name ends in ``.jsonl``, a list of JSON objects where it ends in ``.json``, else
+            a table of text.
         header: Names of the columns of a table; empty: its first line names them.
         separator: Between two columns.
         needed: Columns that are asked for; others may stand there twice, as in tables that were put together.
@@ -168,6 +173,8 @@ def read_rows(
         with path.open(encoding="utf-8-sig", newline="") as file:
             if path.suffix == ".jsonl":
                 yield from _json_rows(file, path)
+            elif path.suffix == ".json":
+                yield from _json_list(file, path)
             else:
                 yield from _csv_rows(file, path, header, separator, needed)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -247,6 +254,15 @@ def _json_rows(file: Any, path: Path) -> Iterator[Placed]:
         if not text.strip():
             continue
         yield where, parse_json(text, DatasetError, where)
+
+
+def _json_list(file: Any, path: Path) -> Iterator[Placed]:
+    # Held to the limits of an object, which is what can be parsed.
+    rows = parse_json(f'{{"rows": {file.read()}}}', DatasetError, str(path))["rows"]
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise DatasetError(f"{path}: not a list of JSON objects")
+    for number, row in enumerate(rows):
+        yield f"{path}, entry {number}", row
 
 
 def _check_inside(name: str, where: str) -> None:

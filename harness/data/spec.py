@@ -148,12 +148,14 @@ class Archive:
         path: Where a row's image lies in the unpacked archive, with column names in braces; ``**/`` at its start
             stands for any folder.
         skip: Rows that do not count.
+        repeated: An image may stand in several rows, all of which say the same of it; it counts once.
     """
 
     images: RemoteFile
     labels: LabelFile
     path: str
     skip: Skip | None = None
+    repeated: bool = False
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,9 @@ def check_opened(opened: ImageSet) -> None:
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("name", ARCHIVES)
 def test_an_archive_is_read_from_its_example(server: LocalServer, tmp_path: Path, name: str, streamed: bool) -> None:
-    spec, table = shipped_specs()[name], tmp_path / "table.csv"
+    spec = shipped_specs()[name]
+    assert spec.archive is not None
+    table = (tmp_path / "table").with_suffix(Path(spec.archive.labels.file).suffix)
     table.write_text(spec.example, encoding="utf-8")
     spec = served(server, spec, table, [png(seed) for seed in range(9)])
     check_opened(open_spec(dataclasses.replace(spec, stream=streamed)))
@@ -120,3 +122,20 @@ def test_a_name_that_does_not_say_its_distortion_is_refused(server: LocalServer,
     table.write_text(f"{spec.example}1600.png,1600.png,0.0\n")
     with pytest.raises(DatasetError, match=r"line 5: dist_name is '1600\.png', not of the form"):
         labelled(spec, table)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[{"img": "0.png", "moz1": 50}, {"img": "0.png", "moz1": 51}]', r"entry 1: 0\.png is already in entry 0"),
+        ('[{"img": "0.png", "moz1": 50}, 3]', "not a list of JSON objects"),
+        ('{"0.png": 50}', "not a list of JSON objects"),
+        ('[{"img": "0.png", "moz1": NaN}]', "not JSON"),
+        ("[", "not JSON"),
+    ],
+)
+def test_a_list_of_labels_that_is_none_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    table = tmp_path / "labels.json"
+    table.write_text(text)
+    with pytest.raises(DatasetError, match=message):
+        labelled(shipped_specs()["aigciqa2023"], table)

@@ -67,7 +67,7 @@ def test_every_metric_of_the_installed_pyiqa_has_a_row() -> None:
 def test_what_scorers_were_trained_on_goes_by_the_names_of_the_datasets() -> None:
     known = {name for spec in shipped_specs().values() for name in spec.seen_by}
     trained = {name for known_facts in known_scorers().values() for name in known_facts.trained_on}
-    assert trained - known == {"?", "urankerset"}
+    assert trained - known == {"?", "urankerset", "fgrestore"}
 
 
 class Payload:
@@ -150,7 +150,9 @@ def test_functions_are_scorers_with_a_declared_direction(images: torch.Tensor) -
     assert not scorer.lower_better
     assert torch.equal(scorer.score(images), images.mean(dim=(1, 2, 3)))
     assert create_scorer("tests.support.harness_data:brightness@lower_better=true", device="cpu").lower_better
-    with pytest.raises(ScorerError, match=r"declare its direction: tests\.harness_data:picture@lower_better"):
+    with pytest.raises(
+        ScorerError, match=r"declare its direction: tests\.support\.harness_data:picture@lower_better"
+    ):
         create_scorer("tests.support.harness_data:picture")
     with pytest.raises(ScorerError, match="has no function 'nothing'"):
         create_scorer("tests.support.harness_data:nothing")
