@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from qualiclip_plugin.utils.atomic import atomic_write, recorded_sha256, sha256_file, where_writable
 from qualiclip_plugin.utils.config import build
@@ -42,7 +43,7 @@ class Card:
     Attributes:
         name: The name users give.
         description: One line.
-        file: File name in the weight cache, or inside the package.
+        file: File name in the weight cache, as pyiqa writes it, or inside the package.
         format: ``plugin``, ``official``, ``clip`` or ``prompt-learner`` (see ``checkpoint``).
         licence: Licence of the weights.
         training_data: What they were trained on.
@@ -71,8 +72,10 @@ class Card:
 
     @property
     def path(self) -> Path:
-        """Where the file is, or would be once fetched."""
-        return (PACKAGE / "assets" if self.packaged else cache_folder()) / self.file
+        """Where the file is, or would be once fetched: named as pyiqa does, or without an address's signs."""
+        folder = PACKAGE / "assets" if self.packaged else cache_folder()
+        named, plain = folder / self.file, folder / unquote(self.file)
+        return plain if plain.exists() and not named.exists() else named
 
 
 @cache

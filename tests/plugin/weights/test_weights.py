@@ -104,6 +104,25 @@ def test_download_is_stored_recorded_and_not_repeated(server, own_cache, tiny_ch
     assert files_in(own_cache) == ["served.safetensors", "served.safetensors.sha256"]
 
 
+@pytest.mark.parametrize("plain", [True, False])
+def test_either_name_of_a_file_is_found(own_cache, tiny_checkpoint, plain):
+    entry = get_card("qualiclip+")
+    own_cache.mkdir(parents=True)
+    placed = own_cache / ("QualiCLIP+_koniq.pth" if plain else "QualiCLIP%2B_koniq.pth")
+    placed.write_bytes(tiny_checkpoint.read_bytes())
+    assert fetch(entry, addresses=()) == placed
+
+
+def test_a_download_has_the_name_that_pyiqa_looks_for(own_cache):
+    from pyiqa.archs.arch_util import get_url_from_name
+
+    for part in ("koniq", "clive", "flive", "spaq"):
+        theirs = get_url_from_name(f"QualiCLIP+_{part}.pth")
+        entry = get_card("qualiclip+" if part == "koniq" else f"qualiclip+-{part}")
+        assert theirs in entry.addresses
+        assert entry.path == own_cache / theirs.rpartition("/")[2]
+
+
 def test_second_address_is_used_when_the_first_fails(server):
     assert fetch(card(server, "/missing", "/file")).exists()
     assert server.hits == ["/missing", "/file"]
