@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pickle
 import shlex
 import shutil
 import subprocess
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.scorers.identity import SCORES_VERSION, by_content, code_hash, device_name, versions, weights_hash
 from harness.scorers.names import COMMAND, OURS, Facts, ScorerError, facts, known_scorers, pyiqa_names
+from harness.scorers.pyiqa_files import FLAG, checked_files
 from qualiclip_plugin.utils.atomic import sha256_file
 from qualiclip_plugin.utils.errors import did_you_mean
 
@@ -92,13 +92,17 @@ def start_pyiqa(name: str, base: str, options: dict[str, Any], device: str) -> S
     if base not in pyiqa_names():
         hint = did_you_mean(base, known_scorers(), cutoff=0.4) or "; `iqa-harness list scorers` prints all"
         raise ScorerError(f"no scorer named {base!r}{hint}")
-    with _only_tensors():
+    run_torchscript = options.pop(FLAG, False)
+    if not isinstance(run_torchscript, bool):
+        raise ScorerError(f"{name}: {FLAG} is true or false")
+    with checked_files(run_torchscript=run_torchscript) as programs:
         metric = pyiqa.create_metric(base, device=device, **options)
     identity = {
         "metric": base,
         "options": {key: by_content(value) for key, value in options.items()},
         "weights": weights_hash(metric.net),
         "device": device.split(":", maxsplit=1)[0],
+        **({"torchscript": sorted(programs)} if programs else {}),
         **versions("pyiqa", "torch"),
     }
     return Scorer(
@@ -112,22 +116,6 @@ def start_pyiqa(name: str, base: str, options: dict[str, Any], device: str) -> S
         # On a CPU batches gain nothing, and single images are what pyiqa's own numbers are made of.
         batches=device != "cpu" and _same_in_batches(metric, device),
     )
-
-
-@contextlib.contextmanager
-def _only_tensors() -> Iterator[None]:
-    """Make torch refuse weight files that want to run code, also where pyiqa asks for the opposite."""
-    variable = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(variable)
-    os.environ[variable] = "1"
-    try:
-        yield
-    except pickle.UnpicklingError as error:
-        raise ScorerError("its weights were refused: loading them could run code") from error
-    finally:
-        os.environ.pop(variable)
-        if before is not None:
-            os.environ[variable] = before
 
 
 def start_callable(name: str, base: str, options: dict[str, Any], device: str) -> Scorer:

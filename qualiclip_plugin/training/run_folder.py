@@ -44,6 +44,7 @@ from qualiclip_plugin.training.config import differences
 from qualiclip_plugin.utils.atomic import atomic_folder, atomic_write, remove_folder, remove_leftovers, sha256_file
 from qualiclip_plugin.utils.errors import ConfigError, first_line
 from qualiclip_plugin.utils.json_yaml import check_json, read_json, sealed
+from qualiclip_plugin.weights.pickles import load_pickle
 
 RUN_FILES = ("run.json", "checkpoints", "model.safetensors", "log.csv")
 LOCK = ".lock"
@@ -263,7 +264,7 @@ class RunFolder:
         if altered or record["step"] != self.steps()[-1]:
             raise ConfigError(f"checkpoint {folder} was altered ({', '.join(altered) or RECORD}): {ahead}")
         try:
-            state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+            state = load_pickle(folder / STATE)
             weights = load_file(folder / WEIGHTS)
             averaged = load_file(folder / AVERAGED) if AVERAGED in record["sha256"] else None
         except Exception as error:  # a file made by somebody else raises whatever it pleases

@@ -10,7 +10,7 @@ Four formats are told apart by what a file contains, never by its name:
 ``prompt-learner`` QualiCLIP+ as pyiqa stores it: ``params`` with the prompt learner
 =================  ==================================================================================
 
-No path executes code from a file: safetensors, or ``torch.load(weights_only=True)``.
+No path executes code from a file: safetensors, or what ``pickles`` reads.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ from qualiclip_plugin.models.qualiclip import QualiCLIP
 from qualiclip_plugin.utils.atomic import atomic_write
 from qualiclip_plugin.utils.errors import ConfigError, QualiCLIPError, WeightsError, first_line
 from qualiclip_plugin.utils.json_yaml import check_json, parse_json
-from qualiclip_plugin.weights.checks import DIGEST, HEADER_SCHEMA, check_container, digest, plain_tensors
+from qualiclip_plugin.weights.checks import DIGEST, HEADER_SCHEMA, digest, plain_tensors
+from qualiclip_plugin.weights.pickles import load_pickle
 
 FORMAT_VERSION = 1
 HEADER = "qualiclip"
@@ -88,8 +89,7 @@ def read_weights(path: str | os.PathLike[str]) -> WeightsFile:
             magic = file.read(9)
         if magic[8:9] == b"{":
             return _read_safetensors(path)
-        check_container(path)
-        return _classify(path, torch.load(path, map_location="cpu", weights_only=True))
+        return _classify(path, load_pickle(path))
     except WeightsError:
         raise
     except pickle.UnpicklingError as error:

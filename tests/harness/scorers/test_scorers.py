@@ -26,8 +26,10 @@ from harness.scorers.names import (
     lower_better,
     parse_name,
 )
+from harness.scorers.pyiqa_files import checked_files
 from harness.scorers.start import create_scorer
-from qualiclip_plugin.utils.errors import ConfigError
+from qualiclip_plugin.utils.atomic import sha256_file
+from qualiclip_plugin.utils.errors import ConfigError, WeightsError
 
 
 @pytest.fixture
@@ -85,6 +87,28 @@ def test_weights_of_pyiqa_run_no_code(tmp_path: Path) -> None:
     with pytest.raises(ScorerError, match="could run code"):
         create_scorer(f"cnniqa@pretrained_model_path={tmp_path / 'evil.pth'}", device="cpu")
     assert not (tmp_path / "ran").exists()
+
+
+def test_torchscript_of_pyiqa_runs_on_the_users_word_alone(tmp_path: Path) -> None:
+    program = tmp_path / "program.pt"
+    torch.jit.save(torch.jit.script(torch.nn.Identity()), program)
+    torch.save({"a": torch.zeros(1)}, tmp_path / "tensors.pt")
+    load = torch.jit.load
+    with checked_files(run_torchscript=False) as programs:
+        with pytest.raises(ScorerError, match=r"program\.pt is a TorchScript archive.*run_torchscript=true"):
+            torch.jit.load(str(program))
+        with pytest.raises(WeightsError, match="TorchScript"):
+            torch.load(program)
+        # This is how CLIP's loader finds out what a file is; it then loads the tensors.
+        with (tmp_path / "tensors.pt").open("rb") as file:
+            with pytest.raises(RuntimeError, match="no TorchScript archive"):
+                torch.jit.load(file)
+            assert torch.load(file)["a"] == 0
+    assert not programs
+    with checked_files(run_torchscript=True) as programs:
+        assert torch.jit.load(str(program))(torch.ones(1)) == 1
+    assert programs == [sha256_file(program)]
+    assert torch.jit.load is load
 
 
 def test_an_unknown_name_suggests_near_ones() -> None:

@@ -11,6 +11,7 @@ from qualiclip_plugin.scoring.local import ScoredImage
 from qualiclip_plugin.scoring.table import plain_table, to_frame
 from qualiclip_plugin.utils.errors import ConfigError, QualiCLIPError, first_line
 from qualiclip_plugin.utils.shown import in_html, in_latex, in_markdown, printable
+from qualiclip_plugin.weights.checks import COLUMNS
 
 HOSTILE = "x\n# Forged \x1b[31m\r\u202e<b>|$\\input{x}\\&"
 
@@ -51,3 +52,7 @@ def test_names_of_attributes_stay_in_their_column() -> None:
     header, row = plain_table(frame).splitlines()
     assert header.split("\t")[2] == printable(HOSTILE)
     assert len(row.split("\t")) == len(frame.columns)
+
+
+def test_an_attribute_has_no_name_of_another_column() -> None:
+    assert tuple(to_frame([]).columns) == COLUMNS

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import pickle
 import threading
+import zipfile
 from collections.abc import Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,6 +21,7 @@ from qualiclip_plugin.utils.errors import WeightsError
 from qualiclip_plugin.weights import loading as module
 from qualiclip_plugin.weights.checkpoint import read_weights, save_checkpoint
 from qualiclip_plugin.weights.loading import Card, fetch, get_card, load_cards, load_model, resolve, verify
+from qualiclip_plugin.weights.pickles import load_pickle
 
 
 @pytest.fixture(autouse=True)
@@ -223,6 +226,49 @@ def test_pickle_that_wants_to_run_code_is_refused(tmp_path):
         with pytest.raises(WeightsError, match=rf"{name}.*(run code|not a readable)"):
             read_weights(tmp_path / name)
     assert not witness.exists()
+
+
+def asking_for(what: bytes) -> bytes:
+    """A pickle that calls a function with 10**9."""
+    return b"\x80\x02c" + what + b"\nJ\x00\xca\x9a;\x85R."
+
+
+@pytest.mark.parametrize("what", [b"builtins\nbytearray", b"torch.storage\nUntypedStorage", b"torch\nTensor"])
+@pytest.mark.parametrize("form", ["plain", "zipped", "behind an archive"])
+def test_a_pickle_that_asks_for_memory_is_refused_before_it_is_loaded(tmp_path, monkeypatch, what, form):
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was loaded"))
+    path, content = tmp_path / "large.pth", asking_for(what)
+    if form != "plain":
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w") as archive:
+            archive.writestr("large/data.pkl", content if form == "zipped" else b"\x80\x02}.")
+            archive.writestr("large/version", "3")
+        # torch takes what begins like a pickle for one, whatever follows.
+        content = packed.getvalue() if form == "zipped" else content + packed.getvalue()
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"large\.pth was refused: it asks for .* any amount of memory"):
+        read_weights(path)
+
+
+def test_containers_that_stand_for_many_are_refused(tmp_path):
+    values = [0.0]
+    for _ in range(40):
+        values = [values, values]
+    torch.save({"a": torch.zeros(3), "b": values}, tmp_path / "many.pth")
+    with pytest.raises(WeightsError, match=r"many\.pth was refused: what it holds is larger than the file"):
+        load_pickle(tmp_path / "many.pth")
+
+
+def test_a_state_of_plain_values_is_loaded(tmp_path):
+    state = {"optimizer": {"betas": (0.9, 0.99), "step": torch.ones(2)}, "scaler": {}, "names": ["a"], "none": None}
+    torch.save(state, tmp_path / "state.pt")
+    assert str(load_pickle(tmp_path / "state.pt")) == str(state)
+
+
+def test_torchscript_is_refused(tmp_path):
+    torch.jit.save(torch.jit.script(torch.nn.Identity()), tmp_path / "program.pt")
+    with pytest.raises(WeightsError, match=r"program\.pt was refused: it is a TorchScript archive"):
+        read_weights(tmp_path / "program.pt")
 
 
 @pytest.mark.parametrize("keep", [0, 5, 100, 1000, -1])
