@@ -93,8 +93,9 @@ def table(
     cells = store.cells()
     if not cells:
         raise StoreError(no_results(output))
-    typer.echo(render(cells, form, with_reported=reported), nl=False)
-    write_tables(store)
+    text = render(cells, form, with_reported=reported)
+    write_tables(store)  # before it is printed: the reader of a pipe may be gone
+    typer.echo(text, nl=False)
 
 
 @app.command()

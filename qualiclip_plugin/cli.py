@@ -207,9 +207,9 @@ def score(
         max_pixels=max_pixels,
     )
     frame = to_frame(_with_progress(rows, len(files)), model.attributes if attributes else ())
-    _print_table(frame)
     if output is not None:
-        write_scores(frame, output)
+        write_scores(frame, output)  # before it is printed: the reader of a pipe may be gone
+    _print_table(frame)
     _exit_if_failed(int(frame["error"].notna().sum()), len(frame))
 
 

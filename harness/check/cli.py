@@ -73,9 +73,9 @@ def check(
         raise
     if compared is None:
         return
-    typer.echo(check_report.to_text(compared))
     if report is not None:
-        check_report.write_report(report, compared)
+        check_report.write_report(report, compared)  # before it is printed: the reader of a pipe may be gone
+    typer.echo(check_report.to_text(compared))
     if compared.findings and not update:
         raise typer.Exit(1)
 

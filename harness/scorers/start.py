@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from urllib.error import URLError
@@ -12,6 +13,9 @@ from harness.data.network import hub_reachable, offline, without_network
 from harness.scorers.kinds import Scorer, start_callable, start_command, start_ours, start_pyiqa
 from harness.scorers.names import COMMAND, DECLARATIONS, ScorerError, facts, is_ours, parse_name
 from qualiclip_plugin.utils.errors import QualiCLIPError
+
+_ONE_AT_A_TIME = threading.RLock()
+"""Standard output and the Hub's setting belong to all threads: two that put them back could leave them changed."""
 
 
 def create_scorer(name: str, *, device: str = "auto", precision: str = "fp32") -> Scorer:
@@ -33,7 +37,7 @@ def create_scorer(name: str, *, device: str = "auto", precision: str = "fp32") -
     options = {key: value for key, value in options.items() if key not in DECLARATIONS}
     chosen = check_device(device)
     try:
-        with _silent(), offline(not hub_reachable()):
+        with _ONE_AT_A_TIME, _silent(), offline(not hub_reachable()):
             if is_ours(base):
                 return start_ours(name, base, options, chosen, precision)
             if base.startswith(COMMAND):
@@ -68,7 +72,7 @@ def availability(names: Iterable[str]) -> Iterator[Start]:
     """Whether scorers can start here as things are, without any download."""
     for name in names:
         try:
-            with without_network():
+            with _ONE_AT_A_TIME, without_network():
                 started = create_scorer(name, device="cpu")
         except ScorerError as error:
             yield Start(name, str(error))

@@ -13,7 +13,7 @@ from qualiclip_plugin.models.backbones import backbone_config, build_tokenizer
 from qualiclip_plugin.models.precision import exact_fp32, without_autocast
 from qualiclip_plugin.models.prompt_learner import PromptLearner
 from qualiclip_plugin.models.prompts import ATTRIBUTES, paired_features
-from qualiclip_plugin.models.qualiclip import QualiCLIP, pair_scores, prompt_similarities
+from qualiclip_plugin.models.qualiclip import QualiCLIP, check_range, pair_scores, prompt_similarities
 from qualiclip_plugin.runtimes import prepare_for_scoring
 from qualiclip_plugin.scoring.local import check_device
 from qualiclip_plugin.utils.errors import WeightsError
@@ -109,6 +109,7 @@ class PyiqaQualiCLIP(nn.Module):
                     prompt_specific_ctx=prompt_specific_ctx,
                 )
             )
+        self.eval()
 
     @property
     def quality_model(self) -> QualiCLIP:
@@ -130,6 +131,8 @@ class PyiqaQualiCLIP(nn.Module):
         model = self.quality_model
         if self.prompt_learner is None:
             return model(images, attributes=attributes)
+        if not self.training:
+            check_range(images)
         similarities = prompt_similarities(model.encode_image(images), self._learned_features())
         pairs = pair_scores(similarities, model.logit_scale)
         score = pairs.mean(dim=1, keepdim=True)

@@ -7,10 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from qualiclip_plugin.models.precision import exact_fp32
 from qualiclip_plugin.weights.loading import load_model
+
+try:
+    from torchmetrics import Metric
+except ImportError as error:  # stays one, for programs that try the import
+    raise ImportError(
+        'QualiCLIPMetric needs a further package: pip install "qualiclip-plugin[torchmetrics]"', name="torchmetrics"
+    ) from error
 
 
 class QualiCLIPMetric(Metric):

@@ -63,7 +63,11 @@ def triton_works(device: torch.device) -> bool:
     if not has_triton():
         return False
     try:
-        halve(torch.zeros((1, 8, 2, 2), device=device).contiguous(memory_format=torch.channels_last))
+        halve(
+            torch.zeros((1, 8, 2, 2), dtype=torch.float32, device=device).contiguous(
+                memory_format=torch.channels_last
+            )
+        )
     except Exception:  # whatever is missing: torch's kernel computes the same
         return False
     return True

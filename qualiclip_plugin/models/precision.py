@@ -87,8 +87,8 @@ def prepare_for_inference(module: nn.Module, precision: str = "fp32") -> nn.Modu
     Convolutional towers hold the weights of their convolutions in the precision itself and pool in fp32; other towers
     stay fp32 and are left to autocast, which knows which of their operations need it.
     """
-    module.eval().requires_grad_(False)
     fold_batch_norm(module)
+    module.eval().requires_grad_(False)
     for tower in module.modules():
         if isinstance(tower, ConvTower):
             _lower(tower, PRECISIONS[check_precision(precision)])

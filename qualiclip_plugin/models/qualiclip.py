@@ -7,6 +7,8 @@ similarities to the positive and the negative prompt, taken at the positive one.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -22,6 +24,9 @@ from qualiclip_plugin.utils.images import to_float
 
 MIN_SIZE = 32
 """Smallest height and width in pixels: the total stride of the convolutional towers."""
+RANGE_TOLERANCE = 1e-3
+"""How far values may lie outside [0, 1]: a quarter of a level of 8 bits, more than arithmetic in fp16 is off by."""
+_PROBES = itertools.count(1.0)
 
 
 def prompt_similarities(features: Tensor, text_features: Tensor) -> Tensor:
@@ -59,7 +64,7 @@ def quality_score(similarities: Tensor, logit_scale: float) -> Tensor:
 
 
 class QualiCLIP(nn.Module):
-    """An image tower, frozen prompt features and the score they give.
+    """An image tower, frozen prompt features and the score they give; in evaluation mode until ``train()``.
 
     Args:
         image_encoder: Normalised images (N, 3, H, W) -> features (N, D), any norm.
@@ -104,8 +109,9 @@ class QualiCLIP(nn.Module):
         self.backbone = dict(backbone)
         self._precision = check_precision(precision)
         self.register_buffer("text_features", text_features.detach().float(), persistent=False)
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
+        self.eval()  # not torch's default: a forward pass in training mode changes the statistics of BatchNorm
 
     @property
     def precision(self) -> str:
@@ -113,12 +119,18 @@ class QualiCLIP(nn.Module):
         return self._precision
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> QualiCLIP:
-        if self.stays:
-            there = fn(self.mean)
-            if (there.device, there.dtype) != (self.mean.device, self.mean.dtype):
-                raise ConfigError(
-                    f"a model that was prepared for {self.mean.device} stays there as it is: load another one"
-                )
+        # A value that no memory holds by chance: `to_empty` gives tensors of the right kind without their content.
+        probe = torch.full_like(self.mean, next(_PROBES))
+        there = fn(probe)
+        if self.stays and (there.device, there.dtype) != (probe.device, probe.dtype):
+            raise ConfigError(f"a model that was prepared for {probe.device} stays there as it is: load another one")
+        if there.dtype != probe.dtype:
+            raise ConfigError(
+                f"the weights cannot be made {there.dtype}: choose a precision when the model is loaded, "
+                'as in load_model(..., precision="fp16")'
+            )
+        if not there.is_meta and (probe.is_meta or not torch.equal(there.cpu(), probe.cpu())):
+            raise ConfigError("to_empty() would leave the model without its weights: move it with to(device)")
         return super()._apply(fn, *args, **kwargs)
 
     def encode_image(self, images: Tensor) -> Tensor:
@@ -181,7 +193,12 @@ class QualiCLIP(nn.Module):
 
         Returns:
             Scores in [0, 1], (N, 1), higher is better; with ``attributes`` also a mapping name -> (N,).
+
+        Raises:
+            ImageError: See :meth:`encode_image` and :func:`check_range`.
         """
+        if not self.training:
+            check_range(images)
         similarities = self.similarities(images)
         score = quality_score(similarities, self.logit_scale)
         if not attributes:
@@ -199,3 +216,35 @@ def check_images(images: Tensor) -> None:
     height, width = images.shape[2:]
     if min(height, width) < MIN_SIZE:
         raise ImageError(f"image of {width}x{height} pixels is too small: each side needs at least {MIN_SIZE}")
+
+
+def check_range(images: Tensor) -> None:
+    """Refuse floating-point images with values outside [0, 1] or that are no numbers.
+
+    One pass over the images, whose result a GPU is waited for. Left to the caller where a gradient to the images is
+    asked for, as pyiqa does (a generator overshoots, and a loss must not stop the device), and inside graphs, which
+    have no place for an error.
+
+    Raises:
+        ImageError: Says which range came, and what to do.
+    """
+    if not images.is_floating_point() or images.numel() == 0 or images.requires_grad or in_graph():
+        return
+    low, high = torch.stack(torch.aminmax(images)).tolist()
+    if low >= -RANGE_TOLERANCE and high <= 1 + RANGE_TOLERANCE:
+        return
+    if math.isnan(low):
+        raise ImageError("image values must be numbers in [0, 1]: some of these are nan")
+    advice = "undo a normalisation, and clamp(0, 1) what resampling adds"
+    if low >= 0 and 2 < high <= 255:
+        advice = "divide 0..255 by 255, or give bytes (torch.uint8)"
+    elif low >= -1 and high <= 1:
+        advice = "of -1..1 take (images + 1) / 2"
+    raise ImageError(f"image values must be in [0, 1], these go from {low:.4g} to {high:.4g}: {advice}")
+
+
+def in_graph() -> bool:
+    """Whether the code runs to become a graph: compiled, exported, traced, or recorded on a GPU."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()

@@ -71,7 +71,7 @@ def _use_openvino(model: QualiCLIP) -> None:
     if isinstance(tower, StagePoolTower):
         tower.tile_bytes = 400  # OpenVINO holds the widest map of these networks twice
     traceable = for_graphs(tower)
-    example = torch.rand(EXAMPLE_SIZE).contiguous(memory_format=torch.channels_last)
+    example = torch.rand(EXAMPLE_SIZE, dtype=torch.float32).contiguous(memory_format=torch.channels_last)
     for name in tower.parts:
         plain = getattr(traceable, name)
         setattr(tower, name, OpenVINOPart(plain, example, model.precision))

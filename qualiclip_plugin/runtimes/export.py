@@ -43,8 +43,9 @@ def export_program(model: nn.Module) -> ExportedProgram:
         raise ConfigError("only a model in evaluation mode can be exported (load_model(..., inference=True))")
     if any(isinstance(module, nn.AvgPool2d) for module in model.modules()):
         _check_torch(POOLS_SINCE, "a network with average pools, such as CLIP's ResNets,")
+    example = torch.rand(EXAMPLE_SIZE, dtype=torch.float32)
     with torch.no_grad():
-        return torch.export.export(for_graphs(model), (torch.rand(EXAMPLE_SIZE),), dynamic_shapes=_shapes())
+        return torch.export.export(for_graphs(model), (example,), dynamic_shapes=_shapes())
 
 
 def _check_torch(since: str, what: str) -> None:

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-SIGNAL_EXITS = {"SIGINT": 130, "SIGTERM": 143}
-"""Exit codes that shells expect of a program that a signal ended."""
+from qualiclip_plugin.stop_signal import SIGNAL_EXITS
 
 
 def train_command(

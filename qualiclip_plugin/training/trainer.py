@@ -24,6 +24,7 @@ from torch import Tensor
 
 from qualiclip_plugin.models.precision import make_exact_in_half
 from qualiclip_plugin.models.qualiclip import QualiCLIP
+from qualiclip_plugin.stop_signal import StopSignal
 from qualiclip_plugin.training.batches import Batch, degraded_batches, images_in_step
 from qualiclip_plugin.training.config import TrainConfig
 from qualiclip_plugin.training.distributed import build_accelerator, places_of
@@ -46,7 +47,6 @@ from qualiclip_plugin.training.seeds import (
     seed_generators,
     set_generator_states,
 )
-from qualiclip_plugin.training.stop_signal import StopSignal
 from qualiclip_plugin.training.training_photos import TrainingPhotos
 from qualiclip_plugin.training.usable_photos import SkipList
 from qualiclip_plugin.training.validation import read_scored_data, validate

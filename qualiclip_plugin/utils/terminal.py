@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 
 import typer
@@ -15,10 +16,13 @@ USAGE = 2
 
 def run(app: typer.Typer, name: str) -> None:
     """Run a command line; what the user or the machine can mend is one line on standard error and exit code 2."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in ("stdout", "stderr"):
+        # Closed by the caller: the next file that is opened would get its number, and libraries print there.
+        if getattr(sys, stream) is None:
+            setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115 (for as long as the process runs)
         # A name outside the terminal's encoding must not end a run.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+        if isinstance(getattr(sys, stream), io.TextIOWrapper):
+            getattr(sys, stream).reconfigure(errors="backslashreplace")
     try:
         app(prog_name=name)
         sys.stdout.flush()
@@ -29,7 +33,7 @@ def run(app: typer.Typer, name: str) -> None:
         if out_of_memory(error):
             reason = f"not enough memory ({first_line(error)})"
         elif isinstance(error, OSError) and error.errno is not None:
-            reason = f"{error.filename or 'output'}: {error.strerror}"
+            reason = f"{error.filename or 'standard output'}: {error.strerror}"
         else:
             raise
     typer.echo(f"error: {reason}", err=True)

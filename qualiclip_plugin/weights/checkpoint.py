@@ -170,7 +170,7 @@ def _is_counter(key: str) -> bool:
 
 def build_text_side(file: WeightsFile, config: dict[str, Any]) -> TextTransformer:
     """The frozen text tower of an ``official`` or ``clip`` file."""
-    tower = build_text_tower(config)
+    tower = build_text_tower(config).float()
     apart = ("visual.", "logit_scale", "prompts_features", "input_resolution", "context_length", "vocab_size")
     text = {key: value for key, value in file.tensors.items() if not key.startswith(apart)}
     load_strictly(tower, text, file.path)
@@ -320,7 +320,7 @@ def _filled_encoder(config: dict[str, Any], tensors: Mapping[str, Tensor], path:
         # First without memory: a header may ask for a network of any size, its file has tensors for one.
         with torch.device("meta"):
             check_fit(build_image_encoder(config), tensors, path)
-        encoder = build_image_encoder(config)
+        encoder = build_image_encoder(config).float()  # whatever torch's default type is
     except QualiCLIPError:
         raise
     except Exception as error:  # what open_clip and timm make of settings they do not know

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 from harness.cli import app
 from harness.results.store import Store
 from qualiclip_plugin.utils.errors import QualiCLIPError
-from tests.support.commands import run_main
+from tests.support.commands import Unwritable, run_main
 from tests.support.harness_data import opinion_folder, write_images
 
 FUNCTION = "tests.support.harness_data:brightness"
@@ -60,6 +61,10 @@ def test_run_prints_and_stores_the_leaderboard(
     assert labels["file_name"].tolist() == [f"{i}.png" for i in range(8)]
     (output / "leaderboard.md").unlink()
     assert call("table", "--output", str(output)).strip() == printed.strip()
+    (output / "leaderboard.md").unlink()
+    monkeypatch.setattr(sys, "stdout", Unwritable(errno.EPIPE))
+    assert run_main(monkeypatch, "iqa-harness", "table", "--output", output) == 1
+    assert (output / "leaderboard.md").read_text().strip() == printed.strip()
 
 
 def test_json_log_is_one_object_a_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -20,7 +21,7 @@ from typer.testing import CliRunner
 from qualiclip_plugin import __version__, cli
 from qualiclip_plugin.utils.images import read_image, to_float
 from qualiclip_plugin.weights.loading import load_cards, load_model
-from tests.support.commands import run_main
+from tests.support.commands import Unwritable, run_main
 
 COMMAND = [sys.executable, "-m", "qualiclip_plugin"]
 
@@ -119,6 +120,20 @@ def test_a_pipe_that_closes_early_leaves_no_traceback() -> None:
         process.stdout.close()
         assert b"Traceback" not in process.stderr.read()
     assert process.returncode in (0, 1)  # click before 8.5 says 1
+
+
+@pytest.mark.parametrize(("reason", "code"), [(errno.ENOSPC, 2), (errno.EPIPE, 1), (None, 0)])
+def test_the_file_is_written_whatever_becomes_of_standard_output(
+    album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], reason, code
+) -> None:
+    monkeypatch.setattr(sys, "stdout", Unwritable(reason) if reason else None)
+    path = tmp_path / "scores.csv"
+    assert run_main(monkeypatch, "qualiclip", "score", album / "b good.png", "--output", path) == code
+    assert pd.read_csv(path)["score"].notna().all()
+    assert [file.name for file in tmp_path.iterdir()] == ["scores.csv"]
+    errors = capfd.readouterr().err
+    assert ("error: standard output: No space left on device" in errors) == (reason == errno.ENOSPC)
+    assert "Traceback" not in errors
 
 
 def test_a_terminal_gets_a_drawn_table(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:

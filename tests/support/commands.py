@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 
 import pytest
@@ -18,3 +20,18 @@ def run_main(monkeypatch: pytest.MonkeyPatch, program: str, *arguments: object) 
     with pytest.raises(SystemExit) as caught:
         MAINS[program]()
     return caught.value.code
+
+
+class Unwritable(io.StringIO):
+    """A standard output on a full disk, or whose reader is gone.
+
+    Args:
+        reason: Number of the system's error.
+    """
+
+    def __init__(self, reason: int) -> None:
+        super().__init__()
+        self.reason = reason
+
+    def write(self, text: str) -> int:
+        raise OSError(self.reason, os.strerror(self.reason))

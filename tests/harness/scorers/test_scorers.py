@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,7 @@ from harness.scorers.pyiqa_files import checked_files
 from harness.scorers.start import create_scorer
 from qualiclip_plugin.utils.atomic import sha256_file
 from qualiclip_plugin.utils.errors import ConfigError, WeightsError
+from tests.support.harness_data import brightness
 
 
 @pytest.fixture
@@ -145,6 +150,26 @@ def test_qualiclip_weights_are_an_option_and_change_the_fingerprint(
     again = create_scorer(f"qualiclip@weights={tiny_checkpoint}", device="cpu")
     assert again.identity == tiny.identity
     assert str(tiny_checkpoint.parent) not in str(tiny.identity)
+
+
+def test_threads_that_start_scorers_leave_standard_output_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    second, numbers, before = threading.Event(), itertools.count(), sys.stdout
+
+    def start(*_: object) -> str:
+        if next(numbers) == 0:
+            second.wait(0.2)  # the other thread begins, if it may
+        else:
+            second.set()
+            time.sleep(0.05)  # the other thread ends
+        return "started"
+
+    monkeypatch.setattr("harness.scorers.start.start_callable", start)
+    with ThreadPoolExecutor(2) as pool:
+        started = list(
+            pool.map(lambda _: create_scorer(f"{brightness.__module__}:brightness", device="cpu"), range(2))
+        )
+    assert started == ["started"] * 2
+    assert sys.stdout is before
 
 
 def test_missing_weights_are_a_reason_and_not_a_crash(offline: None) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import open_clip
@@ -12,13 +14,22 @@ import torch
 from torch import nn
 
 from qualiclip_plugin.bench.reference import pyiqa_class
+from qualiclip_plugin.integrations.hub import HubQualiCLIP
+from qualiclip_plugin.integrations.pyiqa_arch import PyiqaQualiCLIP
 from qualiclip_plugin.models.attention_pool import SingleQueryAttentionPool
 from qualiclip_plugin.models.backbones import backbone_config, build_image_encoder, build_tokenizer, interpolate_grid
 from qualiclip_plugin.models.precision import fold_batch_norm, prepare_for_inference
 from qualiclip_plugin.models.prompts import ATTRIBUTES, PROMPT_PAIRS, encode_prompts, flat_prompts, paired_features
 from qualiclip_plugin.models.qualiclip import QualiCLIP, pair_scores, prompt_similarities, quality_score
 from qualiclip_plugin.utils.errors import ConfigError, ImageError, WeightsError
-from qualiclip_plugin.weights.checkpoint import CLIP_MEAN, CLIP_STD, build_text_side, read_weights, save_checkpoint
+from qualiclip_plugin.weights.checkpoint import (
+    CLIP_MEAN,
+    CLIP_STD,
+    build_model,
+    build_text_side,
+    read_weights,
+    save_checkpoint,
+)
 from qualiclip_plugin.weights.loading import load_model
 from tests.conftest import calibrate, needs_openvino
 from tests.support.rounding import score_bound
@@ -286,3 +297,94 @@ def test_unknown_names_suggest_near_ones(tiny_checkpoint):
         backbone_config("RN5O")
     with pytest.raises(ConfigError, match="fp32, fp16, bf16"):
         load_model(tiny_checkpoint, precision="fp64")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda images: 255 * images, r"from 0 to 255: divide 0\.\.255 by 255"),
+        (lambda images: 2 * images - 1, r"from -1 to 1: of -1\.\.1 take \(images \+ 1\) / 2"),
+        (lambda images: (images - 0.5) / 0.25, "from -2 to 2: undo a normalisation"),
+        (lambda images: images + 0.01, r"from 0\.01 to 1\.01: .* clamp\(0, 1\)"),
+        (lambda images: images.masked_fill(images == images.max(), float("nan")), "some of these are nan"),
+        (lambda images: images.masked_fill(images == images.max(), float("inf")), "from 0 to inf"),
+    ],
+)
+@pytest.mark.parametrize("entry", ["load_model", "pyiqa", "torchmetrics", "hub"])
+def test_values_outside_their_range_are_refused(entry, change, message, tiny_checkpoint, images):
+    score = entries(tiny_checkpoint)[entry]
+    images = (images[:1, :, :64, :64] - images[0].min()).clamp(0, 1)
+    images[0, 0, 0, :2] = torch.tensor([0.0, 1.0])
+    with pytest.raises(ImageError, match=message):
+        score(change(images))
+    with pytest.raises(ImageError, match=message):
+        score(change(images.double()))
+    score(images + 9e-4)
+    score(images - 9e-4)
+
+
+@cache
+def entries(weights: Path) -> dict[str, Callable[[torch.Tensor], object]]:
+    """Everything by which a tensor of images gets a score."""
+    from qualiclip_plugin.integrations.torchmetrics import QualiCLIPMetric
+
+    return {
+        "load_model": load_model(weights),
+        "pyiqa": PyiqaQualiCLIP(model_type="qualiclip", weights=weights),
+        "torchmetrics": QualiCLIPMetric(weights).update,
+        "hub": HubQualiCLIP.of(load_model(weights, inference=False)),
+    }
+
+
+def test_the_range_is_left_to_the_caller_of_a_loss_a_graph_and_training(tiny_checkpoint, images, monkeypatch):
+    model = load_model(tiny_checkpoint)
+    overshooting = (1.2 * images[:1]).requires_grad_()
+    model(overshooting).sum().backward()
+    assert overshooting.grad.abs().sum() > 0
+    trained = load_model(tiny_checkpoint, inference=False).train()
+    trained(overshooting.detach()).sum().backward()
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    torch.testing.assert_close(model(overshooting.detach()), model(overshooting).detach(), rtol=0, atol=1e-6)
+
+
+def test_every_model_is_handed_out_in_evaluation_mode(tiny_checkpoint):
+    file = read_weights(tiny_checkpoint)
+    handed = [build_model(file), load_model(tiny_checkpoint), load_model(tiny_checkpoint, inference=False)]
+    handed += [HubQualiCLIP.of(build_model(file)), PyiqaQualiCLIP("qualiclip", weights=tiny_checkpoint)]
+    handed += [PyiqaQualiCLIP("qualiclip", weights=tiny_checkpoint, train_image_encoder=True)]
+    for model in handed:
+        assert not any(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("change", [nn.Module.half, nn.Module.double, nn.Module.bfloat16])
+@pytest.mark.parametrize("inference", [True, False])
+def test_another_type_is_chosen_when_a_model_is_loaded(tiny_checkpoint, images, change, inference):
+    model = load_model(tiny_checkpoint, inference=inference)
+    before = model(images)
+    for whole in (model, nn.Sequential(model)):
+        with pytest.raises(ConfigError, match="choose a precision when the model is loaded"):
+            change(whole)
+    assert torch.equal(model(images), before)
+
+
+def test_a_model_keeps_its_weights_when_it_is_moved(tiny_checkpoint, images):
+    model = load_model(tiny_checkpoint)
+    before = model(images)
+    for whole in (model, nn.Sequential(model), PyiqaQualiCLIP("qualiclip", weights=tiny_checkpoint)):
+        with pytest.raises(ConfigError, match=r"move it with to\(device\)"):
+            whole.to_empty(device="cpu")
+    assert torch.equal(model.to("cpu", torch.float32)(images), before)
+    assert torch.equal(load_model(tiny_checkpoint).share_memory()(images), before)
+
+
+@pytest.mark.parametrize(("weights", "runtime"), [("tiny", "eager"), ("tiny", "openvino"), ("lite", "eager")])
+def test_torchs_default_type_changes_no_score(tiny_checkpoint, images, runtime, weights):
+    if runtime == "openvino":
+        needs_openvino()
+    weights = tiny_checkpoint if weights == "tiny" else weights
+    before = load_model(weights, runtime=runtime)(images[:1])
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(load_model(weights, runtime=runtime)(images[:1]), before)
+    finally:
+        torch.set_default_dtype(torch.float32)

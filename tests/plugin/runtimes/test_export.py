@@ -6,6 +6,7 @@ import copy
 import math
 import pickle
 import sys
+from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -127,6 +128,15 @@ def test_metric_is_the_mean_over_batches(models, images, tiny_checkpoint):
     metric.reset()
     metric.update(images[:1])
     torch.testing.assert_close(metric.compute(), models["clip"](images[:1]).mean(), rtol=0, atol=1e-6)
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchmetrics"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)
+    monkeypatch.delitem(sys.modules, "qualiclip_plugin.integrations.torchmetrics", raising=False)
+    with pytest.raises(ImportError, match=r'pip install "qualiclip-plugin\[torchmetrics\]"'):
+        import_module("qualiclip_plugin.integrations.torchmetrics")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Stopping a run politely: a signal is noted, the step under way is finished."""
+"""Stopping a run politely: a signal is noted, the step or image under way is finished."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import signal
 from types import FrameType
 from typing import Any
 
+SIGNAL_EXITS = {"SIGINT": 130, "SIGTERM": 143}
+"""Exit codes that shells expect of a program that a signal ended."""
+
 
 class StopSignal:
-    """Notes SIGTERM and SIGINT for the length of a block, so that a step is finished and saved.
+    """Notes SIGTERM and SIGINT for the length of a block, so that work under way is finished and kept.
 
     Attributes:
         name: The signal that came first, or None.
