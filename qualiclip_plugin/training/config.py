@@ -239,8 +239,12 @@ def config_names() -> list[str]:
 
 
 def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    """Settings that decide the result and differ, as ``name: old -> new``."""
-    keys = [key for key in sorted({*first, *second}) if key not in UNCHANGED_RESULT]
+    """Settings that decide the result and differ, as ``name: old -> new``.
+
+    Not ``steps`` where the schedule is constant: then no step depends on how many follow it.
+    """
+    unchanged = UNCHANGED_RESULT | ({"steps"} if first.get("schedule") == "constant" else set())
+    keys = [key for key in sorted({*first, *second}) if key not in unchanged]
     return [f"{key}: {first.get(key)} -> {second.get(key)}" for key in keys if first.get(key) != second.get(key)]
 
 

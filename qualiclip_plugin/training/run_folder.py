@@ -189,7 +189,15 @@ class RunFolder:
             ConfigError: Names every difference.
         """
         run = self.read_run()
-        changed = differences(run["config"], config)
+        before = run["config"]
+        changed = differences(before, config)
+        advice = ""
+        if before.get("steps") != config.get("steps") and before.get("schedule") == config.get("schedule"):
+            advice = (
+                f". Each step of the schedule {before.get('schedule')} depends on their number: finish the run with "
+                f"steps={before.get('steps')} and train on from its result in a new one, --set "
+                f"weights={self.path / 'model.safetensors'} --output ANOTHER"
+            )
         # Where names and sizes of the photographs are known, the way to them does not matter.
         ignored = "source" if photographs.get("fingerprint") else ""
         changed += [
@@ -198,7 +206,13 @@ class RunFolder:
             if run["photographs"].get(key) != value and key != ignored
         ]
         if changed:
-            raise ConfigError(f"{self.path} holds a run with other settings ({'; '.join(changed)})")
+            raise ConfigError(f"{self.path} holds a run with other settings ({'; '.join(changed)}){advice}")
+
+    def record_steps(self, steps: int) -> None:
+        """Write into ``run.json`` how many steps the run has from now on."""
+        run = self.read_run()
+        if run["config"].get("steps") != steps:
+            self.write_json("run.json", {**run, "config": {**run["config"], "steps": steps}})
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write one of the folder's JSON files, atomically."""

@@ -129,6 +129,8 @@ class Trainer:
         self.learner = Learner(self.model, config, self.accelerator)
         if self.resume:
             self._restore()
+            if self.main:
+                self.folder.record_steps(self.config.steps)
 
     def close(self) -> None:
         """End the threads, the trackers and the hold on the folder; list what was skipped, whatever ended the run."""
@@ -190,6 +192,8 @@ class Trainer:
         if loaded is None:
             return
         self.step, checkpoint = loaded
+        if self.step > self.config.steps:
+            raise ConfigError(f"the run has done {self.step} steps: it cannot go on to steps={self.config.steps}")
         self.position = checkpoint.position
         with fitting(self.folder.path):
             self.learner.restore(checkpoint.weights, checkpoint.averaged, checkpoint.state)

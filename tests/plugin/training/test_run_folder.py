@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import shutil
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from qualiclip_plugin.training.config import config_from_mapping
 from qualiclip_plugin.training.run_folder import RunFolder, read_csv
 from qualiclip_plugin.utils.errors import ConfigError, DatasetError, ImageError, QualiCLIPError
 from tests.support.harness_data import opinion_folder
-from tests.support.training_runs import assert_same, run, stop_after, weights
+from tests.support.training_runs import assert_same, losses, run, stop_after, weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -136,6 +137,29 @@ def test_a_resumed_run_removes_what_a_kill_left_too_many(
     shutil.copytree(checkpoints / kept[0], checkpoints / "step-00000001")
     run(run_settings, photo_folder, tmp_path / "run", resume=True)
     assert sorted(path.name for path in checkpoints.iterdir()) == kept
+
+
+def test_a_finished_run_goes_on_where_its_schedule_allows(run_settings, photo_folder: str, tmp_path: Path) -> None:
+    settings = run_settings | {"schedule": "constant", "warmup": 3}
+    whole, extended = tmp_path / "whole", tmp_path / "extended"
+    run(settings | {"steps": 4}, photo_folder, whole)
+    for steps in (2, 4):
+        run(settings | {"steps": steps}, photo_folder, extended, resume=steps > 2)
+        assert json.loads((extended / "run.json").read_text())["config"]["steps"] == steps
+    assert_same(weights(whole), weights(extended))
+    assert losses(whole) == losses(extended)
+    with pytest.raises(ConfigError, match="has done 4 steps: it cannot go on to steps=2"):
+        run(settings | {"steps": 2}, photo_folder, extended, resume=True)
+
+
+def test_a_schedule_with_an_end_says_how_to_train_on(
+    run_settings, photo_folder: str, finished_run: Path, tmp_path: Path
+) -> None:
+    match = r"steps: 6 -> 9.*steps=6 and train on from its result in a new one, --set weights=(\S+) --output ANOTHER"
+    with pytest.raises(ConfigError, match=match) as refused:
+        run(run_settings | {"steps": 9}, photo_folder, finished_run, resume=True)
+    result = re.search(match, str(refused.value))[1]
+    assert run(run_settings | {"steps": 1, "weights": result}, photo_folder, tmp_path / "another").step == 1
 
 
 def test_a_checkpoint_holds_its_configuration_and_every_state(run_settings, finished_run: Path) -> None:
