@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import Enum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from qualiclip_plugin import __version__
 from qualiclip_plugin.bench.cli import bench_app
+from qualiclip_plugin.stop_signal import SIGNAL_EXITS, StopSignal
 from qualiclip_plugin.training.cli import train_command
 from qualiclip_plugin.utils.errors import ConfigError
 from qualiclip_plugin.utils.shown import printable
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from qualiclip_plugin.scoring.local import ScoredImage
+    from qualiclip_plugin.scoring.ray_engine import ScoreRequest
+    from qualiclip_plugin.scoring.unfinished import UnfinishedScores
 
 FAILED = 1
 """Exit code: some images have no score."""
@@ -138,7 +143,8 @@ def score(
     """Score images: higher is better, from 0 to 1.
 
     Whole images are scored, neither resized nor cropped. The table goes to standard output, as tab-separated text
-    when that is no terminal. An image that cannot be scored is a row with the reason.
+    when that is no terminal. An image that cannot be scored is a row with the reason. A run into --output that was
+    stopped goes on where it was, by the same command.
 
     With --engine ray the table goes to Parquet files in the folder --output, and its path to standard output; the
     same command again scores what is missing there.
@@ -148,23 +154,23 @@ def score(
     from qualiclip_plugin.utils.images import check_max_pixels, images_in
 
     colour, max_pixels = _colour(background), check_max_pixels(max_pixels)
-    if engine is Engine.ray:
-        from qualiclip_plugin.scoring.ray_engine import ScoreRequest, score_on_ray
+    from qualiclip_plugin.scoring.ray_engine import ScoreRequest, score_on_ray
 
-        request = ScoreRequest(
-            weights,
-            precision,
-            scale.value,
-            attributes,
-            batch_size,
-            exif,
-            colour,
-            column,
-            images_per_shard,
-            runtime,
-            tile_pixels,
-            max_pixels,
-        )
+    request = ScoreRequest(
+        weights,
+        precision,
+        scale.value,
+        attributes,
+        batch_size,
+        exif,
+        colour,
+        column,
+        images_per_shard,
+        runtime,
+        tile_pixels,
+        max_pixels,
+    )
+    if engine is Engine.ray:
         with _shard_progress() as advance:
             summary = score_on_ray(
                 paths,
@@ -181,36 +187,75 @@ def score(
         _exit_if_failed(summary["failed"], summary["images"])
         return
     _refuse_ray_options(context, paths)
-    from qualiclip_plugin.scoring.local import check_device, score_files
-    from qualiclip_plugin.scoring.table import check_output, to_frame, write_scores
+    from qualiclip_plugin.scoring.local import check_device
+    from qualiclip_plugin.scoring.table import check_output
 
     # What Pillow warns of is an error or a note in the table.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     if output is not None:
         check_output(output)
     files = images_in(paths)
-    device = check_device(device)
-
-    from qualiclip_plugin.weights.loading import load_model
-
-    model = load_model(
-        weights, device=device, precision=precision, runtime=runtime, tile_pixels=tile_pixels, scale=scale.value
-    )
-    rows = score_files(
-        files,
-        model,
-        attributes=attributes,
-        batch_size=batch_size,
-        workers=workers,
-        exif=exif,
-        background=colour,
-        max_pixels=max_pixels,
-    )
-    frame = to_frame(_with_progress(rows, len(files)), model.attributes if attributes else ())
-    if output is not None:
-        write_scores(frame, output)  # before it is printed: the reader of a pipe may be gone
+    frame = _score_here(files, request, check_device(device), workers, output)
     _print_table(frame)
     _exit_if_failed(int(frame["error"].notna().sum()), len(frame))
+
+
+def _score_here(
+    files: Sequence[Path], request: ScoreRequest, device: str, decoders: int, output: Path | None
+) -> DataFrame:
+    """The table, which is written before anything is printed: the reader of a pipe may be gone."""
+    from qualiclip_plugin.scoring.table import to_frame, write_scores
+    from qualiclip_plugin.scoring.unfinished import rows_of
+
+    model = request.load(device)
+    score = partial(request.score, model=model, decoders=decoders)
+    with _unfinished(output, request, device) as unfinished, StopSignal() as stop:
+        rows = score(files) if unfinished is None else rows_of(files, unfinished, score)
+        done = _until(stop, _with_progress(rows, len(files)))
+        frame = to_frame(done, model.attributes if request.attributes else ())
+        if stop.name and len(frame) < len(files):
+            _end_stopped(stop.name, frame, len(files), output)
+        if unfinished is not None and output is not None:
+            write_scores(frame, output)
+            unfinished.remove()
+    return frame
+
+
+def _unfinished(
+    output: Path | None, request: ScoreRequest, device: str
+) -> AbstractContextManager[UnfinishedScores | None]:
+    """Rows that an interrupted run left; what is made of them is said."""
+    if output is None:
+        return nullcontext()
+    import torch
+
+    from qualiclip_plugin.scoring.ray_engine import identify
+    from qualiclip_plugin.scoring.ray_pool import Pool
+    from qualiclip_plugin.scoring.unfinished import UnfinishedScores
+    from qualiclip_plugin.utils.images import portable
+
+    identity = identify(request, Pool(1, device, torch.get_num_threads()))
+    unfinished = UnfinishedScores(output, {**identity, "folder": portable(os.getcwd())})
+    if unfinished.changed:
+        typer.echo(f"{unfinished.path}: was of another run ({'; '.join(unfinished.changed)}); begun anew", err=True)
+    elif len(unfinished):
+        typer.echo(f"{unfinished.path}: {len(unfinished)} rows of an interrupted run are taken up", err=True)
+    return unfinished
+
+
+def _until(stop: StopSignal, rows: Iterable[ScoredImage]) -> Iterator[ScoredImage]:
+    for row in rows:
+        yield row
+        if stop.received:
+            return
+
+
+def _end_stopped(signal: str, frame: DataFrame, images: int, output: Path | None) -> NoReturn:
+    if output is None:
+        _print_table(frame)
+    advice = "" if output is None else "; the same command goes on from there"
+    typer.echo(f"stopped by {signal}: {len(frame)} of {images} images are done{advice}", err=True)
+    raise typer.Exit(SIGNAL_EXITS[signal])
 
 
 def _exit_if_failed(failed: int, images: int) -> None:

@@ -85,6 +85,21 @@ class ScoreRequest:
             scale=self.scale,
         )
 
+    def score(
+        self, images: Iterable[str | Path | StoredImage], model: QualiCLIP, decoders: int
+    ) -> Iterator[ScoredImage]:
+        """One row an image, see :func:`score_files`; ``decoders`` threads read and decode ahead."""
+        return score_files(
+            images,
+            model,
+            attributes=self.attributes,
+            batch_size=self.batch_size,
+            workers=decoders,
+            exif=self.exif,
+            background=self.background,
+            max_pixels=self.max_pixels,
+        )
+
 
 def score_on_ray(
     sources: Sequence[str],
@@ -244,16 +259,7 @@ class ShardWorker:
         return pa.Table.from_pandas(frame.assign(**{SHARD: shard}), preserve_index=False)
 
     def _score(self, images: Iterable[str | StoredImage]) -> Iterator[ScoredImage]:
-        return score_files(
-            images,
-            self.model,
-            attributes=self.request.attributes,
-            batch_size=self.request.batch_size,
-            workers=self.decoders,
-            exif=self.request.exif,
-            background=self.request.background,
-            max_pixels=self.request.max_pixels,
-        )
+        return self.request.score(images, self.model, self.decoders)
 
     def _one_by_one(
         self, shard: int, images: Iterable[str | StoredImage], fatal: Container[int]

@@ -255,19 +255,25 @@ def _create(folder: Path, kind: str) -> tuple[int | None, Path]:
             return None, path
         with suppress(FileNotFoundError):  # whoever removes leftovers may be faster than the lock
             handle = os.open(path, os.O_RDONLY)
-            if _locked(handle):
+            if take_lock(handle):
                 return handle, path
             os.close(handle)
 
 
-def _locked(handle: int) -> bool:
-    """Lock what was just created; whether it still has its name then."""
+def take_lock(handle: int) -> bool:
+    """Lock an open file; whether nobody else holds it and it still has a name.
+
+    The system gives the lock back when the file is closed, however the process ends. A file system without locks
+    grants every one.
+    """
+    if fcntl is None:
+        return True
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:
-        return True  # a file system without locks, where nobody removes leftovers either
+        pass
     return os.fstat(handle).st_nlink > 0
 
 

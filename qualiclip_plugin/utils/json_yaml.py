@@ -91,6 +91,11 @@ def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**content, SEAL: _seal_of(content)}
 
 
+def is_sealed(content: Mapping[str, Any]) -> bool:
+    """Whether the content has a seal, and is what was sealed."""
+    return SEAL in content and content[SEAL] == _seal_of(content)
+
+
 def read_yaml(path: str | os.PathLike[str]) -> tuple[Any, yaml.Node | None]:
     """Plain values of a YAML file, and its nodes for line numbers.
 

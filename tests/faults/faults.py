@@ -194,7 +194,7 @@ def two_at_once(trial: Trial) -> Outcome:
     job = trial.work.job(trial.session.world, trial.output)
     other = second.run(type(job)(**{**vars(job), "log": f"{job.log}.second"}))
     code = trial.finish()
-    accepted = (DECLARED,) if trial.work is TRAINING_RUN else ()
+    accepted = (DECLARED,) if trial.work in (TRAINING_RUN, SCORING) else ()
     # Both may have scored an image; of two equal rows one is read.
     expected = dict(trial.expected)
     wrong = lambda: sum(expected.get(name) != value for name, value in trial.work.result(trial.output))
