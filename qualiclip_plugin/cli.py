@@ -16,10 +16,10 @@ import typer
 
 from qualiclip_plugin import __version__
 from qualiclip_plugin.bench.cli import bench_app
-from qualiclip_plugin.stop_signal import SIGNAL_EXITS, StopSignal
 from qualiclip_plugin.training.cli import train_command
 from qualiclip_plugin.utils.errors import ConfigError
 from qualiclip_plugin.utils.shown import printable
+from qualiclip_plugin.utils.stop_signal import SIGNAL_EXITS, StopSignal
 from qualiclip_plugin.utils.terminal import run
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from qualiclip_plugin.stop_signal import SIGNAL_EXITS
+from qualiclip_plugin.utils.stop_signal import SIGNAL_EXITS
 
 
 def train_command(

@@ -24,7 +24,6 @@ from torch import Tensor
 
 from qualiclip_plugin.models.precision import make_exact_in_half
 from qualiclip_plugin.models.qualiclip import QualiCLIP
-from qualiclip_plugin.stop_signal import StopSignal
 from qualiclip_plugin.training.batches import Batch, degraded_batches, images_in_step
 from qualiclip_plugin.training.config import TrainConfig
 from qualiclip_plugin.training.distributed import build_accelerator, places_of
@@ -51,6 +50,7 @@ from qualiclip_plugin.training.training_photos import TrainingPhotos
 from qualiclip_plugin.training.usable_photos import SkipList
 from qualiclip_plugin.training.validation import read_scored_data, validate
 from qualiclip_plugin.utils.errors import ConfigError, WeightsError, first_line, out_of_memory
+from qualiclip_plugin.utils.stop_signal import StopSignal
 from qualiclip_plugin.weights.checkpoint import save_checkpoint
 
 
