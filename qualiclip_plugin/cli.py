@@ -232,7 +232,7 @@ def _unfinished(
     from qualiclip_plugin.scoring.ray_engine import identify
     from qualiclip_plugin.scoring.ray_pool import Pool
     from qualiclip_plugin.scoring.unfinished import UnfinishedScores
-    from qualiclip_plugin.utils.images import portable
+    from qualiclip_plugin.utils.shown import portable
 
     identity = identify(request, Pool(1, device, torch.get_num_threads()))
     unfinished = UnfinishedScores(output, {**identity, "folder": portable(os.getcwd())})

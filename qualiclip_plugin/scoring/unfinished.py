@@ -20,8 +20,8 @@ from typing import IO, Any
 from qualiclip_plugin.scoring.local import ScoredImage
 from qualiclip_plugin.utils.atomic import take_lock
 from qualiclip_plugin.utils.errors import ConfigError
-from qualiclip_plugin.utils.images import portable, printable
 from qualiclip_plugin.utils.json_yaml import is_sealed, sealed
+from qualiclip_plugin.utils.shown import portable, printable
 
 SUFFIX = ".unfinished"
 KIND = "unfinished qualiclip scores 1"
