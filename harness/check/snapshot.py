@@ -30,7 +30,7 @@ from qualiclip_plugin.utils.atomic import atomic_write, sha256_file
 from qualiclip_plugin.utils.errors import ImageError, QualiCLIPError
 from qualiclip_plugin.utils.images import images_in, read_image
 from qualiclip_plugin.utils.json_yaml import check_json, read_json
-from qualiclip_plugin.utils.shown import printable
+from qualiclip_plugin.utils.shown import portable, printable
 
 Pixels = NDArray[np.uint8]
 
@@ -108,7 +108,8 @@ def find_images(folder: str | os.PathLike[str] | None) -> Pictures:
     if not root.is_dir():
         # A file or a pattern leaves nothing that names of images could be relative to.
         raise ImageError(f"{printable(root)}: no such folder")
-    return Pictures(files={path.relative_to(root).as_posix(): path for path in images_in([root])})
+    # As text that a baseline can hold.
+    return Pictures(files={portable(path.relative_to(root).as_posix()): path for path in images_in([root])})
 
 
 def take_snapshot(

@@ -12,13 +12,10 @@ from harness.data.cache import cache_folder, check_cached
 from harness.data.download import fetch, verify
 from harness.data.metadata import Placed, Row, check_rows, read_rows
 from harness.data.sources import Source, from_files
-from harness.data.spec import Archive, DatasetSpec, RemoteFile, Skip
+from harness.data.spec import ANYWHERE, Archive, DatasetSpec, RemoteFile, Skip
 from harness.data.unpack import unpack
-from qualiclip_plugin.utils.atomic import recorded_sha256, sha256_file
+from qualiclip_plugin.utils.atomic import inside, is_relative, recorded_sha256, sha256_file
 from qualiclip_plugin.utils.errors import DatasetError
-
-ANYWHERE = "**/"
-"""At the start of a path inside an archive: in any folder."""
 
 
 def open_archive(spec: DatasetSpec) -> Source:
@@ -35,7 +32,7 @@ def open_archive(spec: DatasetSpec) -> Source:
         verify(archive.images, downloaded, thorough=True)
         unpack(downloaded, folder)
     members = Members(_files(folder), archive.images.file)
-    table = remote_labels(archive) or folder / members.find(archive.labels.file)
+    table = remote_labels(archive) or inside(folder, members.find(archive.labels.file), error=DatasetError)
     if not table.is_file():
         raise DatasetError(f"{archive.images.file}: holds no label file {archive.labels.file}")
     check_cached({str(table): sha256_file(table)})
@@ -83,7 +80,7 @@ def image_path(archive: Archive, row: Row, where: str) -> str:
         path = archive.path.format_map(row)
     except (KeyError, IndexError) as error:
         raise DatasetError(f"{where}: no column {error} for the path {archive.path!r}") from error
-    if path.startswith("/") or ".." in Path(path).parts:
+    if not is_relative(path):
         raise DatasetError(f"{where}: {path!r} leads out of the folder")
     return path
 

@@ -7,8 +7,10 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from qualiclip_plugin.utils.atomic import inside
 from qualiclip_plugin.utils.errors import DatasetError
 from qualiclip_plugin.utils.json_yaml import check_json, read_json, sealed
+from qualiclip_plugin.utils.shown import portable
 
 MANIFEST = ".manifest.json"
 """Hashes of all files of a folder, in the folder."""
@@ -21,15 +23,19 @@ _SCHEMA = {
 
 
 def cache_folder(*parts: str) -> Path:
-    """A folder under ``$QUALICLIP_CACHE``, else under the user's cache folder; not created here."""
+    """A folder under ``$QUALICLIP_CACHE``, else under the user's cache folder; not created here.
+
+    Raises:
+        DatasetError: A part leads out of it.
+    """
     root = os.environ.get("QUALICLIP_CACHE")
     if not root:
         root = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "qualiclip")
-    return Path(root, *parts)
+    return inside(root, *parts, error=DatasetError)
 
 
 def write_manifest(folder: Path, hashes: Mapping[str, str]) -> None:
-    """Keep the SHA-256 of the files in a folder, by relative path."""
+    """Keep the SHA-256 of the files in a folder, by relative path as :func:`portable` writes it."""
     (folder / MANIFEST).write_text(json.dumps(sealed({"files": dict(hashes)})), encoding="utf-8")
 
 
@@ -48,7 +54,7 @@ def check_cached(found: Mapping[str, str]) -> None:
         if place.parent not in folders:
             folders[place.parent] = _manifest_above(place)
         folder, known = folders[place.parent]
-        if known and known.get(place.relative_to(folder).as_posix()) != digest:
+        if known and known.get(portable(place.relative_to(folder).as_posix())) != digest:
             raise DatasetError(f"{path}: it was altered in the cache; delete {folder} to have it made again")
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.data.spec import DatasetSpec
 from harness.results.parquet import DamagedError, frame_from, read_bounded
+from qualiclip_plugin.utils.shown import portable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +35,7 @@ def label_table(rows: Sequence[Mapping[str, Any]], spec: DatasetSpec) -> pd.Data
     import pandas as pd
 
     columns = {**vars(spec.columns), "file_name": spec.columns.image}
-    table = pd.DataFrame({label: [row.get(columns[label]) for row in rows] for label in LABELS})
+    table = pd.DataFrame({label: [_storable(row.get(columns[label])) for row in rows] for label in LABELS})
     if spec.opinion and spec.opinion.votes and not spec.columns.votes:
         table["votes"] = spec.opinion.votes
     # As the rows were checked: pandas refuses text that Python takes for a number, such as one with a no-break space.
@@ -46,6 +47,10 @@ def label_table(rows: Sequence[Mapping[str, Any]], spec: DatasetSpec) -> pd.Data
         table[f"{FULL_REFERENCE}{name}"] = [math.nan if value in (None, "") else float(value) for value in qualities]
     text = [label for label in LABELS if label not in (*_NUMBERS, "level")]
     return table.assign(**{label: table[label].fillna("").astype(str) for label in text})
+
+
+def _storable(value: Any) -> Any:
+    return portable(value) if isinstance(value, str) else value
 
 
 def labels_hash(table: pd.DataFrame) -> str:

@@ -7,13 +7,15 @@ import math
 import re
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any, Literal
 
 from harness.data.spec import Columns, DatasetSpec, Opinion
 from harness.statistics import MIN_IMAGES
+from qualiclip_plugin.utils.atomic import inside
 from qualiclip_plugin.utils.errors import DatasetError
 from qualiclip_plugin.utils.json_yaml import parse_json
+from qualiclip_plugin.utils.shown import portable
 
 NAMES = ("metadata.csv", "metadata.jsonl")
 Row = dict[str, Any]
@@ -70,7 +72,7 @@ def local_spec(folder: Path, name: str = "") -> DatasetSpec:
     parted = folder.is_dir() and path.parent != folder
     kind: Literal["mos", "dmos"] = "dmos" if labels == ["dmos"] else "mos"
     return DatasetSpec(
-        name=name or (folder.resolve().name if folder.is_dir() else folder.stem),
+        name=portable(name or (folder.resolve().name if folder.is_dir() else folder.stem)),
         version="local",
         description=f"local images with {path.name}",
         licence="as its owner says",
@@ -103,7 +105,7 @@ def local_rows(folder: Path, files: Sequence[Path], spec: DatasetSpec) -> list[P
             for where, row in read_rows(file, needed=spec.asked):
                 name = row.get(spec.columns.image)
                 if name is not None:
-                    _check_inside(str(name), where)
+                    inside(folder, *part.parts, str(name), error=DatasetError, where=where)
                     row[spec.columns.image] = str(part / str(name))
                 if part.parts and spec.columns.split:
                     row.setdefault(spec.columns.split, part.name)
@@ -263,12 +265,6 @@ def _json_list(file: Any, path: Path) -> Iterator[Placed]:
         raise DatasetError(f"{path}: not a list of JSON objects")
     for number, row in enumerate(rows):
         yield f"{path}, entry {number}", row
-
-
-def _check_inside(name: str, where: str) -> None:
-    parts = PurePosixPath(name).parts
-    if not name or name.startswith("/") or ".." in parts or PureWindowsPath(name).drive or "://" in name:
-        raise DatasetError(f"{where}: file name {name!r} leads out of the folder")
 
 
 def _derived(row: Row, spec: DatasetSpec, where: str) -> Row:

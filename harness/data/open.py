@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import datasets
     import pandas as pd
 
-    from harness.data.rows import Stream
+    from harness.data.rows import Files, Stream
 
 _CHUNK = 64
 
@@ -48,7 +48,7 @@ class ImageSet:
 
     spec: DatasetSpec
     table: pd.DataFrame
-    rows: datasets.Dataset | Stream
+    rows: datasets.Dataset | Files | Stream
     complete: bool = True
     missing: tuple[str, ...] = ()
 

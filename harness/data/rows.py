@@ -19,6 +19,41 @@ def image_bytes(image: Mapping[str, Any]) -> bytes:
 
 
 @dataclass(frozen=True)
+class Files:
+    """Undecoded images that are files, read like rows of ``datasets``, whose paths have to be UTF-8.
+
+    Attributes:
+        paths: In the order of the rows.
+    """
+
+    paths: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int | slice) -> dict[str, Any]:
+        if isinstance(index, slice):
+            return {"image": [{"bytes": None, "path": path} for path in self.paths[index]]}
+        return {"image": {"bytes": None, "path": self.paths[index]}}
+
+    def select(self, kept: Sequence[int]) -> Files:
+        """The files at some places."""
+        return Files([self.paths[index] for index in kept])
+
+
+def packed_bytes(image: Mapping[str, Any] | None, where: str) -> bytes:
+    """Content of an undecoded image that a row of a stream holds itself.
+
+    Raises:
+        DatasetError: It holds none; a path in it is one on the machine of whoever reads it, and is not followed.
+    """
+    if not image or image["bytes"] is None:
+        raise DatasetError(f"{where}: no image in the row itself")
+    content: bytes = image["bytes"]
+    return content
+
+
+@dataclass(frozen=True)
 class Stream:
     """Undecoded images that are read in order.
 
@@ -49,7 +84,7 @@ class Stream:
         first = min(wanted, default=0)
         for position, row in enumerate(unbroken(self.rows.skip(first), self.origin), first):
             if position in wanted:
-                yield wanted.pop(position), image_bytes(row["image"])
+                yield wanted.pop(position), packed_bytes(row["image"], f"{self.origin}, row {position}")
             if not wanted:
                 return
         if wanted:

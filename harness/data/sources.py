@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,9 @@ import numpy as np
 
 from harness.data.labels import label_table
 from harness.data.metadata import Placed, check_rows, find_metadata, local_rows
+from harness.data.rows import Files
 from harness.data.spec import DatasetSpec
+from qualiclip_plugin.utils.atomic import inside
 from qualiclip_plugin.utils.errors import DatasetError, first_line
 
 if TYPE_CHECKING:
@@ -38,7 +41,7 @@ class Source:
     """
 
     labels: pd.DataFrame
-    rows: datasets.Dataset | Stream
+    rows: datasets.Dataset | Files | Stream
     missing: tuple[str, ...] = ()
 
 
@@ -50,7 +53,7 @@ def load_local(path: Path, spec: DatasetSpec) -> Source:
 
 
 def load_parquet(path: Path, spec: DatasetSpec) -> Source:
-    """Load a Parquet file with an image column, as ``datasets`` writes it."""
+    """Load a Parquet file with an image column, as ``datasets`` writes it; paths in it are relative to it."""
     import datasets
 
     try:
@@ -58,12 +61,12 @@ def load_parquet(path: Path, spec: DatasetSpec) -> Source:
             rows = datasets.load_dataset("parquet", data_files={"rows": str(path)}, split="rows")
     except Exception as error:
         raise DatasetError(f"{path}: `datasets` cannot load it: {error}") from error
-    return from_rows(rows, spec, str(path))
+    return from_rows(rows, spec, str(path), [path.parent.absolute()])
 
 
 def load_hub(spec: DatasetSpec) -> Source:
     """Load a Hub repository at its revision; with ``HF_HUB_OFFLINE=1`` from the cache alone."""
-    return from_rows(hub_rows(spec), spec, _hub_name(spec))
+    return from_rows(hub_rows(spec), spec, _hub_name(spec), _hub_folders(spec))
 
 
 def hub_rows(spec: DatasetSpec, **options: Any) -> Any:
@@ -92,11 +95,17 @@ def hub_rows(spec: DatasetSpec, **options: Any) -> Any:
     return rows
 
 
-def from_rows(rows: datasets.Dataset, spec: DatasetSpec, where: str) -> Source:
+def from_rows(rows: datasets.Dataset, spec: DatasetSpec, where: str, folders: Sequence[Path] = ()) -> Source:
     """Labels and images of rows that hold both.
 
+    Args:
+        rows: The rows.
+        spec: Names of the columns.
+        where: Where the rows come from, for messages.
+        folders: Where files may lie that rows name instead of holding an image.
+
     Raises:
-        DatasetError: A column is not there or holds no images, or a label is invalid.
+        DatasetError: A column is not there or holds no images, a label is invalid, or a row names a file elsewhere.
     """
     import pyarrow.compute as pc
 
@@ -110,8 +119,8 @@ def from_rows(rows: datasets.Dataset, spec: DatasetSpec, where: str) -> Source:
     table = rows.select_columns(kept).to_pandas().to_dict("records") if kept else [{} for _ in places]
     checked = check_rows(where, named_rows(table, places, spec, where), spec)
     there = [
-        packed or bool(place and os.path.isfile(place))
-        for packed, place in zip(contents.is_valid().to_pylist(), places, strict=True)
+        packed or bool(place and os.path.isfile(_own_file(place, folders, origin)))
+        for packed, place, (origin, _) in zip(contents.is_valid().to_pylist(), places, checked, strict=True)
     ]
     missing = [
         f"{origin}: image {place or row[spec.columns.image]!r} is missing"
@@ -120,8 +129,27 @@ def from_rows(rows: datasets.Dataset, spec: DatasetSpec, where: str) -> Source:
     ]
     if missing:
         images = images.select(np.flatnonzero(there))
+    if contents.null_count:
+        images = images.with_transform(partial(_with_own_files, folders))
     labels = [row for (_, row), present in zip(checked, there, strict=True) if present]
     return Source(label_table(labels, spec), images, tuple(missing))
+
+
+def _own_file(place: str, folders: Sequence[Path], where: str) -> Path:
+    """The file that a row names, in one of the folders that it may name files of."""
+    for folder in folders:
+        if Path(place).is_relative_to(folder):
+            return inside(folder, str(Path(place).relative_to(folder)), error=DatasetError, where=where)
+    if not folders:
+        raise DatasetError(f"{where}: names the file {place!r} and holds no image")
+    return inside(folders[0], place, error=DatasetError, where=where)
+
+
+def _with_own_files(folders: Sequence[Path], batch: Mapping[str, Any]) -> dict[str, Any]:
+    def placed(image: dict[str, Any]) -> dict[str, Any]:
+        return image if image["bytes"] is not None else {**image, "path": str(_own_file(image["path"], folders, ""))}
+
+    return {"image": [placed(image) for image in batch["image"]]}
 
 
 def from_files(rows: Sequence[Placed], folder: Path, spec: DatasetSpec, places: Sequence[str] = ()) -> Source:
@@ -132,21 +160,25 @@ def from_files(rows: Sequence[Placed], folder: Path, spec: DatasetSpec, places: 
         folder: What file names are relative to.
         spec: Names of the columns.
         places: Path of every row's image in the folder; empty: the file names.
-    """
-    import datasets
 
+    Raises:
+        DatasetError: A path leads out of the folder.
+    """
     places = places or [str(row[spec.columns.image]) for _, row in rows]
-    paths = [str(folder.resolve() / place) for place in places]
+    root = folder.resolve()
+    paths = [
+        str(inside(root, place, error=DatasetError, where=where))
+        for (where, _), place in zip(rows, places, strict=True)
+    ]
     there = [os.path.isfile(path) for path in paths]
-    features = datasets.Features({"image": datasets.Image(decode=False)})
-    found = [{"bytes": None, "path": path} for path, present in zip(paths, there, strict=True) if present]
+    found = [path for path, present in zip(paths, there, strict=True) if present]
     missing = [
         f"{where}: image {place!r} is missing"
         for (where, _), place, present in zip(rows, places, there, strict=True)
         if not present
     ]
     kept = [row for (_, row), present in zip(rows, there, strict=True) if present]
-    return Source(label_table(kept, spec), datasets.Dataset.from_dict({"image": found}, features), tuple(missing))
+    return Source(label_table(kept, spec), Files(found), tuple(missing))
 
 
 def label_columns(spec: DatasetSpec, found: Sequence[str], where: str) -> list[str]:
@@ -182,6 +214,15 @@ def named_rows(
     unique = len(set(names)) == len(names) and all(names)
     for number, row in enumerate(table):
         yield f"{where}, row {number}", {**row, spec.columns.image: names[number] if unique else f"{number:06d}"}
+
+
+def _hub_folders(spec: DatasetSpec) -> list[Path]:
+    """Where the files of a repository are kept; its rows may name these and no others of this machine."""
+    import datasets
+    from huggingface_hub import constants
+
+    repository = spec.hub.repository.replace("/", "--") if spec.hub else ""
+    return [Path(constants.HF_HUB_CACHE, f"datasets--{repository}"), Path(datasets.config.DOWNLOADED_DATASETS_PATH)]
 
 
 def _hub_name(spec: DatasetSpec) -> str:

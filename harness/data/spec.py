@@ -12,8 +12,12 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+from qualiclip_plugin.utils.atomic import is_relative
 from qualiclip_plugin.utils.config import read_settings
 from qualiclip_plugin.utils.errors import ConfigError, DatasetError, did_you_mean
+
+ANYWHERE = "**/"
+"""At the start of a path inside an archive: in any folder."""
 
 SHIPPED = Path(__file__).parent / "catalogue"
 
@@ -265,7 +269,7 @@ def read_spec(path: str | Path) -> DatasetSpec:
     if len(sources) != 1:
         found = " and ".join(sources) or "none"
         raise ConfigError(f"{path}: exactly one of hub, archive, folder, generated is needed, found {found}")
-    if problem := _contradiction(spec):
+    if problem := _bad_name(spec) or _contradiction(spec):
         raise ConfigError(f"{path}: {problem}")
     _check_pattern(path, "derive", spec.derive)
     _check_pattern(path, "archive.skip", spec.archive.skip if spec.archive else None)
@@ -319,6 +323,30 @@ def find_spec(name: str, specs: Mapping[str, DatasetSpec]) -> DatasetSpec:
     if name in specs:
         return specs[name]
     raise DatasetError(f"no dataset and no folder named {name!r}{did_you_mean(name, specs, cutoff=0.4)}")
+
+
+def _bad_name(spec: DatasetSpec) -> str:
+    """What is wrong with a name, revision, address or path, all of which become parts of paths here."""
+    files = {"images": spec.archive.images, "labels": spec.archive.labels} if spec.archive else {}
+    optional = {"hub.repository": (spec.hub.repository, _REPOSITORY)} if spec.hub else {}
+    optional |= {"hub.revision": (spec.hub.revision, _NAME)} if spec.hub else {}
+    for key, file in files.items():
+        optional[f"archive.{key}.repository"] = (file.repository, _REPOSITORY)
+        optional[f"archive.{key}.revision"] = (file.revision, _NAME)
+        optional[f"archive.{key}.address"] = (file.address, _ADDRESS)
+        if not is_relative(file.file.removeprefix(ANYWHERE)):
+            return f"archive.{key}.file is {file.file!r}, which leads out of its folder"
+    wanted = {"name": (spec.name, _NAME), "version": (spec.version, _NAME)}
+    for key, (text, form) in (wanted | {key: entry for key, entry in optional.items() if entry[0]}).items():
+        if not re.fullmatch(form, text):
+            return f"{key} is {text!r}, not of the form {_FORMS[form]}"
+    return ""
+
+
+_NAME = r"(?!\.\.?(?:/|$))[A-Za-z0-9._+-]+"
+_REPOSITORY = f"{_NAME}/{_NAME}"
+_ADDRESS = r"https?://\S+"
+_FORMS = {_NAME: "letters, digits and . _ + -", _REPOSITORY: "owner/name", _ADDRESS: "https://..."}
 
 
 def _contradiction(spec: DatasetSpec) -> str:

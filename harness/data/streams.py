@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from harness.data.archives import ANYWHERE, fits, image_path, labelled, packed, remote_labels
+from harness.data.archives import fits, image_path, labelled, packed, remote_labels
 from harness.data.cache import cache_folder
 from harness.data.download import address, refuse_offline
 from harness.data.labels import label_table, pack_labels, unpack_labels
 from harness.data.metadata import check_rows
-from harness.data.rows import Stream, image_bytes, unbroken
+from harness.data.rows import Stream, packed_bytes, unbroken
 from harness.data.sources import Source, hub_rows, image_column, label_columns, named_rows
-from harness.data.spec import Archive, DatasetSpec
+from harness.data.spec import ANYWHERE, Archive, DatasetSpec
 from harness.data.unpack import CHUNK, DAMAGED, entries, safe_name
 from qualiclip_plugin.utils.atomic import atomic_write
 from qualiclip_plugin.utils.errors import DatasetError, QualiCLIPError, first_line
@@ -75,9 +75,7 @@ def _open_hub(spec: DatasetSpec) -> _Opened:
         table, paths, hashes = list[dict[str, Any]](), list[str | None](), list[str]()
         for number, row in enumerate(unbroken(undecoded, spec.source)):
             found = row.pop(image)
-            if not found or found["bytes"] is found["path"] is None:
-                raise DatasetError(f"{spec.source}, row {number}: no image")
-            hashes.append(hashlib.sha256(image_bytes(found)).hexdigest())
+            hashes.append(hashlib.sha256(packed_bytes(found, f"{spec.source}, row {number}")).hexdigest())
             paths.append(found["path"])
             table.append(row)
         checked = check_rows(spec.source, named_rows(table, paths, spec, spec.source), spec)

@@ -18,6 +18,7 @@ from typing import IO, Any, cast
 from harness.data.cache import MANIFEST, write_manifest
 from qualiclip_plugin.utils.atomic import atomic_folder
 from qualiclip_plugin.utils.errors import DatasetError, first_line
+from qualiclip_plugin.utils.shown import portable
 
 CHUNK = 1 << 20
 
@@ -43,12 +44,14 @@ class Limits:
         ratio: Unpacked size over the archive's; pictures hardly compress, bombs do.
         free: Slack for the ratio, so that small archives of uniform pictures pass.
         files: Number of entries, folders included.
+        depth: Folders inside each other.
     """
 
     bytes: int = 400 * 2**30
     ratio: float = 100.0
     free: int = 64 * 2**20
     files: int = 2_000_000
+    depth: int = 64
 
 
 def unpack(archive: Path, folder: Path, limits: Limits = Limits()) -> Path:
@@ -84,7 +87,7 @@ def unpack(archive: Path, folder: Path, limits: Limits = Limits()) -> Path:
 
 
 def _unpack_into(archive: Path, folder: Path, limits: Limits) -> dict[str, str]:
-    """Write all files; returns the SHA-256 of each by its relative path."""
+    """Write all files; returns the SHA-256 of each by its relative path as text that a manifest can hold."""
     allowed = min(limits.bytes, int(limits.ratio * archive.stat().st_size) + limits.free)
     written, hashes = 0, dict[str, str]()
     with archive.open("rb") as packed:
@@ -94,7 +97,9 @@ def _unpack_into(archive: Path, folder: Path, limits: Limits) -> dict[str, str]:
             if source is None:
                 continue
             place = safe_name(archive, name)
-            if str(place) in hashes or str(place) == MANIFEST:
+            if len(place.parts) > limits.depth:
+                raise DatasetError(f"{archive}: entry {name[:80]!r}... lies more than {limits.depth} folders deep")
+            if (key := portable(place)) in hashes or key == MANIFEST:
                 raise DatasetError(f"{archive}: entry {name!r} occurs twice")
             target, digest = folder / place, hashlib.sha256()
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +110,7 @@ def _unpack_into(archive: Path, folder: Path, limits: Limits) -> dict[str, str]:
                         raise DatasetError(f"{archive}: unpacks to more than {allowed} bytes, refused at {name!r}")
                     digest.update(chunk)
                     file.write(chunk)
-            hashes[str(place)] = digest.hexdigest()
+            hashes[key] = digest.hexdigest()
     return hashes
 
 

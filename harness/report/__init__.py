@@ -21,7 +21,7 @@ from harness.report.overview import overview, versions
 from harness.report.pictures import Gallery, open_sources
 from harness.results.store import Store, StoreError, no_results
 from harness.run.progress import track
-from qualiclip_plugin.utils.atomic import atomic_folder
+from qualiclip_plugin.utils.atomic import atomic_folder, inside
 from qualiclip_plugin.utils.errors import ConfigError
 from qualiclip_plugin.utils.json_yaml import read_json
 from qualiclip_plugin.utils.shown import printable
@@ -94,7 +94,7 @@ def _write_site(
 
     def write(page: str, template: str, **content: Any) -> None:
         text = site.get_template(template).render(links=links, page=page, lacking=lacking, **content)
-        (folder / page).write_text(text, encoding="utf-8", errors="backslashreplace")
+        inside(folder, page).write_text(text, encoding="utf-8", errors="backslashreplace")
 
     write("index.html", "index.html.j2", **overview(cells))
     write("versions.html", "versions.html.j2", **versions(cells))

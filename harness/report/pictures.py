@@ -9,6 +9,7 @@ from typing import Any
 from harness.data.open import ImageSet, open_dataset, open_datasets
 from harness.data.rows import Stream, image_bytes
 from harness.data.spec import DatasetSpec
+from qualiclip_plugin.utils.atomic import inside
 from qualiclip_plugin.utils.errors import QualiCLIPError
 from qualiclip_plugin.utils.images import read_image
 
@@ -38,7 +39,7 @@ class Gallery:
         if (dataset, image_hash) not in self._rows:
             return ""
         address = f"pictures/{size}/{image_hash[:20]}.jpg"
-        target = self.folder / address
+        target = inside(self.folder, address)
         if not target.exists() and not self._write(target, *self._rows[dataset, image_hash], size):
             return ""
         return address

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from harness.data.labels import pack_labels, unpack_labels
 from harness.results.parquet import DamagedError, StoreError, frame_from, read_bounded
 from harness.results.schemas import CELL
-from qualiclip_plugin.utils.atomic import atomic_write, remove_leftovers
+from qualiclip_plugin.utils.atomic import atomic_write, inside, remove_leftovers
 from qualiclip_plugin.utils.json_yaml import check_json, read_json, sealed
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class Store:
         Raises:
             StoreError: It is not there or cannot be read.
         """
-        path = self.root / "scores" / slug(scorer) / slug(dataset) / fingerprint[:16] / "identity.json"
+        path = self._place("scores", slug(scorer), slug(dataset), fingerprint[:16], "identity.json")
         found = read_json(path, StoreError, "the identity of stored scores")
         found.pop("dataset", None)
         return found
@@ -179,11 +179,11 @@ class Store:
 
     def labels_path(self, dataset: str) -> Path:
         """Parquet file with the labels of a dataset, given as name and version."""
-        return self.root / "datasets" / f"{slug(dataset)}.parquet"
+        return self._place("datasets", f"{slug(dataset)}.parquet")
 
     def cell_path(self, scorer: str, dataset: str) -> Path:
         """JSON file of a scorer on a dataset, both given by name."""
-        return self.root / "cells" / slug(scorer) / f"{slug(dataset)}.json"
+        return self._place("cells", slug(scorer), f"{slug(dataset)}.json")
 
     def cells(self) -> list[dict[str, Any]]:
         """All cells, in the order of their paths.
@@ -208,7 +208,10 @@ class Store:
         return cell
 
     def _folder(self, key: ScoreKey) -> Path:
-        return self.root / "scores" / slug(key.scorer) / slug(key.dataset) / key.fingerprint[:16]
+        return self._place("scores", slug(key.scorer), slug(key.dataset), key.fingerprint[:16])
+
+    def _place(self, *parts: str) -> Path:
+        return inside(self.root, *parts, error=StoreError)
 
     def _parts(self, key: ScoreKey) -> list[Path]:
         return sorted(self._folder(key).glob("part-*.parquet"))

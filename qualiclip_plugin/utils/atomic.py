@@ -49,13 +49,14 @@ def inside(
             byte, or the path leads outside by a link.
     """
     path = Path(folder, *parts)
-    if not all(map(_relative, parts)) or not _contains(folder, path):
+    if not all(map(is_relative, parts)) or not _contains(folder, path):
         place = f"{where}: " if where else ""
         raise error(f"{place}{'/'.join(parts)!r} leads out of the folder {os.fspath(folder)}")
     return path
 
 
-def _relative(part: str) -> bool:
+def is_relative(part: str) -> bool:
+    """Whether a text is a path that stays in the folder it is joined to, as far as names alone tell."""
     windows = PureWindowsPath(part)  # splits at slashes of either kind
     outside = part.startswith("/") or windows.drive or windows.root or ".." in windows.parts
     return bool(PurePosixPath(part).parts) and not outside and "://" not in part and "\0" not in part

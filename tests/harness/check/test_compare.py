@@ -28,6 +28,7 @@ from harness.cli import app
 from qualiclip_plugin.utils.errors import ConfigError, QualiCLIPError
 from qualiclip_plugin.weights.checkpoint import save_checkpoint
 from qualiclip_plugin.weights.loading import load_model
+from tests.support.commands import run_main
 
 pytest_plugins = ["pytester"]
 RUNNER = CliRunner()
@@ -443,6 +444,16 @@ def test_no_more_than_two_images_are_held_at_a_time(folder, tmp_path, monkeypatc
     assert run_check(tmp_path / "own.json", *arguments).exit_code == 0
     assert max(most) <= 2
     assert len(json.loads((tmp_path / "own.json").read_text())["images"]) == 8
+
+
+def test_names_that_are_no_utf8_are_guarded_and_reported(folder, tmp_path, monkeypatch):
+    (folder / "2.png").rename(folder / "caf\udce9.png")
+    common = ["--images", str(folder), "--scorer", "entropy", "--baseline", str(tmp_path / "b\udce9.json")]
+    assert run_main(monkeypatch, "iqa-harness", "check", *common, "--update") == 0
+    for suffix in (".md", ".json", ".xml"):
+        report = tmp_path / f"r\udce9{suffix}"
+        assert run_main(monkeypatch, "iqa-harness", "check", *common, "--report", report) == 0
+        assert report.exists()
 
 
 def test_an_image_that_changes_meanwhile_is_named(folder, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -104,6 +105,28 @@ def test_labels_that_do_not_fit_are_named(server: LocalServer, labels: bytes, pa
     spec = dataclasses.replace(spec, archive=dataclasses.replace(spec.archive, path=path))
     with pytest.raises(DatasetError, match=message):
         open_dataset("koniq", {"koniq": spec})
+
+
+@pytest.mark.parametrize("file", ["/etc/passwd", "../../x.csv", "sub/../../../x.csv"])
+def test_labels_are_read_from_the_archive_alone(server: LocalServer, file: str) -> None:
+    server.files = {"koniq10k.tgz": tgz(PICTURES)}
+    spec = koniq(server)
+    assert spec.archive is not None
+    asked = dataclasses.replace(spec, archive=dataclasses.replace(spec.archive, labels=LabelFile(file)))
+    with pytest.raises(DatasetError, match="leads out of the folder"):
+        open_spec(asked)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_name_leads_no_path_out_of_the_cache(server: LocalServer, tmp_path: Path, stream: bool) -> None:
+    # As an archive of others could ask for it, without the check of a specification when it is read.
+    server.files = {"koniq10k.tgz": tgz({**PICTURES, "evil.pth": LABELS})}
+    spec = koniq(server, name="../../out/x", stream=stream)
+    assert spec.archive is not None
+    archive = dataclasses.replace(spec.archive, labels=LabelFile("evil.pth"))
+    with contextlib.suppress(DatasetError):
+        open_spec(dataclasses.replace(spec, archive=archive))
+    assert {path.name for path in tmp_path.iterdir()} <= {"cache"}
 
 
 def test_practice_images_do_not_count(server: LocalServer) -> None:
@@ -281,6 +304,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "zip link": (zip_link, "link or a device"),
     "zip bomb": (lambda: zipped({"zeros": bytes(3_000_000)}), "unpacks to more than"),
     "tar bomb": (lambda: tgz({"zeros": bytes(3_000_000)}), "unpacks to more than"),
+    "deep folders": (lambda: tgz({f"{'a/' * 1800}x": b"x", "../evil": b"x"}), "more than 64 folders deep"),
     "many files": (lambda: tgz({str(i): b"" for i in range(30)}), "more than 20 entries"),
     "error page": (lambda: b"<html>404</html>", "damaged or not an archive"),
     "empty": (lambda: b"", "damaged or not an archive"),
@@ -295,6 +319,12 @@ def test_hostile_and_damaged_archives_leave_nothing_behind(tmp_path: Path, name:
     with pytest.raises(DatasetError, match=message):
         unpack(packed, tmp_path / "inside/out", Limits(free=1_000_000, files=20))
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["inside", "packed"]
+
+
+def test_a_name_that_is_no_utf8_is_unpacked_and_found_again(server: LocalServer) -> None:
+    server.files = {"koniq10k.tgz": tgz({**PICTURES, "caf\udce9.txt": b"x"}), "meta_info.csv": LABELS}
+    before = open_spec(koniq(server))
+    assert open_spec(koniq(server)).table.equals(before.table)
 
 
 def test_a_damaged_member_of_a_zip_is_noticed(tmp_path: Path) -> None:

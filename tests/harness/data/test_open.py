@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,9 @@ from PIL import Image
 from harness.data import ladders
 from harness.data.cache import MANIFEST, check_cached
 from harness.data.decode import batches, decoded, in_background
-from harness.data.labels import LABELS
+from harness.data.labels import LABELS, pack_labels, unpack_labels
 from harness.data.metadata import local_spec
-from harness.data.open import open_dataset, open_datasets
+from harness.data.open import open_dataset, open_datasets, open_spec
 from harness.data.resizing import resize_shorter_side
 from harness.data.rows import image_bytes
 from harness.data.sources import from_rows
@@ -42,6 +43,13 @@ licence: mine
 citation: me
 folder: somewhere
 """
+NO_SOURCE = MINIMAL.replace("folder: somewhere\n", "")
+
+
+def packed_yaml(images: dict[str, str] | None = None, labels: dict[str, str] | None = None) -> str:
+    """A specification of an archive whose files have some other settings."""
+    archive = {"images": {"file": "a.zip", **(images or {})}, "labels": {"file": "b.csv", **(labels or {})}}
+    return NO_SOURCE + f"archive: {json.dumps({**archive, 'path': '{file_name}'})}\n"
 
 
 def test_local_folder_gives_labels_hashes_and_bytes(tmp_path: Path) -> None:
@@ -132,7 +140,7 @@ def test_an_imagefolder_with_a_folder_for_each_split(tmp_path: Path) -> None:
     assert images.table["split"].tolist() == ["test"] * 3 + ["train"] * 3
     assert images.table["opinion"].tolist() == [10, 11, 12, 20, 21, 22]
     write_metadata(tmp_path / "train", [{"file_name": "../test/0.png", "mos": 1}])
-    with pytest.raises(DatasetError, match=r"train/metadata\.csv, line 2: file name .* leads out of the folder"):
+    with pytest.raises(DatasetError, match=r"train/metadata\.csv, line 2: .* leads out of the folder"):
         open_dataset(str(tmp_path))
     (tmp_path / "test").rename(tmp_path / "all")
     with pytest.raises(DatasetError, match=r"all/metadata\.csv, line 2: split is 'all', which stands for the whole"):
@@ -187,8 +195,10 @@ def test_a_changed_label_changes_the_labels_hash_and_no_image_hash(tmp_path: Pat
         ([{"file_name": f"{i}.png", "mos": "inf"} for i in range(3)], r"line 2 \(0\.png\): mos is 'inf'"),
         ([{"file_name": f"{i}.png", "mos": "1_0"} for i in range(3)], r"line 2 \(0\.png\): mos is '1_0'"),
         ([{"file_name": f"{i + 2}.png", "mos": "1"} for i in range(3)], r"line 4: image '4\.png' is missing"),
-        ([{"file_name": "../0.png", "mos": "1"}], r"line 2: file name '\.\./0\.png' leads out of the folder"),
+        ([{"file_name": "../0.png", "mos": "1"}], r"line 2: '\.\./0\.png' leads out of the folder"),
         ([{"file_name": "/etc/passwd", "mos": "1"}], "leads out of the folder"),
+        ([{"file_name": "https://host/0.png", "mos": "1"}], "leads out of the folder"),
+        ([{"file_name": "", "mos": "1"}], "leads out of the folder"),
         ([{"file_name": f"{i}.png", "mos": "1"} for i in range(2)], "2 images, at least 3 are needed"),
         ([{"file_name": "0.png", "mos": "1", "dmos": "1"}], "both mos and dmos"),
         ([{"file_name": "0.png", "score": "1"}], "no column mos or dmos"),
@@ -288,6 +298,27 @@ def test_count_that_differs_is_refused_unless_partial_is_allowed(tmp_path: Path)
         (MINIMAL + "stream: true\n", "only a hub or an archive can be a stream"),
         (MINIMAL + "columns: {opinion: mos}\n", r"opinion .* and columns\.opinion .* belong together"),
         (MINIMAL + "split: official\n", r"needs columns\.split"),
+        *(
+            (MINIMAL.replace("name: mine", f"name: {name!r}"), "name is .* not of the form letters, digits")
+            for name in ("../../../x", "..", "/etc", "a/b", "", "a b", "caf\u00e9")
+        ),
+        (MINIMAL.replace('"1"', '"../2"'), "version is"),
+        *(
+            (NO_SOURCE + f"hub: {{split: test, repository: {repository}}}\n", r"hub\.repository is .* owner/name")
+            for repository in ("photos", "../x", "a/..", "a/b/c", "/a/b")
+        ),
+        (NO_SOURCE + "hub: {repository: a/b, split: test, revision: ../x}\n", r"hub\.revision is '\.\./x'"),
+        *(
+            (packed_yaml(**{part: {key: value}}), rf"archive\.{part}\.{key} is {re.escape(repr(value))}")
+            for part in ("images", "labels")
+            for key, value in (
+                ("file", "/etc/passwd"),
+                ("file", "**/../../x"),
+                ("repository", "../x"),
+                ("revision", ".."),
+                ("address", "file:///etc/passwd"),
+            )
+        ),
         (MINIMAL + 'derive: {column: file_name, pattern: "("}\n', r"derive\.pattern is no regular expression"),
     ],
 )
@@ -511,12 +542,76 @@ def test_rows_of_a_parquet_file_without_an_image_are_missing(tmp_path: Path) -> 
         open_dataset(str(path))
 
 
+@pytest.mark.parametrize(
+    "elsewhere", ["{folder}/secret.png", "../secret.png", "link/secret.png", "inner/../../secret.png"]
+)
+def test_rows_and_names_read_no_file_outside_their_folder(tmp_path: Path, elsewhere: str) -> None:
+    import pandas as pd
+
+    folder = opinion_folder(tmp_path / "photos", 4)
+    (folder / "0.png").rename(tmp_path / "secret.png")
+    (folder / "link").symlink_to(tmp_path)
+    names = [elsewhere.format(folder=tmp_path), "1.png", "2.png", "3.png"]
+    images = [{"bytes": None, "path": name} for name in names]
+    pd.DataFrame({"image": images, "mos": range(4)}).to_parquet(folder / "packed.parquet")
+    (folder / "metadata.csv").write_text("file_name,mos\n" + "".join(f"{name},{i}\n" for i, name in enumerate(names)))
+    (folder / "lines.jsonl").write_text("".join(json.dumps({"file_name": n, "mos": 1}) + "\n" for n in names))
+    for file in ("packed.parquet", "metadata.csv", "lines.jsonl"):
+        with pytest.raises(DatasetError, match=f"{file}, (row 0|line [12]): .*leads out of the folder"):
+            open_dataset(str(folder / file))
+
+
+def test_folders_whose_names_are_no_utf8(tmp_path: Path) -> None:
+    folder = tmp_path / "caf\udce9"
+    for part in ("tr\udce9in", "test"):
+        opinion_folder(folder / part, 3)
+    images = open_dataset(str(folder))
+    assert images.spec.name == "caf\\udce9"
+    assert images.table["split"].tolist() == ["test"] * 3 + ["tr\\udce9in"] * 3
+    assert images.table["file_name"].tolist()[3] == "tr\\udce9in/0.png"
+    assert unpack_labels(tmp_path, pack_labels(images.table)).equals(images.table)
+    assert image_bytes(images.rows[3]["image"]) == (folder / "tr\udce9in" / "0.png").read_bytes()
+
+
+def test_paths_in_a_parquet_file_are_relative_to_it(tmp_path: Path) -> None:
+    import pandas as pd
+
+    folder = opinion_folder(tmp_path / "photos", 4)
+    held = [{"bytes": (folder / f"{i}.png").read_bytes(), "path": f"/elsewhere/{i}.png"} for i in range(2)]
+    images = [*held, {"bytes": None, "path": "2.png"}, {"bytes": None, "path": "./3.png"}]
+    pd.DataFrame({"image": images, "mos": range(4)}).to_parquet(folder / "packed.parquet")
+    found = open_dataset(str(folder / "packed.parquet"))
+    contents = [(folder / f"{i}.png").read_bytes() for i in range(4)]
+    assert [image_bytes(found.rows[i]["image"]) for i in range(4)] == contents
+    assert [item.error for item in decoded(found, range(4), workers=1)] == [""] * 4
+
+
+def test_rows_of_the_hub_name_only_its_own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    own = tmp_path / "hub" / "datasets--a--b" / "snapshots"
+    own.mkdir(parents=True)
+    write_images(own, 3)
+    write_images(tmp_path, 1)
+    spec = DatasetSpec("mine", "1", "d", "l", "c", columns=Columns(image="image"), hub=Hub("a/b", "train"))
+    rows = {"image": [{"bytes": None, "path": str(own / f"{i}.png")} for i in range(3)]}
+    features = datasets.Features({"image": datasets.Image()})
+    monkeypatch.setattr("harness.data.sources.hub_rows", lambda spec: datasets.Dataset.from_dict(rows, features))
+    assert len(open_spec(spec)) == 3
+    for other in (tmp_path / "0.png", own / "../../../0.png"):
+        rows["image"][2]["path"] = str(other)
+        with pytest.raises(DatasetError, match=r"row 2: .* leads out of the folder"):
+            open_spec(spec)
+
+
 def test_hub_datasets_are_read_by_column_name(tmp_path: Path) -> None:
     import datasets
 
     write_images(tmp_path / "photos", 6)
     rows = {
-        "distorted": [str(tmp_path / f"photos/{i}.png") for i in range(6)],
+        "distorted": [{"bytes": (tmp_path / f"photos/{i}.png").read_bytes(), "path": f"{i}.png"} for i in range(6)],
         "dmos": [float(i) for i in range(6)],
         "reference_id": ["a", "a", "a", "b", "b", "b"],
         "intensity": [0, 1, 2, 0, 1, 2],

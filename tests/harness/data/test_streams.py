@@ -33,7 +33,8 @@ def packed(folder: Path, number: int = 6) -> bytes:
     import datasets
 
     write_images(folder, number)
-    rows = {"image": [str(folder / f"{i}.png") for i in range(number)], "score": [float(i) for i in range(number)]}
+    images = [{"bytes": (folder / f"{i}.png").read_bytes(), "path": f"{i}.png"} for i in range(number)]
+    rows = {"image": images, "score": [float(i) for i in range(number)]}
     datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image()).to_parquet(folder / "a.parquet")
     return (folder / "a.parquet").read_bytes()
 
@@ -69,10 +70,11 @@ def test_a_row_of_a_stream_without_an_image_is_named(tmp_path: Path, repository:
 
     path = Path(repository) / "data/train-00000.parquet"
     table = pd.read_parquet(path)
-    table.at[2, "image"] = {"bytes": None, "path": None}
-    table.to_parquet(path)
-    with pytest.raises(DatasetError, match=r"row 2: no image"):
-        open_spec(spec(repository, stream=True))
+    for found in (None, "/etc/passwd", str(tmp_path / "0.png")):
+        table.at[2, "image"] = {"bytes": None, "path": found}
+        table.to_parquet(path)
+        with pytest.raises(DatasetError, match=r"row 2: no image in the row itself"):
+            open_spec(spec(repository, stream=True))
 
 
 def test_only_missing_images_of_a_stream_are_scored(tmp_path: Path, repository: str) -> None:
