@@ -13,8 +13,9 @@ from qualiclip_plugin.utils.errors import ConfigError, QualiCLIPError
 from qualiclip_plugin.utils.shown import printable
 
 if TYPE_CHECKING:
-    from harness.check.compare import Comparison, Limits
-    from harness.check.snapshot import Snapshot
+    from harness.check.findings import Comparison
+    from harness.check.limits import Limits
+    from harness.check.snapshot import Pictures, Snapshot
 
 BASELINE = Path("results/baseline.json")
 
@@ -40,9 +41,21 @@ def check(
     ] = None,
     min_score: Annotated[float | None, typer.Option(help="Fail when an image of --images scores worse.")] = None,
     max_drop: Annotated[
-        float | None, typer.Option(help="Fail when mean or worst score of --images fell by more since the baseline.")
+        float | None,
+        typer.Option(help="Fail when an image of --images, their mean or the worst fell by more since the baseline."),
     ] = None,
-    report: Annotated[Path | None, typer.Option(help="Also write the findings: .md, .json or .xml (JUnit).")] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="With --max-drop: images of the baseline may be gone.")
+    ] = False,
+    allow_new: Annotated[
+        bool, typer.Option("--allow-new", help="With --max-drop: there may be images that the baseline lacks.")
+    ] = False,
+    allow_renamed: Annotated[
+        bool, typer.Option("--allow-renamed", help="With --max-drop: images may have another name.")
+    ] = False,
+    report: Annotated[
+        Path | None, typer.Option(help="Also write the findings: .md, .html, .json or .xml (JUnit).")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "cpu",
     precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16, for the QualiCLIP metrics.")] = "fp32",
     update: Annotated[bool, typer.Option("--update", help="Take a new baseline and say what changed.")] = False,
@@ -52,20 +65,22 @@ def check(
     Exit code: 0 within tolerance, 1 something moved, 2 no comparison could be made.
     """
     from harness.check import report as check_report
-    from harness.check.compare import Comparison, Limits
+    from harness.check.findings import Comparison
+    from harness.check.limits import Limits
+    from harness.check.snapshot import Pictures, find_images
 
     if report is not None:
         check_report.check_report_path(report)
         if update and not baseline.exists():
             raise ConfigError(f"--report with --update says what changes, and there is no {baseline} yet")
-    limits = Limits(min_score, max_drop) if images and (min_score, max_drop) != (None, None) else None
-    if limits is None and (min_score is not None or max_drop is not None):
-        raise ConfigError("--min-score and --max-drop need --images")
+    limits = Limits(min_score, max_drop, allow_missing, allow_new, allow_renamed)
     bounds = (parse_bounds("--tolerance", tolerance or ()), parse_bounds("--rank", rank or (), most=1.0))
     bounded = {name for bound in bounds for name in bound}
-    _check_together(update=update, limits=limits is not None, bounds=bool(bounded))
-    take = _snapshot_taker(images, scorer or (), device, precision, bounded)
+    _check_together(limits, update=update, images=images is not None, bounds=bool(bounded))
+    pictures = Pictures()
     try:
+        pictures = find_images(images)
+        take = _snapshot_taker(pictures, scorer or (), device, precision, bounded)
         compared = _updated(baseline, take) if update else _compared(baseline, take, limits, *bounds)
     except QualiCLIPError as error:
         if report is not None:
@@ -74,33 +89,38 @@ def check(
     if compared is None:
         return
     if report is not None:
-        check_report.write_report(report, compared)  # before it is printed: the reader of a pipe may be gone
+        # Before it is printed: the reader of a pipe may be gone.
+        check_report.write_report(report, compared, pictures)
     typer.echo(check_report.to_text(compared))
     if compared.findings and not update:
         raise typer.Exit(1)
 
 
-def _check_together(*, update: bool, limits: bool, bounds: bool) -> None:
+def _check_together(limits: Limits, *, update: bool, images: bool, bounds: bool) -> None:
     """Refuse what would have no effect beside another option."""
-    if update and limits:
+    if limits.bounded and not images:
+        raise ConfigError("--min-score and --max-drop need --images")
+    if limits.allows_other_images and limits.max_drop is None:
+        raise ConfigError("--allow-missing, --allow-new and --allow-renamed have an effect with --max-drop alone")
+    if update and limits.bounded:
         raise ConfigError("--update takes a new baseline, however good the images are: no --min-score or --max-drop")
-    if bounds and (update or limits):
+    if bounds and (update or limits.bounded):
         other = "--update" if update else "--min-score or --max-drop"
         raise ConfigError(f"--tolerance and --rank have no effect with {other}: no score is held to the baseline's")
 
 
 def _snapshot_taker(
-    images: Path | None, scorers: Sequence[str], device: str, precision: str, bounded: Collection[str]
+    pictures: Pictures, scorers: Sequence[str], device: str, precision: str, bounded: Collection[str]
 ) -> Callable[[Snapshot | None], Snapshot]:
     """Takes a snapshot by the scorers asked for, or by those of a baseline; those ``bounded`` must be among them."""
     from harness.check import snapshot
 
     def take(known: Snapshot | None) -> Snapshot:
         names = tuple(scorers) or tuple(known.scorers if known else ())
-        names = names or (("qualiclip-lite",) if images else snapshot.GUARD_SCORERS)
+        names = names or (("qualiclip-lite",) if pictures.files else snapshot.GUARD_SCORERS)
         if unknown := sorted({*bounded} - {"", *names}):
             raise ConfigError(f"--tolerance or --rank of {unknown[0]!r}: the scorers are {', '.join(names)}")
-        return snapshot.take_snapshot(snapshot.find_images(images), names, device=device, precision=precision)
+        return snapshot.take_snapshot(pictures, names, device=device, precision=precision)
 
     return take
 
@@ -108,16 +128,20 @@ def _snapshot_taker(
 def _compared(
     baseline: Path,
     take: Callable[[Snapshot | None], Snapshot],
-    limits: Limits | None,
+    limits: Limits,
     tolerances: dict[str, float],
     ranks: dict[str, float],
 ) -> Comparison:
-    from harness.check import compare as regression
+    from harness.check.compare import compare
+    from harness.check.limits import hold
     from harness.check.snapshot import read_baseline
 
+    if limits.bounded:
+        known = None if limits.max_drop is None else read_baseline(baseline)
+        return hold(take(known), known, limits)
     # Read first: a missing baseline must not cost minutes of scoring.
-    known = read_baseline(baseline) if limits is None or limits.max_drop is not None else None
-    return regression.check(take(known), known, tolerances, limits, ranks)
+    known = read_baseline(baseline)
+    return compare(take(known), known, tolerances, ranks)
 
 
 def _updated(baseline: Path, take: Callable[[Snapshot | None], Snapshot]) -> Comparison | None:

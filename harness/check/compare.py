@@ -1,19 +1,18 @@
-"""What moved since a baseline was taken, and whether images keep within the bounds that were set for them.
+"""What moved since a baseline was taken.
 
 Comparing two snapshots gives findings; no finding means that nothing moved by more than the scorer's tolerance.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
 from harness import statistics as st
+from harness.check.findings import Comparison, Finding, check_started, differences, direction_findings
 from harness.check.snapshot import IncomparableError, Snapshot, figures
-from qualiclip_plugin.utils.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -58,91 +57,6 @@ SCORER_TOLERANCES: Mapping[str, Tolerance] = {
 }
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One thing that moved.
-
-    Attributes:
-        scorer: Whose score.
-        what: A key of ``harness.check.report.MEANINGS``.
-        name: The image, the figure or the prompt pair.
-        baseline: Value then; ``None`` where there was none.
-        current: Value now; ``None`` where there is none.
-        allowed: What would have been accepted, in words.
-    """
-
-    scorer: str
-    what: str
-    name: str
-    baseline: float | None
-    current: float | None
-    allowed: str
-
-
-DROPS = ("mean", "worst")
-"""Figures of a baseline that ``--max-drop`` holds."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Bounds on the quality of somebody's images, oriented so that higher is better.
-
-    Attributes:
-        min_score: No image may score below; ``None``: no such bound.
-        max_drop: Neither the mean nor the worst score may fall by more against the baseline.
-    """
-
-    min_score: float | None = None
-    max_drop: float | None = None
-
-    def __post_init__(self) -> None:
-        for name, bound in (("--min-score", self.min_score), ("--max-drop", self.max_drop)):
-            if bound is not None and not math.isfinite(bound):
-                raise ConfigError(f"{name} is {bound}: a number is needed")
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A summary figure of a scorer then and now.
-
-    Attributes:
-        scorer: Whose.
-        name: ``mean``, ``worst`` or ``d_test``.
-        baseline: Value then; ``None`` where there was none.
-        current: Value now; ``None`` where there is none.
-        image: Whose score the worst one is.
-    """
-
-    scorer: str
-    name: str
-    baseline: float | None
-    current: float | None
-    image: str = ""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What a check found.
-
-    Attributes:
-        findings: What moved too far, worst scorers together.
-        versions: Package to its (baseline, present) versions, where they differ.
-        identities: Scorer to what else of its identity differs, as ``key: then -> now``.
-        images: Image to the (baseline, present) SHA-256 of its pixels, where one file is now read differently.
-        figures: Every summary figure, moved or not.
-        checked: Number of values compared.
-        error: Why no comparison could be made; empty where one was.
-    """
-
-    findings: list[Finding] = field(default_factory=list)
-    versions: dict[str, tuple[str, str]] = field(default_factory=dict)
-    identities: dict[str, list[str]] = field(default_factory=dict)
-    images: dict[str, tuple[str, str]] = field(default_factory=dict)
-    figures: list[Figure] = field(default_factory=list)
-    checked: int = 0
-    error: str = ""
-
-
 def compare(
     current: Snapshot,
     baseline: Snapshot,
@@ -160,8 +74,10 @@ def compare(
     Raises:
         IncomparableError: Other images, a scorer that cannot start now, or one that the baseline lacks.
     """
+    check_started(current)
     changed = _changed_images(current, baseline)
-    _check_same_scorers(current, baseline)
+    if unknown := sorted(current.scorers.keys() - baseline.scorers.keys()):
+        raise IncomparableError(f"the baseline lacks {', '.join(unknown)}; --update takes a new one")
     findings: list[Finding] = []
     for name, now in current.scorers.items():
         then = baseline.scorers[name]
@@ -169,67 +85,10 @@ def compare(
         findings += _moved(name, then, now, tolerance_of(name, precision, tolerances or {}, ranks or {}))
     return Comparison(
         findings,
-        **_differences(current, baseline),
+        **differences(current, baseline),
         images=changed,
         checked=sum(len(now["scores"]) + len(now["figures"]) for now in current.scorers.values()),
     )
-
-
-def _differences(current: Snapshot, baseline: Snapshot | None) -> dict[str, Any]:
-    """Versions, identities and figures of a comparison."""
-    known = baseline.versions if baseline else {}
-    identities = {}
-    summary = []
-    for name, now in current.scorers.items():
-        then = baseline.scorers.get(name) if baseline else None
-        if then and (differences := _identity_differences(then["identity"], now["identity"])):
-            identities[name] = differences
-        worst = min(now["scores"], key=lambda image: now["scores"][image] * _sign(now), default="")
-        for figure in sorted({*now["figures"], *(then["figures"] if then else ())}):
-            before = then["figures"].get(figure) if then else None
-            image = worst if figure == "worst" else ""
-            summary.append(Figure(name, figure, before, now["figures"].get(figure), image))
-    versions = {
-        package: (known.get(package, "-"), version)
-        for package, version in current.versions.items()
-        if baseline and known.get(package) != version
-    }
-    return {"versions": versions, "identities": identities, "figures": summary}
-
-
-def check(
-    current: Snapshot,
-    baseline: Snapshot | None,
-    tolerances: Mapping[str, float],
-    limits: Limits | None,
-    ranks: Mapping[str, float] | None = None,
-) -> Comparison:
-    """Compare with a baseline where there is one; else hold the images to ``limits`` alone.
-
-    Raises:
-        IncomparableError: See :func:`compare`; or neither a baseline nor limits, or no scorer could start.
-    """
-    if not current.scorers:
-        raise IncomparableError(f"no scorer could start: {_reasons(current)}")
-    if limits is not None:
-        return _held_to_limits(current, baseline, limits)
-    if baseline is None:
-        raise IncomparableError("nothing to compare with: no baseline and no limits")
-    return compare(current, baseline, tolerances, ranks)
-
-
-def _held_to_limits(current: Snapshot, baseline: Snapshot | None, limits: Limits) -> Comparison:
-    # A pipeline's images change with every build; what must not fall is their quality, so the sets may differ.
-    if current.unavailable:
-        raise IncomparableError(f"a scorer could not start: {_reasons(current)}")
-    findings: list[Finding] = []
-    for name, now in current.scorers.items():
-        then = baseline.scorers.get(name) if baseline else None
-        if limits.max_drop is not None and (then is None or not then["figures"].keys() >= set(DROPS)):
-            raise IncomparableError(f"--max-drop needs the figures of {name} in the baseline; --update takes them")
-        findings += beyond_limits(name, now, limits, then["figures"] if then else None)
-    checked = len(current.images) * len(current.scorers)
-    return Comparison(findings, **_differences(current, baseline), checked=checked)
 
 
 def changes(current: Snapshot, known: Snapshot) -> Comparison:
@@ -270,10 +129,6 @@ def _part(snapshot: Snapshot, images: dict[str, str], scorers: Sequence[str]) ->
     return replace(snapshot, images=images, files={}, scorers=rows, unavailable={})
 
 
-def _reasons(current: Snapshot) -> str:
-    return "; ".join(f"{name}: {reason}" for name, reason in current.unavailable.items())
-
-
 def tolerance_of(
     scorer: str, precision: str, chosen: Mapping[str, float], ranks: Mapping[str, float] = {}
 ) -> Tolerance:
@@ -283,13 +138,6 @@ def tolerance_of(
     if rank is not None:
         declared = replace(declared, rank=rank, swap=False)
     return declared if absolute is None else replace(declared, absolute=absolute, relative=0.0)
-
-
-def _check_same_scorers(current: Snapshot, baseline: Snapshot) -> None:
-    if current.unavailable:
-        raise IncomparableError(f"scorers of the baseline are missing now: {_reasons(current)}")
-    if unknown := sorted(current.scorers.keys() - baseline.scorers.keys()):
-        raise IncomparableError(f"the baseline lacks {', '.join(unknown)}; --update takes a new one")
 
 
 def _changed_images(current: Snapshot, baseline: Snapshot) -> dict[str, tuple[str, str]]:
@@ -319,10 +167,7 @@ def _told(name: str, current: Snapshot, baseline: Snapshot) -> str:
 
 def _moved(name: str, then: Mapping[str, Any], now: Mapping[str, Any], tolerance: Tolerance) -> list[Finding]:
     allowed = f"+-{tolerance.absolute:g} +-{tolerance.relative:.2%}"
-    findings = []
-    if then["lower_better"] != now["lower_better"]:
-        direction = (float(then["lower_better"]), float(now["lower_better"]))
-        findings.append(Finding(name, "direction", "lower is better (1: yes)", *direction, "no change"))
+    findings = direction_findings(name, then, now)
     # A baseline of an earlier release knows no prompts.
     pairs = zip_longest(then.get("prompts", now.get("prompts", [])), now.get("prompts", []), fillvalue="none")
     findings += [
@@ -343,33 +188,3 @@ def _moved(name: str, then: Mapping[str, Any], now: Mapping[str, Any], tolerance
             value = float(order.value) if order.defined else None
             findings.append(Finding(name, "order", "SRCC then and now", 1.0, value, f">= {least:.6g}"))
     return findings
-
-
-def beyond_limits(
-    name: str, now: Mapping[str, Any], limits: Limits, then_figures: Mapping[str, float] | None = None
-) -> list[Finding]:
-    """Images and figures beyond declared bounds; failed images are findings too."""
-    sign = _sign(now)
-    findings = [Finding(name, "failure", image, None, None, reason) for image, reason in now["failures"].items()]
-    if limits.min_score is not None:
-        findings += [
-            Finding(name, "limit", image, None, score, f"{'<=' if sign < 0 else '>='} {limits.min_score:g}")
-            for image, score in now["scores"].items()
-            if sign * score < sign * limits.min_score
-        ]
-    if limits.max_drop is not None and then_figures is not None:
-        findings += [
-            Finding(name, "figure", key, then_figures[key], now["figures"].get(key), f"drop <= {limits.max_drop:g}")
-            for key in DROPS
-            if key not in now["figures"] or sign * (then_figures[key] - now["figures"][key]) > limits.max_drop
-        ]
-    return findings
-
-
-def _sign(row: Mapping[str, Any]) -> float:
-    return -1.0 if row["lower_better"] else 1.0
-
-
-def _identity_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    keys = sorted(then.keys() | now.keys())
-    return [f"{key}: {then.get(key, '-')} -> {now.get(key, '-')}" for key in keys if then.get(key) != now.get(key)]

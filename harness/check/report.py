@@ -1,16 +1,18 @@
-"""What a check found, as text or Markdown with notes, JSON or JUnit XML."""
+"""What a check found, as text, Markdown or a web page with notes, JSON or JUnit XML."""
 
 from __future__ import annotations
 
+import base64
 import json
 import xml.etree.ElementTree as ET  # only written, never parsed
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from harness.check.compare import Comparison, Figure, Finding
+from harness.check.findings import Comparison, Figure, Finding
+from harness.check.snapshot import Pictures
 from qualiclip_plugin.utils.atomic import atomic_write
-from qualiclip_plugin.utils.errors import ConfigError
+from qualiclip_plugin.utils.errors import ConfigError, ImageError
 from qualiclip_plugin.utils.shown import in_markdown, printable
 
 MOST_ROWS = 50
@@ -25,6 +27,10 @@ MEANINGS: Mapping[str, str] = {
     "prompt": "the prompts that a score is made of changed",
     "failure": "an image has no score now, or had none then",
     "limit": "an image is worse than --min-score allows",
+    "drop": "an image is worse than it was in the baseline, by more than --max-drop allows",
+    "missing": "an image of the baseline is not there; --allow-missing accepts that",
+    "new": "an image that the baseline lacks, and so nothing to compare it with; --allow-new accepts that",
+    "renamed": "an image has another name than in the baseline and the same pixels; --allow-renamed accepts that",
     "image": "an image of the baseline",
     "scorer": "a scorer of the baseline",
 }
@@ -68,18 +74,20 @@ def _verdict(comparison: Comparison) -> str:
 
 
 def _circumstances(comparison: Comparison, escape: Callable[[str], str]) -> list[str]:
-    parts = []
-    if comparison.versions:
-        lines = [f"- {name}: {then} -> {now}" for name, (then, now) in sorted(comparison.versions.items())]
-        parts.append("Versions that differ:\n" + "\n".join(lines))
-    for scorer, differences in comparison.identities.items():
-        parts.append(f"{escape(scorer)} itself differs:\n" + "\n".join(f"- {escape(line)}" for line in differences))
-    if comparison.images:
-        lines = [
-            f"- {escape(name)}: sha256 {then[:16]} -> {now[:16]}" for name, (then, now) in comparison.images.items()
-        ]
-        parts.append("The same files are read as other pixels:\n" + "\n".join(lines))
-    return parts
+    return [
+        f"{escape(title)}:\n" + "\n".join(f"- {escape(line)}" for line in lines)
+        for title, lines in _differing(comparison).items()
+    ]
+
+
+def _differing(comparison: Comparison) -> dict[str, list[str]]:
+    """What differs besides scores: a title to its lines."""
+    found = {"Versions that differ": [f"{name}: {a} -> {b}" for name, (a, b) in sorted(comparison.versions.items())]}
+    found |= {f"{scorer} itself differs": lines for scorer, lines in comparison.identities.items()}
+    found["The same files are read as other pixels"] = [
+        f"{name}: sha256 {then[:16]} -> {now[:16]}" for name, (then, now) in comparison.images.items()
+    ]
+    return {title: lines for title, lines in found.items() if lines}
 
 
 def to_json(comparison: Comparison) -> str:
@@ -109,7 +117,48 @@ def to_junit(comparison: Comparison) -> str:
     return ET.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
 
-FORMATS: Mapping[str, Callable[[Comparison], str]] = {".md": to_markdown, ".json": to_json, ".xml": to_junit}
+def to_html(comparison: Comparison, pictures: Pictures) -> str:
+    """One web page that needs no other file, with a small picture of every image that is named and there."""
+    from harness.report import TEMPLATES, environment
+
+    shown = comparison.findings[:MOST_ROWS]
+    named = {finding.name for finding in shown} | {figure.image for figure in comparison.figures}
+    return (
+        environment()
+        .get_template("check.html.j2")
+        .render(
+            error=comparison.error,
+            verdict=_verdict(comparison).replace("**", ""),
+            failed=bool(comparison.findings or comparison.error),
+            findings=[{**_row(finding, str), "image": finding.name} for finding in shown],
+            more=len(comparison.findings) - len(shown),
+            meanings=[
+                (kind, MEANINGS[kind]) for kind in dict.fromkeys(finding.what for finding in comparison.findings)
+            ],
+            figures=[{**_figure(figure, str), "image": figure.image} for figure in comparison.figures],
+            thumbnails={name: _thumbnail(pictures, name) for name in named & {*pictures.names}},
+            circumstances=_differing(comparison),
+            style=(TEMPLATES / "style.css").read_text(encoding="utf-8"),
+        )
+    )
+
+
+def _thumbnail(pictures: Pictures, name: str) -> str:
+    """A picture as an address that holds it; empty where it cannot be read."""
+    from harness.report.pictures import jpeg
+
+    try:
+        return f"data:image/jpeg;base64,{base64.b64encode(jpeg(pictures.pixels(name), 'small')).decode('ascii')}"
+    except ImageError:
+        return ""
+
+
+FORMATS: Mapping[str, Callable[[Comparison, Pictures], str]] = {
+    ".md": lambda comparison, _: to_markdown(comparison),
+    ".html": to_html,
+    ".json": lambda comparison, _: to_json(comparison),
+    ".xml": lambda comparison, _: to_junit(comparison),
+}
 """Report formats by file suffix."""
 
 
@@ -120,10 +169,16 @@ def check_report_path(path: Path) -> Path:
     return path
 
 
-def write_report(path: Path, comparison: Comparison) -> None:
-    """Write a report in the format of the path's suffix, in one step."""
+def write_report(path: Path, comparison: Comparison, pictures: Pictures = Pictures()) -> None:
+    """Write a report in the format of the path's suffix, in one step.
+
+    Args:
+        path: Where to; see ``FORMATS``.
+        comparison: What was found.
+        pictures: The images of the check, for a report that shows them.
+    """
     with atomic_write(path) as file:
-        file.write(FORMATS[path.suffix](comparison).encode("utf-8", "backslashreplace"))
+        file.write(FORMATS[path.suffix](comparison, pictures).encode("utf-8", "backslashreplace"))
 
 
 def _table(rows: Sequence[Mapping[str, str]]) -> str:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from harness.data.open import ImageSet, open_dataset, open_datasets
 from harness.data.rows import Stream, image_bytes
@@ -45,20 +49,32 @@ class Gallery:
         return address
 
     def _write(self, target: Path, images: ImageSet, index: int, size: str) -> bool:
-        from PIL import Image
-
         try:
             rows: Any = images.rows
             pixels = read_image(image_bytes(rows[index]["image"]), exif=images.spec.exif)
         except (QualiCLIPError, OSError):
             return False
-        side, quality = SIZES[size]
-        picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
         target.parent.mkdir(parents=True, exist_ok=True)
-        # 4:4:4, since colour subsampling would blur the very distortions that are to be seen.
-        picture.save(target, "JPEG", quality=quality, subsampling=0)
+        target.write_bytes(jpeg(pixels.permute(1, 2, 0).numpy(), size))
         return True
+
+
+def jpeg(pixels: NDArray[np.uint8], size: str) -> bytes:
+    """A picture as a JPEG file.
+
+    Args:
+        pixels: RGB, (H, W, 3).
+        size: A key of ``SIZES``.
+    """
+    from PIL import Image
+
+    side, quality = SIZES[size]
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    # 4:4:4, since colour subsampling would blur the very distortions that are to be seen.
+    picture.save(buffer, "JPEG", quality=quality, subsampling=0)
+    return buffer.getvalue()
 
 
 def open_sources(

@@ -127,4 +127,4 @@ BASELINE: Schema = {
     ),
     "additionalProperties": False,
 }
-"""See :class:`harness.check.compare.Snapshot`."""
+"""See :class:`harness.check.snapshot.Snapshot`."""

@@ -21,7 +21,8 @@ from typer.testing import CliRunner
 from harness.check import compare as regression
 from harness.check import report as check_report
 from harness.check import snapshot as snapshots
-from harness.check.compare import Limits, Tolerance
+from harness.check.compare import Tolerance
+from harness.check.findings import Comparison, Figure, Finding
 from harness.check.images import CHANGES, guard_images
 from harness.check.snapshot import IncomparableError
 from harness.cli import app
@@ -368,24 +369,6 @@ def test_an_image_that_was_taken_out_of_a_baseline_by_hand_is_named():
         regression.compare(now, replace(now, images={"a": "h"}))
 
 
-@pytest.mark.parametrize("lower_better", [False, True])
-def test_limits_follow_the_direction(lower_better):
-    now = snapshot_of({"good": 0.2 if lower_better else 0.8, "bad": 0.9 if lower_better else 0.1}, lower_better)
-    found = regression.check(now, None, {}, Limits(min_score=0.5)).findings
-    assert [finding.name for finding in found] == ["bad"]
-    then = snapshot_of({"x": 0.5}, lower_better)
-    dropped = regression.check(now, then, {}, Limits(max_drop=0.1)).findings
-    assert [finding.name for finding in dropped] == ["worst"]
-    with pytest.raises(IncomparableError, match="--max-drop needs the figures of m"):
-        regression.check(now, None, {}, Limits(max_drop=0.1))
-
-
-@pytest.mark.parametrize("name", ["min_score", "max_drop"])
-def test_a_limit_that_is_no_number_is_refused(name):
-    with pytest.raises(ConfigError, match="a number is needed"):
-        Limits(**{name: float("nan")})
-
-
 @pytest.fixture
 def folder(photographs, tmp_path) -> Path:
     """Two sharp photographs."""
@@ -394,23 +377,6 @@ def folder(photographs, tmp_path) -> Path:
     for index in (0, 2):
         Image.fromarray(photographs[index][:300, :300]).save(target / f"{index}.png")
     return target
-
-
-def test_own_images_are_held_to_a_minimum_and_to_their_baseline(folder, tmp_path):
-    arguments = ["--images", str(folder), "--scorer", "entropy"]
-    baseline = tmp_path / "own.json"
-    assert run_check(baseline, *arguments, "--min-score", "1").exit_code == 0
-    failed = run_check(baseline, *arguments, "--min-score", "7.9")
-    assert failed.exit_code == 1
-    assert "0.png" in failed.output
-    assert run_check(baseline, *arguments, "--update").exit_code == 0
-    Image.new("RGB", (300, 300), "grey").save(folder / "flat.png")
-    report = tmp_path / "drop.md"
-    dropped = run_check(baseline, *arguments, "--max-drop", "0.5", "--report", str(report))
-    assert dropped.exit_code == 1
-    assert "drop <= 0.5" in dropped.output
-    assert "drop \\<= 0.5" in report.read_text()
-    assert_incomparable(["--min-score", "1"], "need --images")
 
 
 def test_empty_folder_and_unreadable_image_are_named(tmp_path):
@@ -469,13 +435,13 @@ def test_an_image_that_changes_meanwhile_is_named(folder, tmp_path, monkeypatch)
 
 
 def test_markdown_survives_odd_names():
-    finding = regression.Finding("m", "score", "a|b\nc<img src=x>", 0.1, 0.2, "")
-    figure = regression.Figure("m", "worst", None, 0.2, "a|b\nc<img src=x>")
-    text = check_report.to_markdown(regression.Comparison([finding], figures=[figure], checked=1))
+    finding = Finding("m", "score", "a|b\nc<img src=x>", 0.1, 0.2, "")
+    figure = Figure("m", "worst", None, 0.2, "a|b\nc<img src=x>")
+    text = check_report.to_markdown(Comparison([finding], figures=[figure], checked=1))
     assert text.count("a\\|b c\\<img src=x\\>") == 2
-    shown = check_report.to_text(regression.Comparison([replace(finding, name="a|b\n<c>\x1b[2J")], checked=1))
+    shown = check_report.to_text(Comparison([replace(finding, name="a|b\n<c>\x1b[2J")], checked=1))
     assert "a|b <c>\\x1b[2J" in shown
-    ET.fromstring(check_report.to_junit(regression.Comparison([replace(finding, name="\x1b\ud800")])))  # noqa: S314
+    ET.fromstring(check_report.to_junit(Comparison([replace(finding, name="\x1b\ud800")])))  # noqa: S314
 
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "ci.md"
