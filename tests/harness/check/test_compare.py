@@ -10,6 +10,7 @@ import sys
 import weakref
 import xml.etree.ElementTree as ET
 from dataclasses import replace
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from harness.check.findings import Comparison, Figure, Finding
 from harness.check.images import CHANGES, guard_images
 from harness.check.snapshot import IncomparableError
 from harness.cli import app
+from qualiclip_plugin.pytest_plugin import GROUP, load
 from qualiclip_plugin.utils.errors import ConfigError, QualiCLIPError
 from qualiclip_plugin.weights.checkpoint import save_checkpoint
 from qualiclip_plugin.weights.loading import load_model
@@ -492,3 +494,17 @@ def test_pytest_fixture(pytester, folder):
             assert torch.cat([first, torch.rand(1)]).equal(expected)
     """)
     pytester.runpytest_inprocess("-p", "no:cacheprovider").assert_outcomes(passed=6)
+
+
+@pytest.mark.parametrize("module", ["json.guard", "keyword.guard"])
+def test_a_package_that_hides_the_fixtures_own_is_named(module):
+    name = module.partition(".")[0]
+    entry = EntryPoint("assert_quality", f"{module}:check_quality", GROUP)
+    with pytest.raises(pytest.UsageError, match=rf"needs the package '{name}'.* hides it: .*{name}"):
+        load(entry)
+
+
+def test_the_plugin_of_pytest_loads_without_the_harness():
+    assert {entry.value for entry in entry_points(group="pytest11", name="qualiclip")} == {load.__module__}
+    code = "import sys, qualiclip_plugin.pytest_plugin; print({'harness', 'torch', 'numpy'} & {*sys.modules})"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
