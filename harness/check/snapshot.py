@@ -35,8 +35,8 @@ from qualiclip_plugin.utils.shown import portable, printable
 Pixels = NDArray[np.uint8]
 
 SCHEMA_VERSION = 1
-GUARD_SCORERS = ("qualiclip-lite", "niqe", "piqe", "entropy")
-"""Scorers of the project's own baseline; those that cannot start when it is taken are left out and named."""
+GUARD_SCORERS = ("qualiclip-lite", "piqe", "entropy")
+"""Scorers of the project's own baseline: those that start on every machine, without any file to download."""
 VERSIONS = ("qualiclip-plugin", "torch", "torchvision", "pyiqa", "open_clip_torch", "timm", "numpy", "Pillow")
 
 
