@@ -1,1 +1,1 @@
-"""This project inside other programs: pyiqa, torchmetrics, the Hugging Face Hub."""
+"""This project inside other programs: pyiqa, pytest, torchmetrics, the Hugging Face Hub."""

@@ -27,7 +27,7 @@ from harness.check.findings import Comparison, Figure, Finding
 from harness.check.images import CHANGES, guard_images
 from harness.check.snapshot import IncomparableError
 from harness.cli import app
-from qualiclip_plugin.pytest_plugin import GROUP, load
+from qualiclip_plugin.integrations.pytest_plugin import GROUP, load
 from qualiclip_plugin.utils.errors import ConfigError, QualiCLIPError
 from qualiclip_plugin.weights.checkpoint import save_checkpoint
 from qualiclip_plugin.weights.loading import load_model
@@ -506,5 +506,5 @@ def test_a_package_that_hides_the_fixtures_own_is_named(module):
 
 def test_the_plugin_of_pytest_loads_without_the_harness():
     assert {entry.value for entry in entry_points(group="pytest11", name="qualiclip")} == {load.__module__}
-    code = "import sys, qualiclip_plugin.pytest_plugin; print({'harness', 'torch', 'numpy'} & {*sys.modules})"
+    code = f"import sys, {load.__module__}; print({{'harness', 'torch', 'numpy'}} & {{*sys.modules}})"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
