@@ -110,8 +110,9 @@ def score(
         str, typer.Option(help="Colour behind transparent pixels: white, '#rrggbb', 'rgb(r,g,b)'.")
     ] = "white",
     exif: Annotated[bool, typer.Option(help="Apply the EXIF rotation.")] = True,
+    icc: Annotated[bool, typer.Option(help="Convert the colours of an ICC profile to sRGB.")] = True,
     max_pixels: Annotated[
-        int, typer.Option(min=0, help="Larger images are refused before they are decoded; 0: 134 million.")
+        int, typer.Option(min=0, help="Larger images are refused before they are decoded; 0: 201 million.")
     ] = 0,
     tile_pixels: Annotated[
         int,
@@ -151,9 +152,9 @@ def score(
 
     Exit code: 0 all images have a score, 1 some have none, 2 the command could not start.
     """
-    from qualiclip_plugin.utils.images import check_max_pixels, images_in
+    from qualiclip_plugin.utils.images import MAX_PIXELS, images_in
 
-    colour, max_pixels = _colour(background), check_max_pixels(max_pixels)
+    colour, max_pixels = _colour(background), max_pixels or MAX_PIXELS
     from qualiclip_plugin.scoring.ray_engine import ScoreRequest, score_on_ray
 
     request = ScoreRequest(
@@ -169,6 +170,7 @@ def score(
         runtime,
         tile_pixels,
         max_pixels,
+        icc,
     )
     if engine is Engine.ray:
         with _shard_progress() as advance:

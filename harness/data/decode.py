@@ -127,7 +127,7 @@ def decode(index: int, content: bytes, spec: DatasetSpec) -> Decoded:
     from qualiclip_plugin.utils.images import read_image
 
     try:
-        pixels = read_image(content, exif=spec.exif)
+        pixels = read_image(content, exif=spec.exif, icc=spec.icc)
     except (ImageError, OSError, MemoryError) as error:
         return Decoded(index, None, _failure(error))
     if spec.resize:

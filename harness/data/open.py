@@ -58,7 +58,12 @@ class ImageSet:
     @property
     def reading(self) -> dict[str, Any]:
         """How bytes become pixels; part of what a score is stored under."""
-        how = {"exif_applied": self.spec.exif, "background": "white", "shorter_side": self.spec.resize or "native"}
+        how = {
+            "exif_applied": self.spec.exif,
+            "icc_applied": self.spec.icc,
+            "background": "white",
+            "shorter_side": self.spec.resize or "native",
+        }
         if self.spec.resize:
             how["resizing"] = resizing.VERSION
             how["torchvision"] = metadata.version("torchvision")

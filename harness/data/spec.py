@@ -187,6 +187,7 @@ class DatasetSpec:
         full_reference: Columns with full-reference qualities, higher better, for the P-test.
         resize: Pixels of the shorter side after resizing; 0: native size.
         exif: Whether a rotation stored in the file is applied.
+        icc: Whether the colours of a profile stored in the file are converted to sRGB.
         seen_by: Training sets' names that contain these images; a scorer trained on one has seen them.
         notes: Traps, and what nobody could look at.
         example: The first line of the dataset's own table and some made-up rows as the real ones are written, with
@@ -214,6 +215,7 @@ class DatasetSpec:
     full_reference: tuple[str, ...] = ()
     resize: int = 0
     exif: bool = True
+    icc: bool = True
     seen_by: tuple[str, ...] = ()
     notes: str = ""
     example: str = ""

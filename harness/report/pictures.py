@@ -51,7 +51,7 @@ class Gallery:
     def _write(self, target: Path, images: ImageSet, index: int, size: str) -> bool:
         try:
             rows: Any = images.rows
-            pixels = read_image(image_bytes(rows[index]["image"]), exif=images.spec.exif)
+            pixels = read_image(image_bytes(rows[index]["image"]), exif=images.spec.exif, icc=images.spec.icc)
         except (QualiCLIPError, OSError):
             return False
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 
 def score_key(scorer: Scorer, images: ImageSet) -> ScoreKey:
     """Under what the scores of a scorer on a dataset are stored."""
-    reading = {**images.reading, "version": READING_VERSION, "Pillow": metadata.version("Pillow")}
+    from qualiclip_plugin.utils.images.colour import littlecms_version
+
+    libraries = {"Pillow": metadata.version("Pillow"), "LittleCMS": littlecms_version()}
+    reading = {**images.reading, "version": READING_VERSION, **libraries}
     return ScoreKey(scorer.name, images.spec.key, {"scorer": dict(scorer.identity), "reading": reading})
 
 

@@ -50,7 +50,7 @@ class ScoredImage:
         width: Pixels after the EXIF rotation; ``None`` where the image could not be decoded.
         height: The same.
         error: Why there is no score; names the file.
-        note: What was done to the image before scoring it: rotation, compositing, choice of a frame.
+        note: What was decided about the pixels before scoring: depth, page, profile, rotation, background, frame.
     """
 
     path: str
@@ -111,6 +111,7 @@ def score_files(
     batch_size: int = 0,
     workers: int = 2,
     exif: bool = True,
+    icc: bool = True,
     background: tuple[int, int, int] = WHITE,
     max_pixels: int = MAX_PIXELS,
 ) -> Iterator[ScoredImage]:
@@ -124,6 +125,7 @@ def score_files(
         batch_size: Most images in a batch; 0 chooses: 1 on the CPU, 16 elsewhere. Large images make smaller ones.
         workers: Threads that decode ahead; 0 decodes between batches.
         exif: Apply the EXIF rotation.
+        icc: Convert the colours of an ICC profile to sRGB.
         background: RGB in 0..255 behind transparent pixels.
         max_pixels: Larger images are refused.
 
@@ -134,7 +136,7 @@ def score_files(
         raise ConfigError(f"batch_size and workers must not be negative, got {batch_size} and {workers}")
     device = _device_of(model)
     batcher = _Batcher(batch_size or (1 if device.type == "cpu" else GPU_BATCH_SIZE))
-    read = partial(_read, exif=exif, background=background, max_pixels=max_pixels)
+    read = partial(_read, exif=exif, icc=icc, background=background, max_pixels=max_pixels)
     return _in_order(_scored(_ahead(read, paths, workers), batcher, model, device, attributes))
 
 
@@ -158,10 +160,7 @@ def _device_of(model: nn.Module) -> torch.device:
 
 
 def _read(
-    indexed: tuple[int, str | PathLike[str] | StoredImage],
-    exif: bool,
-    background: tuple[int, int, int],
-    max_pixels: int,
+    indexed: tuple[int, str | PathLike[str] | StoredImage], **options: Any
 ) -> _Waiting | tuple[int, ScoredImage]:
     index, source = indexed
     if isinstance(source, StoredImage):
@@ -169,7 +168,7 @@ def _read(
     else:
         name, decode = portable(source), partial(decode_image, Path(source))
     try:
-        image = decode(exif=exif, background=background, max_pixels=max_pixels)
+        image = decode(**options)
     except ImageError as error:
         return index, ScoredImage(name, error=str(error))
     return _Waiting(index, name, image)

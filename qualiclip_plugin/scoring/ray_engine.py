@@ -57,6 +57,7 @@ class ScoreRequest:
         runtime: ``eager``, ``openvino`` or ``cuda``.
         tile_pixels: As for ``weights.load_model``.
         max_pixels: Larger images are refused before they are decoded.
+        icc: Convert the colours of an ICC profile to sRGB.
     """
 
     weights: str = "lite"
@@ -71,6 +72,7 @@ class ScoreRequest:
     runtime: str = "eager"
     tile_pixels: int = 0
     max_pixels: int = MAX_PIXELS
+    icc: bool = True
 
     def load(self, device: str = "cpu") -> QualiCLIP:
         """The model that is asked for; see ``weights.load_model`` for the errors."""
@@ -96,6 +98,7 @@ class ScoreRequest:
             batch_size=self.batch_size,
             workers=decoders,
             exif=self.exif,
+            icc=self.icc,
             background=self.background,
             max_pixels=self.max_pixels,
         )
@@ -184,6 +187,7 @@ def identify(request: ScoreRequest, pool: Pool) -> dict[str, Any]:
         "attributes": request.attributes,
         "batch_size": request.batch_size,
         "exif": request.exif,
+        "icc": request.icc,
         "background": list(request.background),
         "device": pool.device,
         "threads": pool.threads,
