@@ -6,7 +6,10 @@ import io
 from typing import Any
 
 import numpy as np
+import tifffile
 from PIL import Image
+
+from tests import icc
 
 
 def picture(width: int = 20, height: int = 16) -> Image.Image:
@@ -41,7 +44,9 @@ def seeds() -> dict[str, bytes]:
         "png-16": (sixteen, "PNG", {}),
         "png-frames": (rgb, "PNG", frames),
         "png-profile": (rgb, "PNG", {"icc_profile": b"x" * 60}),
+        "png-adobe-rgb": (clear, "PNG", {"icc_profile": icc.matrix_profile(icc.ADOBE_RGB, 2.2, "Adobe RGB")}),
         "jpeg": (rgb, "JPEG", {"exif": exif}),
+        "jpeg-grey-profile": (rgb.convert("L"), "JPEG", {"icc_profile": icc.grey_profile(1.8, "Grey")}),
         "jpeg-progressive": (rgb, "JPEG", {"progressive": True}),
         "jpeg-cmyk": (rgb.convert("CMYK"), "JPEG", {}),
         "jpeg-grey": (rgb.convert("L"), "JPEG", {}),
@@ -49,6 +54,7 @@ def seeds() -> dict[str, bytes]:
         "gif": (rgb, "GIF", {}),
         "gif-frames": (rgb, "GIF", frames),
         "bmp": (rgb, "BMP", {}),
+        "dib": (rgb, "DIB", {}),
         "bmp-palette": (rgb.quantize(16), "BMP", {}),
         "ppm": (rgb, "PPM", {}),
         "pgm-16": (sixteen.convert("I"), "PPM", {}),
@@ -68,8 +74,38 @@ def seeds() -> dict[str, bytes]:
         "avif": (clear, "AVIF", {"exif": exif}),
         "avif-frames": (rgb, "AVIF", frames),
     }
-    return {
+    encoded = {
         name: _encode(image, file_format, **options)
         for name, (image, file_format, options) in table.items()
         if file_format in Image.SAVE
     }
+    return {**encoded, **_odd_tiffs(np.asarray(rgb)), **_heic(clear)}
+
+
+def _odd_tiffs(rgb: np.ndarray) -> dict[str, bytes]:
+    """Those that Pillow does not read, or not as they are meant."""
+    wide = rgb.astype(np.uint16) * 257
+    written: dict[str, list[tuple[np.ndarray, dict[str, Any]]]] = {
+        "tiff-planar-16": [(wide.transpose(2, 0, 1), {"planarconfig": "separate"})],
+        "tiff-planar-tiles": [(wide.transpose(2, 0, 1), {"planarconfig": "separate", "tile": (16, 16)})],
+        "tiff-float": [((rgb / 255).astype(np.float32), {})],
+        "tiff-thumbnail": [(rgb[::2, ::2], {"subfiletype": 1, "subifds": 1}), (rgb, {"subfiletype": 0})],
+    }
+    files = {}
+    for name, pages in written.items():
+        buffer = io.BytesIO()
+        with tifffile.TiffWriter(buffer) as writer:
+            for samples, options in pages:
+                writer.write(samples, photometric="rgb", metadata=None, **options)
+        files[name] = buffer.getvalue()
+    return files
+
+
+def _heic(image: Image.Image) -> dict[str, bytes]:
+    try:
+        import pillow_heif
+    except ImportError:
+        return {}
+    buffer = io.BytesIO()
+    pillow_heif.from_pillow(image).save(buffer)
+    return {"heif": buffer.getvalue()}

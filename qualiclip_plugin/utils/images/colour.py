@@ -98,7 +98,7 @@ def _is_srgb(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
     levels = np.arange(0, 256, 1 if mode == "L" else 15, dtype=np.uint8)
     grid = levels[:, None] if mode == "L" else np.stack(np.meshgrid(levels, levels, levels), -1).reshape(-1, 3)
     probe = Image.fromarray(grid if mode == "L" else grid[:, None])
-    moved = np.asarray(ImageCms.applyTransform(probe, transform), dtype=np.int16)[:, 0] - grid
+    moved = np.asarray(transform.apply(probe), dtype=np.int16)[:, 0] - grid
     return int(np.abs(moved).max()) <= SRGB_TOLERANCE
 
 
@@ -106,9 +106,9 @@ def _applied(image: Image.Image, transform: ImageCms.ImageCmsTransform, mode: st
     alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
     opaque = image if image.mode == mode else image.convert(mode)
     if mode == "RGB":
-        ImageCms.applyTransform(opaque, transform, inPlace=True)
+        transform.apply_in_place(opaque)
     else:
-        opaque = ImageCms.applyTransform(opaque, transform)
+        opaque = transform.apply(opaque)
     opaque.info.pop("transparency", None)
     if alpha is not None:
         opaque.putalpha(alpha)
@@ -117,4 +117,4 @@ def _applied(image: Image.Image, transform: ImageCms.ImageCmsTransform, mode: st
 
 def _lab_to_srgb(image: Image.Image) -> Image.Image:
     lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
-    return ImageCms.applyTransform(image, ImageCms.buildTransform(lab, _srgb(), "LAB", "RGB"))
+    return ImageCms.buildTransform(lab, _srgb(), "LAB", "RGB").apply(image)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile
+from PIL import Image
 from torch import Tensor
 
 from qualiclip_plugin.utils.errors import ImageError
@@ -36,7 +36,7 @@ class Choices(NamedTuple):
     background: tuple[int, int, int]
 
 
-def rgb_pixels(image: ImageFile.ImageFile, choices: Choices, notes: list[str]) -> Tensor:
+def rgb_pixels(image: Image.Image, choices: Choices, notes: list[str]) -> Tensor:
     """Decode what was opened: RGB, uint8, (3, H, W), the three values of a pixel together in memory.
 
     Args:
@@ -51,7 +51,7 @@ def rgb_pixels(image: ImageFile.ImageFile, choices: Choices, notes: list[str]) -
         notes.append("first of several frames")
     if (turned := image.info.get("original_orientation") or 1) != 1:  # by the decoder of HEIF
         notes.append(f"rotation that the file declares applied (orientation {turned})")
-    orientation, bits = _orientation(image), _bits(image)
+    bits, orientation = _bits(image), _orientation(image)  # in this order: EXIF of a PNG can lie behind its pixels
     image.load()
     profile = image.info.get("icc_profile")
     plain = to_srgb(_eight_bit(image, bits, notes), profile, choices.icc, notes)
@@ -100,15 +100,17 @@ def _rotated(
     return image.transpose((_UNDO_TRANSPOSE if already else _TRANSPOSE)[orientation])
 
 
-def _bits(image: ImageFile.ImageFile) -> int:
+def _bits(image: Image.Image) -> int:
     """Bits of a sample in the file, as far as they are more than eight."""
     tags = getattr(image, "tag_v2", {})
     if declared := tags.get(_BITS_PER_SAMPLE):
         return int(max(declared))
+    if image.mode.startswith("I"):
+        return 16
     return 16 if any(";16" in str(tile.args) for tile in getattr(image, "tile", ())) else 8
 
 
-def _eight_bit(image: ImageFile.ImageFile, bits: int, notes: list[str]) -> Image.Image:
+def _eight_bit(image: Image.Image, bits: int, notes: list[str]) -> Image.Image:
     """An image of a mode of eight bits; grey with more becomes L, or LA where one value means transparent."""
     if image.mode == "La":
         return image.convert("LA")
@@ -150,7 +152,7 @@ def check_range(image: Image.Image, notes: list[str]) -> None:
         notes.append("warning: no sample reaches a quarter of the white of its type; the picture may be too dark")
 
 
-def _from_integers(image: ImageFile.ImageFile, bits: int, notes: list[str]) -> Image.Image:
+def _from_integers(image: Image.Image, bits: int, notes: list[str]) -> Image.Image:
     values = np.asarray(image)
     if values.min() < 0 or values.max() > 0xFFFF:
         raise ImageError("integer grey outside 0..65535 has no declared white point")
@@ -169,7 +171,7 @@ def _from_integers(image: ImageFile.ImageFile, bits: int, notes: list[str]) -> I
     return Image.merge("LA", (grey, Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))))
 
 
-def _from_float(image: ImageFile.ImageFile) -> Image.Image:
+def _from_float(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
     if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
         raise ImageError("floating-point grey outside 0..1 has no declared white point")
