@@ -138,7 +138,7 @@ def _decode(file: IO[bytes], name: str, choices: Choices, max_pixels: int) -> De
         raise ImageError(f"{name}: not enough memory to decode it") from error
     except Exception as error:
         # Decoders meet hostile bytes with whatever they please: struct.error, SyntaxError, KeyError, zlib.error.
-        raise ImageError(f"{name}: {_why_not(head, f'{type(error).__name__}: {error}')}") from error
+        raise ImageError(f"{name}: {_why_not(read_format(head), error)}") from error
 
 
 def _opened(file: IO[bytes], head: bytes, max_pixels: int, notes: list[str]) -> Image.Image:
@@ -151,31 +151,34 @@ def _opened(file: IO[bytes], head: bytes, max_pixels: int, notes: list[str]) -> 
     profile = None
     if found == "PNG":
         file, profile = without_ballast(file, notes)
-    reason = ""
+    failures: list[tuple[str, Exception]] = []
     for plugin in _formats():
         opener, accepts = Image.OPEN[plugin]
-        if accepts is not None and accepts(head[:16]) is not True:
-            continue
-        file.seek(0)
         # Not by `Image.open`, which keeps the reason to itself and warns of sizes that `max_pixels` allows.
         try:
+            if accepts is not None and accepts(head[:16].ljust(4, b"\0")) is not True:
+                continue
+            file.seek(0)
             image = opener(file, "")
         except (SyntaxError, IndexError, TypeError, struct.error) as error:
-            reason = f"{type(error).__name__}: {error}"
+            failures.append((plugin, error))
             continue
         if profile is not None:
             image.info["icc_profile"] = profile
         return image
-    raise ImageError(_why_not(head, reason))
+    if failures:
+        raise ImageError(_why_not(found or failures[-1][0], failures[-1][1]))
+    if found:
+        raise ImageError(_why_not(found, None))
+    raise ImageError(f"not an image in a supported format ({', '.join(FORMATS)})")
 
 
-def _why_not(head: bytes, reason: str) -> str:
-    found, why = read_format(head), f" ({printable(reason)[:200]})" if reason else ""
-    if found is None and not reason:
-        return f"not an image in a supported format ({', '.join(FORMATS)})"
-    if _NOT_READ.search(reason):
-        return f"{_article(found or 'file')} of a kind that is not read{why}"
-    return f"damaged or truncated, or {_article(found or 'file')} of a kind that is not read{why}"
+def _why_not(found: str | None, error: Exception | None) -> str:
+    """Why a file of a format that is read is not: damage, as far as the decoder's words allow that."""
+    said = f"{type(error).__name__}: {error}" if error else ""
+    why = f" ({printable(said)[:200]})" if said else ""
+    kind = f"{_article(found or 'file')} of a kind that is not read{why}"
+    return kind if _NOT_READ.search(said) else f"damaged or truncated, or {kind}"
 
 
 def _article(name: str) -> str:

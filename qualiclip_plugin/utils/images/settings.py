@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import re
 import threading
 from collections.abc import Iterator
@@ -11,6 +12,10 @@ from functools import cache
 from pathlib import Path
 
 from PIL import Image, ImageFile
+
+# Without a handler their remarks on files, which do not say which file, go to stderr.
+for _library in ("PIL", "tifffile"):
+    logging.getLogger(_library).addHandler(logging.NullHandler())
 
 
 class _Settings:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import math
 import struct
 from collections.abc import Iterator
@@ -45,8 +44,6 @@ _COLOURS = {0: 1, 1: 1, 2: 3, 5: 4}
 """Samples of colour by photometric interpretation, where samples are read here."""
 _MODES = {(1, 0): "L", (3, 0): "RGB", (4, 0): "CMYK", (1, 1): "La", (1, 2): "LA", (3, 1): "RGBa", (3, 2): "RGBA"}
 """Pillow's mode by samples of colour and kind of alpha: none, premultiplied, plain."""
-
-logging.getLogger("tifffile").addHandler(logging.NullHandler())  # without one its remarks on files go to stderr
 
 
 class _Page(NamedTuple):

@@ -155,6 +155,10 @@ def test_libtiff_writes_nothing_to_stderr(capfd: pytest.CaptureFixture[str], tmp
     (tmp_path / "broken.tif").write_bytes(data)
     with pytest.raises(ImageError, match=r"broken\.tif: damaged"):
         read_image(tmp_path / "broken.tif")
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        at = file.pages.first.tags["SamplesPerPixel"].valueoffset
+    data[at : at + 2] = b"\xff\xff"
+    assert "a TIFF of a kind that is not read" in refusal(bytes(data))
     assert capfd.readouterr().err == ""
 
 
