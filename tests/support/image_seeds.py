@@ -9,7 +9,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from tests import icc
+from tests.support import icc
 
 
 def picture(width: int = 20, height: int = 16) -> Image.Image:

@@ -11,7 +11,7 @@ from PIL import Image, ImageCms
 
 from harness.data.spec import DatasetSpec
 from qualiclip_plugin.utils.images import colour, decode_image
-from tests import icc
+from tests.support import icc
 from tests.support.image_seeds import picture
 
 RGB = np.asarray(picture(24, 20))
