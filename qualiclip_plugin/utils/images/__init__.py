@@ -5,12 +5,12 @@ how sixteen bits become eight, what lies behind transparent pixels, what is refu
 The rules in one place:
 
 - EXIF rotation is applied (``exif=False`` leaves the stored orientation).
-- Colours with an ICC profile become sRGB (``icc=False`` leaves them); a profile that is sRGB itself changes nothing.
-- Sixteen-bit samples keep their high byte, in grey as in colour; twelve-bit TIFF its high eight bits. Samples that use
-  a small part of their type are refused.
+- Colours with an ICC profile become sRGB (``icc=False`` leaves them); one that is sRGB changes nothing.
+- Sixteen-bit samples keep their high byte, in grey as in colour; twelve-bit TIFF its high eight bits. Samples that use a
+  small part of their type are refused.
 - Transparent pixels are composited on ``background``.
-- Of an animation, or a file with several pages, the first image is read; of a TIFF the first
-  of full resolution.
+- Of an animation, or a file with several pages, the first image is read; of a TIFF the first of
+  full resolution.
 - A file that ends too early is an error, also where another library told Pillow to accept it.
 - An image with more than ``max_pixels`` pixels is refused from its header, before anything is decoded.
 - A folder stands for all images in it, also for those of a format that is not read: reading these says why.
