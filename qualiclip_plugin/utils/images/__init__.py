@@ -6,8 +6,8 @@ The rules in one place:
 
 - EXIF rotation is applied (``exif=False`` leaves the stored orientation).
 - Colours with an ICC profile become sRGB (``icc=False`` leaves them); one that is sRGB changes nothing.
-- Sixteen-bit samples keep their high byte, in grey as in colour; twelve-bit TIFF its high eight bits. Samples that use a
-  small part of their type are refused.
+- Sixteen-bit samples keep their high byte, in grey as in colour; twelve-bit TIFF its high eight bits. Samples that
+  use a small part of their type are refused.
 - Transparent pixels are composited on ``background``.
 - Of an animation, or a file with several pages, the first image is read; of a TIFF the first of
   full resolution.
