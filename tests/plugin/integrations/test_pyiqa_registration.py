@@ -1,12 +1,16 @@
-"""pyiqa finds this package by itself, in every order of import. Each case runs in a fresh process."""
+"""pyiqa finds this package by itself, in every order of import, each of which is tried in a fresh process."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from qualiclip_plugin.utils.images import read_image, to_float
+from qualiclip_plugin.weights.loading import load_model
 
 # What setuptools 81 and newer look like to openai-clip.
 BLOCK_PKG_RESOURCES = """
@@ -25,6 +29,20 @@ for _ in range(2):
     assert type(metric.net).__name__ == "PyiqaQualiCLIP", type(metric.net)
     assert metric(torch.rand(1, 3, 64, 64)).shape == (1, 1)
 """
+
+
+def test_pyiqas_own_command_scores_with_the_weights_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+    from pyiqa.pyiqa_cmd import main
+
+    Image.new("RGB", (64, 48), (120, 90, 60)).save(tmp_path / "a.png")
+    monkeypatch.setenv("QUALICLIP_WEIGHTS", "lite")
+    monkeypatch.setattr(sys, "argv", ["pyiqa", "qualiclip", "--target", str(tmp_path), "--device", "cpu"])
+    main()
+    score = load_model("lite")(to_float(read_image(tmp_path / "a.png"))[None]).item()
+    assert f"{score:.5f}" in capsys.readouterr().out
 
 
 def run(code: str, **environment: str) -> str:
