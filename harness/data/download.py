@@ -62,6 +62,17 @@ def address(remote: RemoteFile) -> str:
     return hf_hub_url(remote.repository, remote.file, repo_type="dataset", revision=remote.revision or None)
 
 
+def authorisation(remote: RemoteFile) -> dict[str, str]:
+    """The header that lets a gated or private repository's file through: the user's token, if there is one.
+
+    A plain address gets none, whoever it belongs to.
+    """
+    from huggingface_hub.utils import build_hf_headers
+
+    headers = build_hf_headers() if remote.repository else {}
+    return {name: value for name, value in headers.items() if name.lower() == "authorization"}
+
+
 def refuse_offline(what: str) -> None:
     """Refuse to ask the network for something where ``HF_HUB_OFFLINE`` is set.
 
@@ -118,7 +129,7 @@ def _download(remote: RemoteFile, target: Path) -> None:
             reason = _in_words(error)
             if not _worth_repeating(error):
                 # An earlier run may have left a part; it stays, to go on from.
-                raise DatasetError(f"{url}: cannot be fetched: {reason}") from error
+                raise DatasetError(f"{url}: cannot be fetched: {reason}{_hint(error, remote)}") from error
     else:
         raise DatasetError(f"{url}: the download broke off {ATTEMPTS} times ({reason}); run again to go on")
     _check(partial, remote, url)
@@ -132,7 +143,7 @@ def _receive(url: str, partial: Path, remote: RemoteFile) -> bool:
     have = partial.stat().st_size if partial.exists() else 0
     headers = {"Range": f"bytes={have}-"} if have else {}
     # Compressed transfers would make lengths and ranges mean something else than bytes of the file.
-    headers["Accept-Encoding"] = "identity"
+    headers |= {"Accept-Encoding": "identity", **authorisation(remote)}
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as response:
         if have and response.status_code == _RANGE_NOT_SATISFIABLE:
             return _finished_before(response, have, partial)
@@ -172,6 +183,14 @@ def _in_words(error: Exception) -> str:
     # The libraries wrap what the system said into the names of their own objects.
     found = re.search(r"\[Errno -?\d+\] ([\w ]+)", str(error))
     return found[1] if found else first_line(error)
+
+
+def _hint(error: Exception, remote: RemoteFile) -> str:
+    status = getattr(getattr(error, "response", None), "status_code", 0)
+    if status not in (401, 403) or not remote.repository:
+        return ""
+    page = f"https://huggingface.co/datasets/{remote.repository}"
+    return f"; accept its terms on {page} and give your token as HF_TOKEN or with `hf auth login`"
 
 
 def _worth_repeating(error: Exception) -> bool:

@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from harness.data.archives import fits, image_path, labelled, packed, remote_labels
 from harness.data.cache import cache_folder
-from harness.data.download import address, refuse_offline
+from harness.data.download import address, authorisation, refuse_offline
 from harness.data.labels import label_table, pack_labels, unpack_labels
 from harness.data.metadata import check_rows
 from harness.data.rows import Stream, packed_bytes, unbroken
@@ -177,7 +177,9 @@ def _remote_entries(archive: Archive) -> Iterator[tuple[str, IO[bytes]]]:
     where = address(archive.images)
     refuse_offline(where)
     try:
-        with fsspec.open(where, "rb") as file:
+        # The part of fsspec that reads web addresses passes these on to its session.
+        asking = {"client_kwargs": {"headers": headers}} if (headers := authorisation(archive.images)) else {}
+        with fsspec.open(where, "rb", **asking) as file:
             for name, source in entries(file, archive.images.file):
                 if source is not None:
                     yield safe_name(archive.images.file, name).as_posix(), source

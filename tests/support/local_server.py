@@ -25,6 +25,7 @@ class LocalServer:
         stall_after: Bytes of an answer after which nothing more comes; none: all of it is sent.
         status: Of every answer; 200 for the files themselves.
         ranges: Whether parts can be asked for.
+        token: Without it nothing of a Hub is given; none: to everybody.
         requests: The ``Range`` of every GET, or none.
         paths: Of every request.
     """
@@ -36,6 +37,7 @@ class LocalServer:
         self.stopped = threading.Event()
         self.status = 200
         self.ranges = True
+        self.token = ""
         self.requests: list[str | None] = []
         self.paths: list[str] = []
         handler = type("Handler", (_Handler,), {"owner": self})
@@ -95,6 +97,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         name = unquote(urlsplit(self.path).path).strip("/")
         if self.owner.status != 200:
             self._error(self.owner.status)
+        elif self.owner.token and self.headers.get("Authorization") != f"Bearer {self.owner.token}":
+            self._error(401)
         elif name in self.owner.files:
             self._file(self.owner.files[name], name, body)
         elif name.startswith("api/datasets/") and self._repository() is not None:

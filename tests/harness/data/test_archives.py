@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 
 from harness.data import download
-from harness.data.download import fetch
+from harness.data.download import authorisation, fetch
 from harness.data.open import open_dataset, open_spec
 from harness.data.rows import image_bytes
 from harness.data.spec import (
@@ -27,12 +28,13 @@ from harness.data.spec import (
     DatasetSpec,
     LabelFile,
     Opinion,
+    RemoteFile,
     Skip,
 )
 from harness.data.unpack import Limits, unpack
 from qualiclip_plugin.utils.errors import DatasetError
 from tests.support.harness_data import png, tgz, zipped
-from tests.support.local_server import LocalServer, remote
+from tests.support.local_server import COMMIT, LocalServer, remote
 
 PICTURES = {f"koniq10k/512x384/{i}.png": png(i) for i in range(4)}
 LABELS = b"img_name,note,mos,std\n" + b"".join(b"%d.png,x,%d,1\n" % (i, i + 1) for i in range(4))
@@ -136,6 +138,28 @@ def test_practice_images_do_not_count(server: LocalServer) -> None:
     practice = dataclasses.replace(spec.archive, skip=Skip("img_name", r"[0]\.png"))
     images = open_dataset("koniq", {"koniq": dataclasses.replace(spec, archive=practice)})
     assert images.table["file_name"].tolist() == ["1.png", "2.png", "3.png"]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_gated_repository_is_opened_with_the_users_token(
+    server: LocalServer, monkeypatch: pytest.MonkeyPatch, streamed: bool
+) -> None:
+    template = f"{server.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", server.address)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    server.publish("someone/set", {"set.tgz": tgz(PICTURES), "labels.csv": LABELS})
+    server.token = "mine"  # noqa: S105
+    images = RemoteFile("set.tgz", repository="someone/set", revision=COMMIT)
+    labels = LabelFile("labels.csv", repository="someone/set", revision=COMMIT)
+    spec = koniq(server, archive=Archive(images, labels, "koniq10k/512x384/{img_name}"), stream=streamed)
+    with pytest.raises(
+        DatasetError, match=r"401.*; accept its terms on https://huggingface\.co/datasets/someone/set and"
+    ):
+        open_spec(spec)
+    monkeypatch.setenv("HF_TOKEN", "mine")
+    assert len(open_spec(spec)) == 4
+    assert authorisation(RemoteFile("set.tgz", address=server.address)) == {}
 
 
 CONTENT = bytes(range(256)) * 4000
