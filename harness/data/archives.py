@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from harness.data.cache import cache_folder, check_cached
 from harness.data.download import fetch, verify
 from harness.data.metadata import Placed, Row, check_rows, read_rows
+from harness.data.patterns import Pattern
 from harness.data.sources import Source, from_files
 from harness.data.spec import ANYWHERE, Archive, DatasetSpec, RemoteFile, Skip
 from harness.data.unpack import unpack
@@ -78,7 +78,7 @@ def image_path(archive: Archive, row: Row, where: str) -> str:
     """
     try:
         path = archive.path.format_map(row)
-    except (KeyError, IndexError) as error:
+    except KeyError as error:
         raise DatasetError(f"{where}: no column {error} for the path {archive.path!r}") from error
     if not is_relative(path):
         raise DatasetError(f"{where}: {path!r} leads out of the folder")
@@ -129,8 +129,9 @@ def _files(folder: Path) -> Iterator[str]:
 
 
 def _counting(rows: Iterable[Placed], skip: Skip | None) -> Iterator[Placed]:
+    pattern = Pattern(skip.pattern, "archive.skip.pattern") if skip else None
     for where, row in rows:
-        if skip is None or not re.fullmatch(skip.pattern, str(row.get(skip.column, ""))):
+        if pattern is None or skip is None or pattern.match(str(row.get(skip.column, ""))) is None:
             yield where, row
 
 

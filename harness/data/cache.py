@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from qualiclip_plugin.utils.atomic import inside
+from qualiclip_plugin.utils.environment import user_cache
 from qualiclip_plugin.utils.errors import DatasetError
 from qualiclip_plugin.utils.json_yaml import check_json, read_json, sealed
 from qualiclip_plugin.utils.shown import portable
@@ -30,7 +31,7 @@ def cache_folder(*parts: str) -> Path:
     """
     root = os.environ.get("QUALICLIP_CACHE")
     if not root:
-        root = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "qualiclip")
+        root = str(user_cache() / "qualiclip")
     return inside(root, *parts, error=DatasetError)
 
 

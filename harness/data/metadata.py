@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
-import re
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
+from harness.data.patterns import Pattern
 from harness.data.spec import Columns, DatasetSpec, Opinion
 from harness.statistics import MIN_IMAGES
 from qualiclip_plugin.utils.atomic import inside
 from qualiclip_plugin.utils.errors import DatasetError
 from qualiclip_plugin.utils.json_yaml import parse_json
+from qualiclip_plugin.utils.regular_files import open_regular
 from qualiclip_plugin.utils.shown import portable
 
 NAMES = ("metadata.csv", "metadata.jsonl")
@@ -23,6 +25,11 @@ Placed = tuple[str, Row]
 """A row and where it stands, for messages."""
 
 MAX_LEVEL = 1_000_000
+MAX_TABLE_BYTES = 2**28
+"""Of a table of text; the labels of a million images take a third."""
+MAX_COLUMNS = 1000
+LARGEST = 3.4e38
+"""What single precision holds; the square of a larger number, which the figures need, may be none any more."""
 UNBOUNDED = (-math.inf, math.inf)
 WHOLE_SET = "all"
 """The subset of all images in every cell; a split of this name would take its place."""
@@ -131,8 +138,9 @@ def check_rows(origin: str | Path, rows: Iterable[Placed], spec: DatasetSpec) ->
     """
     checked, seen = [], dict[str, tuple[str, list[Any]]]()
     columns = spec.columns
+    pattern = Pattern(spec.derive.pattern, "derive.pattern") if spec.derive else None
     for where, read in rows:
-        row = {**read, **_derived(read, spec, where)}
+        row = {**read, **_derived(read, spec, pattern, where)}
         wanted = [name for name in vars(columns).values() if name]
         if absent := [name for name in (*wanted, *spec.full_reference) if name not in row]:
             raise DatasetError(f"{where}: no column {', '.join(absent)}; found {', '.join(map(str, read))}")
@@ -172,7 +180,7 @@ def read_rows(
         DatasetError: The file cannot be read, a line is not what the format asks for, or a needed column is doubled.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with io.TextIOWrapper(open_regular(path, MAX_TABLE_BYTES), encoding="utf-8-sig", newline="") as file:
             if path.suffix == ".jsonl":
                 yield from _json_rows(file, path)
             elif path.suffix == ".json":
@@ -184,7 +192,7 @@ def read_rows(
 
 
 def number(value: Any, where: str, column: str) -> float:
-    """A finite number from a cell of a table.
+    """A number from a cell of a table, finite and no larger than :data:`LARGEST`.
 
     Raises:
         DatasetError: It is not one; names the place.
@@ -194,7 +202,7 @@ def number(value: Any, where: str, column: str) -> float:
         result = math.nan if isinstance(value, bool) or "_" in str(value) else float(value)
     except (OverflowError, TypeError, ValueError):
         result = math.nan
-    if not math.isfinite(result):
+    if not abs(result) <= LARGEST:
         raise DatasetError(f"{where}: {column} is {str(value)[:40]!r}, a number is needed")
     return result
 
@@ -216,7 +224,8 @@ def _columns(path: Path) -> list[str]:
         import pyarrow.parquet as pq
 
         try:
-            return list(pq.read_schema(path).names)
+            with open_regular(path) as packed:
+                return list(pq.read_schema(packed).names)
         except Exception as error:  # damaged bytes raise whatever they please: OSError, UnicodeDecodeError, ...
             raise DatasetError(f"{path}: not a readable Parquet file: {error}") from error
     if path.suffix not in (".csv", ".jsonl"):
@@ -240,11 +249,17 @@ def _csv_rows(
 ) -> Iterator[Placed]:
     reader = csv.DictReader(file, fieldnames=list(header) or None, delimiter=separator)
     names = list(reader.fieldnames or ())
+    if len(names) > MAX_COLUMNS:
+        raise DatasetError(f"{path}, line 1: more than {MAX_COLUMNS} columns")
     twice = {name for name in needed if names.count(name) > 1}
     if twice:
         raise DatasetError(f"{path}, line 1: column {', '.join(sorted(twice))} occurs twice")
-    for row in reader:
+    most = path.stat().st_size + MAX_COLUMNS
+    for number, row in enumerate(reader, start=1):
         where = f"{path}, line {reader.line_num}"
+        if number * len(names) > most:
+            # Every cell takes a byte with its separator; the empty ones of short rows would take memory alone.
+            raise DatasetError(f"{where}: most rows have fewer cells than the {len(names)} columns")
         if None in row:
             raise DatasetError(f"{where}: more cells than the {len(names)} columns")
         yield where, row
@@ -267,14 +282,14 @@ def _json_list(file: Any, path: Path) -> Iterator[Placed]:
         yield f"{path}, entry {number}", row
 
 
-def _derived(row: Row, spec: DatasetSpec, where: str) -> Row:
-    if spec.derive is None:
+def _derived(row: Row, spec: DatasetSpec, pattern: Pattern | None, where: str) -> Row:
+    if spec.derive is None or pattern is None:
         return {}
     text = str(row.get(spec.derive.column, ""))
-    match = re.fullmatch(spec.derive.pattern, text)
-    if match is None:
+    found = pattern.match(text)
+    if found is None:
         raise DatasetError(f"{where}: {spec.derive.column} is {text!r}, not of the form {spec.derive.pattern}")
-    return match.groupdict()
+    return dict(found)
 
 
 def _check_numbers(row: dict[str, Any], spec: DatasetSpec, where: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import string
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+from harness.data.patterns import Pattern, fields
 from qualiclip_plugin.utils.atomic import is_relative
 from qualiclip_plugin.utils.config import read_settings
 from qualiclip_plugin.utils.errors import ConfigError, DatasetError, did_you_mean
@@ -233,7 +233,7 @@ class DatasetSpec:
         if self.derive:
             names.add(self.derive.column)
         if self.archive:
-            names |= {field for _, field, _, _ in string.Formatter().parse(self.archive.path) if field}
+            names |= set(fields(self.archive.path))
             names |= {self.archive.skip.column} if self.archive.skip else set()
         return frozenset(filter(None, names))
 
@@ -273,8 +273,10 @@ def read_spec(path: str | Path) -> DatasetSpec:
         raise ConfigError(f"{path}: exactly one of hub, archive, folder, generated is needed, found {found}")
     if problem := _bad_name(spec) or _contradiction(spec):
         raise ConfigError(f"{path}: {problem}")
-    _check_pattern(path, "derive", spec.derive)
-    _check_pattern(path, "archive.skip", spec.archive.skip if spec.archive else None)
+    try:
+        _check_languages(spec)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
     return spec
 
 
@@ -358,14 +360,25 @@ def _contradiction(spec: DatasetSpec) -> str:
         return "opinion (what the scores mean) and columns.opinion (where they are) belong together"
     if (spec.subset or spec.split == "official") and not spec.columns.split:
         return "an official split or a subset needs columns.split"
+    if spec.resize < 0 or spec.images < 0 or (spec.opinion and spec.opinion.votes < 0):
+        return "resize, images and opinion.votes are 0 or more"
+    if spec.opinion and not spec.opinion.range[0] < spec.opinion.range[1]:
+        return f"opinion.range is {list(spec.opinion.range)}, the lowest and the highest value are needed"
     return ""
 
 
-def _check_pattern(path: str | Path, key: str, entry: Derive | Skip | None) -> None:
-    try:
-        re.compile(entry.pattern if entry else "")
-    except re.error as error:
-        raise ConfigError(f"{path}: {key}.pattern is no regular expression: {error}") from error
+def _check_languages(spec: DatasetSpec) -> None:
+    """Refuse patterns, paths and separators that are none, before the first row is read."""
+    if spec.derive:
+        Pattern(spec.derive.pattern, "derive.pattern")
+    if not spec.archive:
+        return
+    if spec.archive.skip:
+        Pattern(spec.archive.skip.pattern, "archive.skip.pattern")
+    fields(spec.archive.path)
+    separator = spec.archive.labels.separator
+    if len(separator) != 1 or separator in '"\r\n':
+        raise ConfigError(f"archive.labels.separator is {separator!r}, one character is needed")
 
 
 def _is_commit(revision: str) -> bool:

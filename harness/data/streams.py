@@ -25,6 +25,7 @@ from harness.data.spec import ANYWHERE, Archive, DatasetSpec
 from harness.data.unpack import CHUNK, DAMAGED, entries, safe_name
 from qualiclip_plugin.utils.atomic import atomic_write
 from qualiclip_plugin.utils.errors import DatasetError, QualiCLIPError, first_line
+from qualiclip_plugin.utils.regular_files import read_regular
 
 if TYPE_CHECKING:
     import datasets
@@ -47,7 +48,7 @@ def open_stream(spec: DatasetSpec) -> Source:
     key = hashlib.sha256(f"{ORDER} {spec!r}".encode()).hexdigest()[:16]
     path = cache_folder("streams", f"{spec.name}-{key}.parquet")
     if spec.pinned and path.exists():
-        labels, missing = unpack_labels(path, path.read_bytes()), tuple[str, ...]()
+        labels, missing = unpack_labels(path, read_regular(path)), tuple[str, ...]()
     else:
         labels, missing = opened.index()
         if spec.pinned and not missing:

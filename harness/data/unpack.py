@@ -158,6 +158,10 @@ def _tar_entries(file: IO[bytes], archive: str | Path) -> Iterator[tuple[str, IO
             opened.members.clear()  # type: ignore[attr-defined]
             if not entry.isdir() or entry.name not in (".", "./"):
                 safe_name(archive, entry.name)
+            if entry.issparse():
+                raise DatasetError(
+                    f"{archive}: entry {entry.name!r} is sparse: it stands for bytes that are not there"
+                )
             source = opened.extractfile(entry) if entry.isreg() else None
             if source is None and not entry.isdir():
                 raise DatasetError(f"{archive}: entry {entry.name!r} is a link or a device")

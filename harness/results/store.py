@@ -24,6 +24,7 @@ from harness.results.parquet import DamagedError, StoreError, frame_from, read_b
 from harness.results.schemas import CELL
 from qualiclip_plugin.utils.atomic import atomic_write, inside, remove_leftovers
 from qualiclip_plugin.utils.json_yaml import check_json, read_json, sealed
+from qualiclip_plugin.utils.regular_files import read_regular
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -262,7 +263,7 @@ def slug(name: str) -> str:
 def _write(path: Path, content: bytes) -> None:
     """Write a file in one step; one that holds just that is left alone, so that nothing new needs no room."""
     with _DiskErrors(path):
-        if path.exists() and path.read_bytes() == content:
+        if path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content:
             return
         with atomic_write(path) as file:
             file.write(content)
@@ -294,7 +295,7 @@ def _read_part(path: Path, key: ScoreKey) -> pd.DataFrame | None:
 
 def _content(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except FileNotFoundError:
         raise
     except OSError as error:

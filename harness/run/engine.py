@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -189,7 +190,7 @@ def unavailable_cell(name: str, dataset: str, reason: str) -> dict[str, Any]:
         known = facts(name)
     except ScorerError:
         known = Facts()
-    home = str(Path.home()).rstrip("/")  # empty in many containers, where it is the root
+    home = os.path.expanduser("~").rstrip("/")  # empty in many containers, where it is the root
     return {
         "schema_version": SCHEMA_VERSION,
         "status": "unavailable",

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from qualiclip_plugin.scoring.table import write_scores
 from qualiclip_plugin.utils.atomic import atomic_write
 from qualiclip_plugin.utils.errors import ConfigError, first_line
+from qualiclip_plugin.utils.json_yaml import read_json
 from qualiclip_plugin.utils.shown import printable
 
 if TYPE_CHECKING:
@@ -123,10 +124,7 @@ def open_shards(root: str | os.PathLike[str], sizes: tuple[int, ...], identity: 
 
 
 def _check_same(path: Path, manifest: Mapping[str, Any]) -> None:
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{printable(path)}: no readable manifest: {first_line(error)}") from error
+    known = read_json(path, ConfigError, "a manifest of scores")
     now = json.loads(json.dumps(manifest))
     differences = [
         f"{key} was {known.get(key)!r}, now {now.get(key)!r}"

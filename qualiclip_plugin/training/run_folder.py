@@ -44,12 +44,15 @@ from qualiclip_plugin.training.config import differences
 from qualiclip_plugin.utils.atomic import atomic_folder, atomic_write, remove_folder, remove_leftovers, sha256_file
 from qualiclip_plugin.utils.errors import ConfigError, first_line
 from qualiclip_plugin.utils.json_yaml import check_json, read_json, sealed
+from qualiclip_plugin.utils.regular_files import open_regular
 from qualiclip_plugin.weights.pickles import load_pickle
 
 RUN_FILES = ("run.json", "checkpoints", "model.safetensors", "log.csv")
 LOCK = ".lock"
 STATE, RECORD = "state.pt", "checkpoint.json"
 WEIGHTS, AVERAGED = "weights.safetensors", "averaged.safetensors"
+MAX_CSV_BYTES = 2**28
+"""Of a log; a million steps take a tenth."""
 _STEP = re.compile(r"step-(\d{1,18})")
 
 _COUNT = {"type": "integer", "minimum": 0, "maximum": 2**53}
@@ -289,7 +292,11 @@ class RunFolder:
 
     def read_skipped(self) -> dict[str, str]:
         """Photographs that ``skipped.csv`` lists, with the reason."""
-        return {row["photograph"]: row["reason"] for row in read_csv(self.path / "skipped.csv")}
+        path = self.path / "skipped.csv"
+        try:
+            return {row["photograph"]: row["reason"] for row in read_csv(path)}
+        except KeyError as error:
+            raise ConfigError(f"{path}: no column {error}") from error
 
     def write_skipped(self, reasons: Mapping[str, str]) -> None:
         """Write ``skipped.csv``, or remove that of an earlier try where there is nothing to list."""
@@ -393,12 +400,12 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     Raises:
         ConfigError: It is no CSV file.
     """
-    if not path.is_file():
+    if not path.exists():
         return []
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with io.TextIOWrapper(open_regular(path, MAX_CSV_BYTES), newline="", encoding="utf-8") as file:
             return [row for row in csv.DictReader(file) if None not in (*row, *row.values())]
-    except (UnicodeDecodeError, csv.Error) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{path} cannot be read: {first_line(error)}") from error
 
 

@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any
 
 from qualiclip_plugin.utils.errors import QualiCLIPError
+from qualiclip_plugin.utils.regular_files import open_regular, read_regular
 
 try:
     import fcntl
@@ -281,7 +282,7 @@ def take_lock(handle: int) -> bool:
 def sha256_file(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's content as lower-case hexadecimal digits."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
@@ -296,7 +297,7 @@ def recorded_sha256(path: Path) -> str | None:
     record = path.with_name(f"{path.name}.sha256")
     if not record.exists():
         return None
-    text = record.read_bytes()[:1000].decode("utf-8", "replace")
+    text = read_regular(record, 1000).decode("utf-8", "replace")
     digest = text[:64]
     if not re.fullmatch("[0-9a-f]{64}", digest) or text != f"{digest}  {path.name}\n":
         raise QualiCLIPError(f"{record} holds no SHA-256; delete it and {path.name} to fetch the file again")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from qualiclip_plugin.utils.errors import ConfigError
 
 LIBRARIES = ("qualiclip-plugin", "torch", "open_clip_torch", "timm", "accelerate", "numpy", "Pillow")
 
@@ -19,6 +22,18 @@ def versions(*more: str) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def user_cache() -> Path:
+    """``$XDG_CACHE_HOME``, else ``~/.cache``.
+
+    Raises:
+        ConfigError: The user has no home folder, as in some containers.
+    """
+    folder = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    if folder.startswith("~"):
+        raise ConfigError("this user has no home folder to keep files in: set HOME or XDG_CACHE_HOME")
+    return Path(folder)
 
 
 def processor_name() -> str:

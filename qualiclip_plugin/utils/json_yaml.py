@@ -13,12 +13,12 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from qualiclip_plugin.utils.errors import ConfigError, QualiCLIPError, first_line
+from qualiclip_plugin.utils.regular_files import read_regular
 
 MAX_JSON_BYTES = 256 * 2**20
 """A result with the names of a million failed images is about half as large."""
@@ -41,10 +41,7 @@ def read_json(path: str | os.PathLike[str], error: type[QualiCLIPError], what: s
         QualiCLIPError: Of the type ``error``: the file cannot be read, is too large or is no JSON object.
     """
     try:
-        size = os.stat(path).st_size
-        if size > MAX_JSON_BYTES:
-            raise error(f"{path}: not {what}: {size} bytes, more than {MAX_JSON_BYTES}")
-        content = Path(path).read_bytes()
+        content = read_regular(path, MAX_JSON_BYTES)
     except OSError as problem:
         raise error(f"{path}: not {what}: cannot be read: {problem.strerror or problem}") from problem
     return parse_json(content, error, f"{path}: not {what}")
@@ -104,12 +101,9 @@ def read_yaml(path: str | os.PathLike[str]) -> tuple[Any, yaml.Node | None]:
             lines can stand for gigabytes.
     """
     try:
-        with open(path, "rb") as file:
-            content = file.read(MAX_YAML_BYTES + 1)
+        content = read_regular(path, MAX_YAML_BYTES)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if len(content) > MAX_YAML_BYTES:
-        raise ConfigError(f"{path}: more than {MAX_YAML_BYTES} bytes")
     return parse_yaml(content, str(path))
 
 

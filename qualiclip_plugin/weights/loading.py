@@ -18,6 +18,7 @@ from urllib.parse import unquote
 
 from qualiclip_plugin.utils.atomic import atomic_write, recorded_sha256, sha256_file, where_writable
 from qualiclip_plugin.utils.config import build
+from qualiclip_plugin.utils.environment import user_cache
 from qualiclip_plugin.utils.errors import ConfigError, WeightsError, did_you_mean
 
 if sys.version_info >= (3, 11):
@@ -105,8 +106,8 @@ def get_card(name: str) -> Card:
 
 def cache_folder() -> Path:
     """pyiqa's weight cache, ``$TORCH_HOME/hub/pyiqa``: files fetched by either are used by both."""
-    home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "torch")
-    return Path(home).expanduser() / "hub" / "pyiqa"
+    home = os.environ.get("TORCH_HOME")
+    return (Path(os.path.expanduser(home)) if home else user_cache() / "torch") / "hub" / "pyiqa"
 
 
 def chosen_weights(weights: str | os.PathLike[str] | None) -> str:

@@ -300,6 +300,17 @@ def device(name: str) -> tarfile.TarInfo:
     return info
 
 
+def sparse_tar() -> bytes:
+    """A file of a terabyte of which no byte is there."""
+    info = tarfile.TarInfo("hole")
+    info.type = tarfile.GNUTYPE_SPARSE
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[483:495] = b"0" + b"%o" % 2**30 + b"\0"
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + bytes(1024)
+
+
 def zip_link() -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -319,6 +330,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "tar hard link": (lambda: tgz({"a": b"x"}, link("b", "a", tarfile.LNKTYPE)), "link or a device"),
     "tar device": (lambda: tgz({}, device("null")), "link or a device"),
+    "tar sparse": (sparse_tar, "is sparse"),
     "tar twice": (lambda: tgz({"a": b"x", "./a": b"y"}), "occurs twice"),
     "tar cut": (lambda: tgz({f"{i}": png(i) for i in range(9)})[:-300], "damaged or not an archive"),
     "zip traversal": (lambda: zipped({"../evil": b"x"}), "would lie outside"),
