@@ -127,7 +127,7 @@ def take_snapshot(
         ImageError: An image cannot be read (found before anything is scored), or changes meanwhile.
     """
     # First, because an image that cannot be read must not cost minutes of scoring.
-    hashes = {name: _digest(pictures.pixels(name)) for name in pictures.names}
+    hashes = _hashes(pictures)
     files = {name: sha256_file(path) for name, path in sorted(pictures.files.items())}
     taken: dict[str, dict[str, Any]] = {}
     unavailable = {}
@@ -146,6 +146,18 @@ def take_snapshot(
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         files=files,
     )
+
+
+def _hashes(pictures: Pictures) -> dict[str, str]:
+    hashes, unreadable = dict[str, str](), list[str]()
+    for name in pictures.names:
+        try:
+            hashes[name] = _digest(pictures.pixels(name))
+        except ImageError as error:
+            unreadable.append(str(error))
+    if unreadable:
+        raise ImageError(f"{len(unreadable)} of {len(pictures.names)} images cannot be read:", *unreadable)
+    return hashes
 
 
 def _digest(pixels: Pixels) -> str:

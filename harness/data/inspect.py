@@ -35,6 +35,7 @@ class Inspection:
         images: Number of rows.
         declared: Number that the specification declares; 0 where it does not.
         missing: Rows whose image is not there.
+        unlisted: Images in the folder that no row of its metadata names.
         duplicates: Groups of file names with identical content.
         unreadable: File name to the reason.
         sizes: (height, width) to the number of images.
@@ -47,6 +48,7 @@ class Inspection:
     images: int
     declared: int
     missing: tuple[str, ...]
+    unlisted: tuple[str, ...]
     duplicates: list[list[str]]
     unreadable: dict[str, str]
     sizes: Counter[tuple[int, int]]
@@ -57,7 +59,7 @@ class Inspection:
     @property
     def sound(self) -> bool:
         """Whether nothing needs a second look."""
-        lacking = self.missing or self.declared not in (0, self.images)
+        lacking = self.missing or self.unlisted or self.declared not in (0, self.images)
         return not (self.duplicates or self.unreadable or self.near or lacking)
 
 
@@ -85,6 +87,7 @@ def inspect(images: ImageSet, workers: int = 0) -> Inspection:
         images=len(table),
         declared=images.spec.images,
         missing=images.missing,
+        unlisted=images.unlisted,
         duplicates=[list(group) for _, group in table.groupby("image_hash")["file_name"] if len(group) > 1],
         unreadable=unreadable,
         sizes=sizes,
@@ -125,6 +128,7 @@ def report(found: Inspection) -> str:
     declared = f", {found.declared} declared" if found.declared else ""
     lines = [f"{printable(found.name)}: {found.images} images{declared}"]
     lines += _some("missing", found.missing)
+    lines += _some("without a row in the metadata", found.unlisted)
     lines += _some("identical content", [", ".join(group) for group in found.duplicates])
     lines += _some("unreadable", [f"{name}: {reason}" for name, reason in found.unreadable.items()])
     lines += _some("near-duplicates between splits", [f"{a}, {b} ({bits} bits)" for a, b, bits in found.near])

@@ -44,6 +44,7 @@ class ImageSet:
         rows: The undecoded images, in the order of the table; column ``image``. A stream is read in order alone.
         complete: Whether it has as many images as the specification declares, and none is missing.
         missing: Rows whose image is not there.
+        unlisted: Images in a folder that no row of its metadata names; they are not scored.
     """
 
     spec: DatasetSpec
@@ -51,6 +52,7 @@ class ImageSet:
     rows: datasets.Dataset | Files | Stream
     complete: bool = True
     missing: tuple[str, ...] = ()
+    unlisted: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.table)
@@ -131,7 +133,7 @@ def open_spec(spec: DatasetSpec, *, allow_partial: bool = False) -> ImageSet:
         raise DatasetError(f"{spec.name}: {len(labels)} images, at least {MIN_IMAGES} are needed{lacking}")
     if "image_hash" not in labels:
         labels["image_hash"] = image_hashes(rows)
-    return ImageSet(spec, labels, rows, complete, source.missing)
+    return ImageSet(spec, labels, rows, complete, source.missing, source.unlisted)
 
 
 def _load(spec: DatasetSpec) -> Source:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,8 @@ from harness.data.metadata import Placed, check_rows, find_metadata, local_rows
 from harness.data.rows import Files
 from harness.data.spec import DatasetSpec
 from qualiclip_plugin.utils.atomic import inside
-from qualiclip_plugin.utils.errors import DatasetError, first_line
+from qualiclip_plugin.utils.errors import DatasetError, ImageError, first_line
+from qualiclip_plugin.utils.shown import portable
 
 if TYPE_CHECKING:
     import datasets
@@ -38,18 +39,33 @@ class Source:
         labels: One row per image that is there, with the columns of ``LABELS``; a stream's have ``image_hash`` too.
         rows: The undecoded images in the same order; column ``image``.
         missing: Rows whose image is not there: where the row stands, and which image.
+        unlisted: Images in a folder that no row of its metadata names.
     """
 
     labels: pd.DataFrame
     rows: datasets.Dataset | Files | Stream
     missing: tuple[str, ...] = ()
+    unlisted: tuple[str, ...] = ()
 
 
 def load_local(path: Path, spec: DatasetSpec) -> Source:
     """Load an ``imagefolder`` with metadata, or a CSV or JSON-lines file of any name beside its images."""
     folder = path if path.is_dir() else path.parent
     files = find_metadata(path) if path.is_dir() else [path]
-    return from_files(local_rows(folder, files, spec), folder, spec)
+    rows = local_rows(folder, files, spec)
+    found = from_files(rows, folder, spec)
+    return replace(found, unlisted=_unlisted(folder, rows, spec)) if path.is_dir() else found
+
+
+def _unlisted(folder: Path, rows: Sequence[Placed], spec: DatasetSpec) -> tuple[str, ...]:
+    from qualiclip_plugin.utils.images import images_in
+
+    listed = {os.path.normpath(str(row[spec.columns.image])) for _, row in rows}
+    try:
+        there = [path.relative_to(folder) for path in images_in([folder])]
+    except ImageError:  # none at all: every row is missing its own, which is said there
+        return ()
+    return tuple(portable(path.as_posix()) for path in there if str(path) not in listed)
 
 
 def load_parquet(path: Path, spec: DatasetSpec) -> Source:

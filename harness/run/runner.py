@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DEFAULT_DATASETS = ("ladders",)
+_MOST_NAMED = 5
 IMAGE_LABELS = ["file_name", "opinion", "reference", "distortion", "level"]
 """What together tells an image whose file was altered."""
 
@@ -65,6 +66,8 @@ def run_all(request: RunRequest, reporter: Reporter) -> list[dict[str, Any]]:
     store = Store(request.output)
     for images in opened:
         _check_stored(images, store)
+        if images.unlisted:
+            reporter.note(_without_row(images))
     store.sweep()
     cells: list[dict[str, Any]] = []
     asked = request.scorers or DEFAULT_SCORERS
@@ -102,6 +105,14 @@ def settings(fit: str, draws: int) -> Settings:
     if fit not in ("logistic4", "logistic5"):
         raise ConfigError(f"--fit is {fit!r}; logistic4 or logistic5 is needed")
     return Settings(form="logistic5" if fit == "logistic5" else "logistic4", draws=draws)
+
+
+def _without_row(images: ImageSet) -> str:
+    named = ", ".join(images.unlisted[:_MOST_NAMED])
+    more = ", ..." if len(images.unlisted) > _MOST_NAMED else ""
+    return (
+        f"{images.spec.name}: {len(images.unlisted)} images have no row in the metadata and no score: {named}{more}"
+    )
 
 
 def _check_stored(images: ImageSet, store: Store) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from qualiclip_plugin.utils.errors import ImageError
-from qualiclip_plugin.utils.images.formats import SUFFIXES
+from qualiclip_plugin.utils.images.formats import FORMATS, SUFFIXES
 from qualiclip_plugin.utils.shown import printable
 
 
@@ -56,7 +56,8 @@ def _expand(path: str) -> list[Path]:
     for folder in folders:
         files.extend(_walk(folder))
     if not files:
-        raise ImageError(f"{printable(path)}: no image in this folder (suffixes: {' '.join(sorted(SUFFIXES))})")
+        read = " ".join(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+        raise ImageError(f"{printable(path)}: no image in this folder (read are {read})")
     return files
 
 
