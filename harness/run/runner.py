@@ -22,6 +22,7 @@ from harness.run.score import Options
 from harness.scorers.kinds import Scorer
 from harness.scorers.names import DEFAULT_SCORERS, ScorerError
 from harness.scorers.start import create_scorer
+from qualiclip_plugin.utils.atomic import one_at_a_time
 from qualiclip_plugin.utils.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
@@ -87,12 +88,14 @@ def write_tables(store: Store) -> pd.DataFrame:
     Raises:
         StoreError: A cell cannot be read, or the folder not be written.
     """
-    cells = list(store.cells())
-    frame = table(cells)
-    store.write_text(store.root / "leaderboard.csv", to_csv(frame))
-    store.write_text(store.root / "leaderboard.md", render(cells, "markdown"))
-    measured = timings(cells).to_csv(index=False, float_format="%.4g", lineterminator="\n")
-    store.write_text(store.root / "timings.csv", measured)
+    # One run at a time, from reading to writing: the last one has read the cells of all that have ended before.
+    with one_at_a_time(store.root):
+        cells = list(store.cells())
+        frame = table(cells)
+        store.write_text(store.root / "leaderboard.csv", to_csv(frame))
+        store.write_text(store.root / "leaderboard.md", render(cells, "markdown"))
+        measured = timings(cells).to_csv(index=False, float_format="%.4g", lineterminator="\n")
+        store.write_text(store.root / "timings.csv", measured)
     return frame
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from harness.data.decode import Decoded, batches, decoded, in_background
 from harness.data.open import ImageSet
 from harness.run.progress import Reporter
+from harness.scorers.commands import ScorerStoppedError
 from harness.scorers.kinds import Scorer
 from qualiclip_plugin.utils.errors import out_of_memory
 
@@ -80,6 +81,9 @@ def score_batch(
 
     Yields:
         One row per image: ``index``, ``score``, ``error``, ``seconds``, ``height``, ``width``, ``finished``.
+
+    Raises:
+        ScorerStoppedError: It took too long; smaller parts would take as long again and again.
     """
     if batch[0].pixels is None:
         yield from (_row(item, math.nan, item.error, 0.0) for item in batch)
@@ -89,6 +93,8 @@ def score_batch(
     failure, halve = "", False
     try:
         scores = run(scorer, batch)
+    except ScorerStoppedError:
+        raise
     except Exception as error:
         failure, halve = f"{type(error).__name__}: {error}".strip()[:500], out_of_memory(error)
     # From here on no traceback holds the tensors of the failed attempt.

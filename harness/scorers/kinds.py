@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import math
 import os
 import shlex
 import shutil
-import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from harness.scorers.commands import TIMEOUT, score_by_command
 from harness.scorers.identity import SCORES_VERSION, by_content, code_hash, device_name, versions, weights_hash
 from harness.scorers.names import COMMAND, OURS, Facts, ScorerError, facts, known_scorers, pyiqa_names
 from harness.scorers.pyiqa_files import FLAG, checked_files
+from harness.scorers.sources import own_files
 from qualiclip_plugin.utils.atomic import sha256_file
 from qualiclip_plugin.utils.errors import did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+VERSION = "version"
+"""Option of functions and commands, not given to them: what tells scores of changed files that nobody sees."""
 COMMAND_BATCH_PIXELS = 32_000_000
 """Starting a process for every image would cost more than most scorers do."""
 
@@ -121,28 +123,49 @@ def start_pyiqa(name: str, base: str, options: dict[str, Any], device: str) -> S
 def start_callable(name: str, base: str, options: dict[str, Any], device: str) -> Scorer:
     """A function of the user's, images to scores: ``module:function``, found in the current folder too."""
     module_name, _, function_name = base.partition(":")
-    with _current_folder_on_path():
+    with _current_folder_on_path(), kept_running(name):
         module = import_module(module_name)
     function = getattr(module, function_name, None)
     if not callable(function):
         raise ScorerError(f"{module_name} has no function {function_name!r}")
     direction = _declared(options.pop("lower_better", getattr(function, "lower_better", None)), name, base)
-    source = getattr(module, "__file__", None)
+    version, source = options.pop(VERSION, None), getattr(module, "__file__", None)
     identity = {
         "callable": base,
         "options": options,
-        "code": code_hash([Path(source)]) if source else "",
+        "code": code_hash(own_files(Path(source))) if source and source.endswith(".py") else "",
+        **({VERSION: version} if version is not None else {}),
         "device": device.split(":", maxsplit=1)[0],
         **versions("torch"),
     }
+
+    def score(images: Tensor) -> Tensor:
+        with kept_running(name):
+            return cast("Tensor", function(images.to(device), **options))
+
     return Scorer(
         name=name,
         lower_better=direction,
-        score=lambda images: function(images.to(device), **options),
+        score=score,
         identity=identity,
         device=device_name(device),
         facts=facts(name),
     )
+
+
+@contextlib.contextmanager
+def kept_running(name: str) -> Iterator[None]:
+    """Turn the wish of a scorer's code to end the program into an error: a run must not end as if all were done.
+
+    Raises:
+        ScorerError: The code within the block called ``sys.exit``, or raised something else that ends a program.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise ScorerError(f"{name} wanted to end the program ({type(error).__name__}: {error})") from error
 
 
 @contextlib.contextmanager
@@ -157,19 +180,33 @@ def _current_folder_on_path() -> Iterator[None]:
 
 
 def start_command(name: str, base: str, options: dict[str, Any]) -> Scorer:
-    """A program of the user's: see :func:`_run_command`."""
+    """A program of the user's: see :func:`harness.scorers.commands.score_by_command`."""
     words = shlex.split(base.removeprefix(COMMAND))
     if not words or shutil.which(words[0]) is None:
         raise ScorerError(f"{name}: no program {words[0] if words else ''!r}")
     direction = _declared(options.pop("lower_better", None), name, base)
+    timeout, version = options.pop("timeout", TIMEOUT), options.pop(VERSION, None)
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
+        raise ScorerError(f"{name}: timeout is a number of seconds, not {timeout!r}")
     if options:
         raise ScorerError(f"{name}: a command takes no option {', '.join(options)}")
-    files = {Path(word).name: sha256_file(word) for word in words if Path(word).is_file()}
+    files = [Path(word) for word in words if Path(word).is_file()]
+    if not files and version is None:
+        # Stored scores would stand for whatever the program becomes.
+        raise ScorerError(f"{name}: say which version the program has: @{VERSION}=1, and another when it changes")
+    scripts = [file for file in files if file.suffix == ".py"]
+    beside = {script: own_files(script, [script.parent]) for script in scripts}
+    imported = {script.name: code_hash(found) for script, found in beside.items() if len(found) > 1}
     return Scorer(
         name=name,
         lower_better=direction,
-        score=lambda images: _run_command(words, images),
-        identity={"command": [Path(word).name if Path(word).is_file() else word for word in words], "files": files},
+        score=lambda images: score_by_command(words, images, timeout),
+        identity={
+            "command": [Path(word).name if Path(word) in files else word for word in words],
+            "files": {file.name: sha256_file(file) for file in files},
+            **({"imported": imported} if imported else {}),
+            **({VERSION: version} if version is not None else {}),
+        },
         device="command",
         facts=facts(name),
         batch_pixels=COMMAND_BATCH_PIXELS,
@@ -180,28 +217,6 @@ def _declared(direction: object, name: str, base: str) -> bool:
     if not isinstance(direction, bool):
         raise ScorerError(f"{name}: declare its direction: {base}@lower_better=true or false")
     return direction
-
-
-def _run_command(words: Sequence[str], images: Tensor) -> Tensor:
-    """Give images as PNG files, read a JSON list of numbers, or an object file name -> number."""
-    import torch
-    from torchvision.utils import save_image  # type: ignore[import-untyped]
-
-    with tempfile.TemporaryDirectory() as folder:
-        paths = [str(Path(folder, f"{index:05d}.png")) for index in range(len(images))]
-        for path, image in zip(paths, images, strict=True):
-            save_image(image, path)
-        # The command is the user's own, from their command line.
-        done = subprocess.run([*words, *paths], capture_output=True, text=True, check=False)  # noqa: S603
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ScorerError(f"{words[0]} ended with {done.returncode}: {last}")
-    try:
-        answer = json.loads(done.stdout)
-        numbers = [answer[Path(path).name] for path in paths] if isinstance(answer, dict) else answer
-        return torch.tensor(numbers, dtype=torch.float64)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ScorerError(f"{words[0]} did not print a JSON list of numbers or an object by file name") from error
 
 
 def _same_in_batches(metric: Callable[[Tensor], Tensor], device: str) -> bool:

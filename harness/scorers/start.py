@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from urllib.error import URLError
 
 from harness.data.network import hub_reachable, offline, without_network
-from harness.scorers.kinds import Scorer, start_callable, start_command, start_ours, start_pyiqa
+from harness.scorers.kinds import Scorer, kept_running, start_callable, start_command, start_ours, start_pyiqa
 from harness.scorers.names import COMMAND, DECLARATIONS, ScorerError, facts, is_ours, parse_name
 from qualiclip_plugin.utils.errors import QualiCLIPError
 
@@ -37,7 +37,7 @@ def create_scorer(name: str, *, device: str = "auto", precision: str = "fp32") -
     options = {key: value for key, value in options.items() if key not in DECLARATIONS}
     chosen = check_device(device)
     try:
-        with _ONE_AT_A_TIME, _silent(), offline(not hub_reachable()):
+        with _ONE_AT_A_TIME, _silent(), offline(not hub_reachable()), kept_running(name):
             if is_ours(base):
                 return start_ours(name, base, options, chosen, precision)
             if base.startswith(COMMAND):

@@ -279,6 +279,21 @@ def take_lock(handle: int) -> bool:
     return os.fstat(handle).st_nlink > 0
 
 
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Wait until no other process or thread is in such a block with this folder, where folders can be locked."""
+    handle = None
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        if fcntl is not None:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
 def sha256_file(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's content as lower-case hexadecimal digits."""
     digest = hashlib.sha256()
