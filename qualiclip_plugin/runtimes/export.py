@@ -10,7 +10,7 @@ import os
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from qualiclip_plugin.models.tracing import EXAMPLE_SIZE, for_graphs
@@ -48,6 +48,23 @@ def export_program(model: nn.Module) -> ExportedProgram:
         return torch.export.export(for_graphs(model), (example,), dynamic_shapes=_shapes())
 
 
+class _Refusing(nn.Module):
+    """A model whose ONNX graph refuses small sides, as a program does by the bounds that ONNX does not take over.
+
+    ONNX has no assertion; to ask for a pixel that is not there is an error.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.train(model.training)
+
+    def forward(self, images: Tensor) -> Tensor:
+        last_needed = images[:, :1, MIN_EXPORT_SIZE - 1, MIN_EXPORT_SIZE - 1]
+        scores: Tensor = self.model(images) + 0 * last_needed
+        return scores
+
+
 def _check_torch(since: str, what: str) -> None:
     if torch.__version__ < since:
         raise ConfigError(f"{what} is exported by torch {since} or newer, not by {torch.__version__}")
@@ -81,7 +98,7 @@ def export_onnx(model: nn.Module, path: str | os.PathLike[str]) -> None:
     _check_torch(ONNX_SINCE, "an ONNX graph")
     with atomic_write(path) as file:
         program = torch.onnx.export(
-            export_program(model),
+            export_program(_Refusing(model)),
             input_names=["images"],
             output_names=["scores"],
             dynamo=True,

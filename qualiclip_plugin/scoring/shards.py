@@ -2,24 +2,26 @@
 
 ::
 
-    manifest.json                 the sources, the model and the options; another run is refused here
-    scores/shard-0000000.parquet  rows of the first portion, in its order; whole or not there
-    summary.json                  numbers of images, scores and failures, and the time the last run took
+    manifest.json                          the sources, the model and the options; another run is refused here
+    scores/shard-0000000-<sha256>.parquet  rows of the first portion, in its order; whole or not there
+    summary.json                           numbers of images, scores and failures, and the time the last run took
 
-A shard that is there is finished. Its rows depend on the manifest alone, so that it does not matter which worker
-scored it, how often, or in which run.
+A shard whose content has the hash of its name is finished. Its rows depend on the manifest alone, so that it does not
+matter which worker scored it, how often, or in which run.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qualiclip_plugin.scoring.table import write_scores
 from qualiclip_plugin.utils.atomic import atomic_write
 from qualiclip_plugin.utils.errors import ConfigError, first_line
 from qualiclip_plugin.utils.json_yaml import read_json
@@ -28,7 +30,8 @@ from qualiclip_plugin.utils.shown import printable
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_NAME = re.compile(r"shard-(\d{7,10})-[0-9a-f]{64}\.parquet")
 
 
 @dataclass(frozen=True)
@@ -42,41 +45,62 @@ class ShardFolder:
 
     root: Path
     sizes: tuple[int, ...]
+    _files: dict[int, Path] = field(default_factory=dict)
 
     @property
     def scores(self) -> Path:
         """The folder of the shards, which readers of Parquet take as one table."""
         return self.root / "scores"
 
-    def path(self, shard: int) -> Path:
-        """The file of a shard."""
-        return self.scores / f"shard-{shard:07d}.parquet"
-
     def write(self, shard: int, frame: DataFrame) -> None:
-        """Write the rows of a shard in one step.
+        """Write the rows of a shard in one step, in the place of those that it may have had.
 
         Raises:
             ConfigError: The folder cannot be written.
         """
-        write_scores(frame, self.path(shard))
+        packed = io.BytesIO()
+        frame.to_parquet(packed, index=False)
+        content = packed.getvalue()
+        path = self.scores / f"shard-{shard:07d}-{hashlib.sha256(content).hexdigest()}.parquet"
+        try:
+            with atomic_write(path) as file:
+                file.write(content)
+        except OSError as error:
+            raise ConfigError(f"{printable(path)}: cannot be written: {error.strerror or error}") from error
+        self._take(shard, path)
+
+    def _take(self, shard: int, path: Path) -> None:
+        """Let a file be that of a shard; one before it goes, or readers of the folder would see its rows twice."""
+        before, self._files[shard] = self._files.get(shard), path
+        if before not in (None, path):
+            before.unlink(missing_ok=True)
 
     def failures(self) -> dict[int, int]:
         """Number of images without a score in every finished shard.
 
         Raises:
-            ConfigError: A file is no shard of this run.
+            ConfigError: A file is no shard of this run, or not what was written.
         """
-        finished = (shard for shard in range(len(self.sizes)) if self.path(shard).exists())
-        return {shard: self._failures(shard) for shard in finished}
+        found = self.scores.iterdir() if self.scores.is_dir() else ()
+        # The last one counts where a kill came between a shard that was scored again and the removal of the first.
+        for path in sorted((path for path in found if path.name[0] != "."), key=lambda path: path.stat().st_mtime_ns):
+            name = _NAME.fullmatch(path.name)
+            if name is None or int(name[1]) >= len(self.sizes):
+                raise ConfigError(f"{printable(path)}: no shard of this run; remove it")
+            self._take(int(name[1]), path)
+        return {shard: self._failures(shard, path) for shard, path in sorted(self._files.items())}
 
-    def _failures(self, shard: int) -> int:
+    def _failures(self, shard: int, path: Path) -> int:
+        import pyarrow as pa
         from pyarrow.parquet import read_table
 
-        path = self.path(shard)
         try:
-            errors = read_table(path, columns=["error"]).column("error")
-        except Exception as error:  # damaged bytes raise whatever they please: OSError, UnicodeDecodeError, ...
-            raise ConfigError(f"{printable(path)}: no readable shard; delete it: {first_line(error)}") from error
+            content = path.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{printable(path)}: cannot be read: {error.strerror or error}") from error
+        if hashlib.sha256(content).hexdigest() != path.stem[-64:]:
+            raise ConfigError(f"{printable(path)}: was altered after it was written; delete it")
+        errors = read_table(pa.BufferReader(content), columns=["error"]).column("error")
         if len(errors) != self.sizes[shard]:
             raise ConfigError(f"{printable(path)}: {len(errors)} rows instead of {self.sizes[shard]}; delete it")
         return len(errors) - int(errors.null_count)

@@ -10,6 +10,7 @@ from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import EntryNotFoundError
@@ -82,6 +83,9 @@ def test_onnx_scores_equal_at_any_size(models, pictures, tiny_checkpoint, tmp_pa
     for batch in pictures:
         (scores,) = session.run(["scores"], {"images": batch.numpy()})
         torch.testing.assert_close(torch.from_numpy(scores), models[name](batch), rtol=0, atol=1e-5)
+    for height, width in ((63, 64), (64, 63), (16, 16)):
+        with pytest.raises(Exception, match="out of data bounds, idx=63"):
+            session.run(["scores"], {"images": np.zeros((1, 3, height, width), np.float32)})
 
 
 @pytest.mark.parametrize("name", EXPORTABLE)

@@ -383,13 +383,42 @@ def test_finished_shards_and_their_failures(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
 
 
+@pytest.mark.parametrize("damage", ["another score", "bytes", "nothing left"])
+def test_an_altered_shard_is_not_taken_for_finished(tmp_path: Path, damage: str) -> None:
+    open_shards(tmp_path, (2,), {}).write(0, shard(None, None))
+    (path,) = (tmp_path / "scores").iterdir()
+    if damage == "another score":
+        pd.read_parquet(path).assign(score=0.9).to_parquet(path, index=False)
+    else:
+        path.write_bytes({"bytes": path.read_bytes().replace(b"score", b"scare"), "nothing left": b""}[damage])
+    with pytest.raises(ConfigError, match=r"shard-0000000-\w{64}\.parquet: was altered .*; delete it"):
+        open_shards(tmp_path, (2,), {}).failures()
+    path.unlink()
+    assert open_shards(tmp_path, (2,), {}).failures() == {}
+
+
+def test_a_shard_that_is_scored_again_takes_the_place_of_the_first(tmp_path: Path) -> None:
+    folder = open_shards(tmp_path, (2, 1), {})
+    folder.write(1, shard(None))
+    folder.write(0, shard("storage failed", None))
+    (first,) = (tmp_path / "scores").glob("shard-0000000-*")
+    killed = first.read_bytes()
+    assert folder.failures() == {0: 1, 1: 0}
+    folder.write(0, shard(None, None))
+    assert len(pd.read_parquet(tmp_path / "scores")) == 3
+    first.write_bytes(killed)
+    os.utime(first, ns=(1, 1))
+    assert open_shards(tmp_path, (2, 1), {}).failures() == {0: 0, 1: 0}
+    assert len(pd.read_parquet(tmp_path / "scores")) == 3
+
+
 def test_what_is_no_shard_of_the_run_is_refused(tmp_path: Path) -> None:
     folder = open_shards(tmp_path, (2,), {})
     folder.write(0, shard(None))
-    with pytest.raises(ConfigError, match=r"shard-0000000.parquet: 1 rows instead of 2; delete it"):
+    with pytest.raises(ConfigError, match=r"shard-0000000-\w{64}\.parquet: 1 rows instead of 2; delete it"):
         folder.failures()
-    folder.path(0).write_bytes(b"PAR1")
-    with pytest.raises(ConfigError, match=r"shard-0000000.parquet: no readable shard; delete it"):
+    (tmp_path / "scores" / "mine.parquet").touch()
+    with pytest.raises(ConfigError, match=r"mine\.parquet: no shard of this run; remove it"):
         folder.failures()
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(ConfigError, match="no readable manifest"):
