@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qualiclip_plugin.utils.atomic import atomic_write
-from qualiclip_plugin.utils.errors import ConfigError, first_line
+from qualiclip_plugin.utils.errors import ConfigError
 from qualiclip_plugin.utils.json_yaml import read_json
 from qualiclip_plugin.utils.shown import printable
 

@@ -421,7 +421,7 @@ def test_what_is_no_shard_of_the_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"mine\.parquet: no shard of this run; remove it"):
         folder.failures()
     (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(ConfigError, match="manifest.json: not a manifest of scores"):
+    with pytest.raises(ConfigError, match="not a manifest of scores"):
         open_shards(tmp_path, (2,), {})
     (tmp_path / "manifest.json").unlink()
     with pytest.raises(ConfigError, match="scores without a manifest"):
