@@ -20,6 +20,7 @@ from harness.data.labels import label_table
 from harness.data.metadata import Placed, check_rows, find_metadata, local_rows
 from harness.data.rows import Files
 from harness.data.spec import DatasetSpec
+from harness.data.unpack import check_parquet
 from qualiclip_plugin.utils.atomic import inside
 from qualiclip_plugin.utils.errors import DatasetError, ImageError, first_line
 from qualiclip_plugin.utils.shown import portable
@@ -72,6 +73,7 @@ def load_parquet(path: Path, spec: DatasetSpec) -> Source:
     """Load a Parquet file with an image column, as ``datasets`` writes it; paths in it are relative to it."""
     import datasets
 
+    check_parquet(path)
     try:
         with _without_progress():
             rows = datasets.load_dataset("parquet", data_files={"rows": str(path)}, split="rows")

@@ -18,6 +18,7 @@ from typing import IO, Any, cast
 from harness.data.cache import MANIFEST, write_manifest
 from qualiclip_plugin.utils.atomic import atomic_folder
 from qualiclip_plugin.utils.errors import DatasetError, first_line
+from qualiclip_plugin.utils.regular_files import open_regular
 from qualiclip_plugin.utils.shown import portable
 
 CHUNK = 1 << 20
@@ -88,7 +89,7 @@ def unpack(archive: Path, folder: Path, limits: Limits = Limits()) -> Path:
 
 def _unpack_into(archive: Path, folder: Path, limits: Limits) -> dict[str, str]:
     """Write all files; returns the SHA-256 of each by its relative path as text that a manifest can hold."""
-    allowed = min(limits.bytes, int(limits.ratio * archive.stat().st_size) + limits.free)
+    allowed = _allowed(archive, limits)
     written, hashes = 0, dict[str, str]()
     with archive.open("rb") as packed:
         for number, (name, source) in enumerate(entries(packed, archive)):
@@ -112,6 +113,38 @@ def _unpack_into(archive: Path, folder: Path, limits: Limits) -> dict[str, str]:
                     file.write(chunk)
             hashes[key] = digest.hexdigest()
     return hashes
+
+
+def check_parquet(path: Path, limits: Limits = Limits()) -> None:
+    """Refuse a Parquet file of which a few bytes stand for very many: it is read through, and none of it is kept.
+
+    Raises:
+        DatasetError: Damaged, or it unpacks to more than an archive of its size may.
+    """
+    import pyarrow.parquet as pq
+
+    try:
+        with open_regular(path) as packed:
+            file, allowed = pq.ParquetFile(packed), _allowed(path, limits)
+            groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
+            chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
+            largest = max((chunk.total_uncompressed_size for chunk in chunks), default=0)
+            # A column of few different values stores each of them once.
+            if sum(chunk.num_values for chunk in chunks) * largest <= allowed:
+                return
+            written = largest
+            for batch in file.iter_batches(batch_size=16) if largest <= allowed else ():
+                written += batch.nbytes
+                if written > allowed:
+                    break
+    except Exception as error:  # damaged bytes raise whatever they please
+        raise DatasetError(f"{path}: not a readable Parquet file: {first_line(error)}") from error
+    if written > allowed:
+        raise DatasetError(f"{path}: unpacks to more than {allowed} bytes")
+
+
+def _allowed(packed: Path, limits: Limits) -> int:
+    return min(limits.bytes, int(limits.ratio * packed.stat().st_size) + limits.free)
 
 
 def safe_name(archive: str | Path, name: str) -> PurePosixPath:

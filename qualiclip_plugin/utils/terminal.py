@@ -9,6 +9,7 @@ import sys
 import typer
 
 from qualiclip_plugin.utils.errors import QualiCLIPError, first_line, out_of_memory
+from qualiclip_plugin.utils.shown import printable
 
 USAGE = 2
 """Exit code of a command that could not do its work."""
@@ -33,7 +34,7 @@ def run(app: typer.Typer, name: str) -> None:
         if out_of_memory(error):
             reason = f"not enough memory ({first_line(error)})"
         elif isinstance(error, OSError) and error.errno is not None:
-            reason = f"{error.filename or 'standard output'}: {error.strerror}"
+            reason = printable(f"{error.filename or 'standard output'}: {error.strerror}")
         else:
             raise
     typer.echo(f"error: {reason}", err=True)

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import constants
 
@@ -31,7 +33,7 @@ from harness.data.spec import (
     RemoteFile,
     Skip,
 )
-from harness.data.unpack import Limits, unpack
+from harness.data.unpack import Limits, check_parquet, unpack
 from qualiclip_plugin.utils.errors import DatasetError
 from tests.support.harness_data import png, tgz, zipped
 from tests.support.local_server import COMMIT, LocalServer, remote
@@ -388,3 +390,15 @@ def test_a_file_that_is_there_twice_is_not_chosen_by_chance(server: LocalServer)
     anywhere = dataclasses.replace(spec.archive, path="**/{img_name}")
     with pytest.raises(DatasetError, match=r"\*\*/0\.png fits [ab]/0\.png and [ab]/0\.png"):
         open_spec(dataclasses.replace(spec, archive=anywhere))
+
+
+def test_a_parquet_file_of_one_value_very_many_times_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "same.parquet"
+    same = pa.DictionaryArray.from_arrays(pa.array([0] * 5000, pa.int32()), pa.array([bytes(100_000)], pa.binary()))
+    pq.write_table(pa.table({"image": same}), path, store_schema=False)
+    assert path.stat().st_size < 10_000
+    with pytest.raises(DatasetError, match=r"same\.parquet: unpacks to more than \d+ bytes"):
+        check_parquet(path, Limits(free=2**22))
+    different = pa.table({"image": [os.urandom(10_000) for _ in range(200)]})
+    pq.write_table(different, path)
+    check_parquet(path, Limits(free=2**10))
