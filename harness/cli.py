@@ -10,6 +10,7 @@ import typer
 from harness.check.cli import check
 from qualiclip_plugin.utils.errors import QualiCLIPError
 from qualiclip_plugin.utils.shown import printable
+from qualiclip_plugin.utils.terminal import Version
 from qualiclip_plugin.utils.terminal import run as run_command
 
 app = typer.Typer(
@@ -19,6 +20,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+
+@app.callback()
+def _root(version: Version = False) -> None:
+    """Options before the command; each does its work in its own callback."""
+
+
 Output = Annotated[Path, typer.Option(help="Results folder.")]
 Include = Annotated[list[Path] | None, typer.Option(help="Folder with further dataset YAML files.")]
 
@@ -27,7 +34,7 @@ Include = Annotated[list[Path] | None, typer.Option(help="Folder with further da
 def run(
     scorer: Annotated[
         list[str] | None,
-        typer.Option(help="NAME@option=value,..., module:function or cmd:COMMAND; repeatable."),
+        typer.Option(help="[LABEL=]NAME@option=value,..., module:function or cmd:COMMAND; repeatable."),
     ] = None,
     dataset: Annotated[
         list[str] | None, typer.Option(help="Name, FOLDER or NAME=FOLDER; repeatable; none: ladders.")
@@ -43,6 +50,9 @@ def run(
     retry_failed: Annotated[bool, typer.Option(help="Score images again that failed before.")] = False,
     allow_partial: Annotated[bool, typer.Option(help="Accept datasets with missing images, marked.")] = False,
     stream: Annotated[bool, typer.Option(help="Read remote datasets as they come, without keeping them.")] = False,
+    limit: Annotated[
+        int, typer.Option(min=0, help="A quick try: so many images of each dataset; kept out of all tables.")
+    ] = 0,
     fit: Annotated[str, typer.Option(help="Curve before PLCC and RMSE: logistic4 or logistic5.")] = "logistic4",
     draws: Annotated[int, typer.Option(min=0, help="Bootstrap resamples of the intervals; 0: none.")] = 2000,
     engine: Annotated[
@@ -51,8 +61,12 @@ def run(
     quiet: Annotated[bool, typer.Option(help="No progress on standard error.")] = False,
     json_log: Annotated[bool, typer.Option(help="Progress as JSON lines on standard error.")] = False,
 ) -> None:
-    """Score every dataset with every scorer, as far as not done before, and print the leaderboard."""
-    from harness.run.runner import RunRequest, run_all, settings
+    """Score every dataset with every scorer, as far as not done before, and print the leaderboard.
+
+    Exit code: 0 all that was asked for is there, 1 a scorer of --scorer could not start or an image has no score,
+    2 the command could not start.
+    """
+    from harness.run.runner import RunRequest, run_all, settings, shortfalls
 
     request = RunRequest(
         scorers=tuple(scorer or ()),
@@ -66,6 +80,7 @@ def run(
         retry_failed=retry_failed,
         allow_partial=allow_partial,
         stream=stream,
+        limit=limit,
         engine=engine,
         settings=settings(fit, draws),
     )
@@ -74,8 +89,10 @@ def run(
 
     cells = run_all(request, reporter(quiet=quiet, json_log=json_log))
     typer.echo(render(cells), nl=False)
-    if not any(cell["subsets"] for cell in cells):
-        raise typer.Exit(1)  # no scorer could start
+    for line in (lacking := shortfalls(request, cells)):
+        typer.echo(printable(line), err=True)
+    if lacking:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -191,9 +208,15 @@ def compare(
     frame = compare_scorers(first, second, output=output, draws=draws)
     if frame.empty:
         raise QualiCLIPError(f"{output}: no dataset has stored scores of both {first} and {second}")
-    shown = frame.astype(object).where(frame.notna(), None)
+    shown = frame.astype(object).where(frame.notna(), None).rename(columns={"first": first, "second": second})
+    for column in (name for name in shown.columns if name.startswith("p_")):
+        shown[column] = [_p_value(value) for value in shown[column]]
     shown = shown.map(lambda value: printable(value) if isinstance(value, str) else value)
     typer.echo(shown.to_markdown(index=False, floatfmt=".4f", missingval=""))
+
+
+def _p_value(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}" if value >= 1e-4 else "< 1e-4"
 
 
 def main() -> None:

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from qualiclip_plugin import __version__
 from qualiclip_plugin.bench.cli import bench_app
 from qualiclip_plugin.training.cli import train_command
 from qualiclip_plugin.utils.errors import ConfigError
 from qualiclip_plugin.utils.shown import printable
 from qualiclip_plugin.utils.stop_signal import SIGNAL_EXITS, StopSignal
-from qualiclip_plugin.utils.terminal import run
+from qualiclip_plugin.utils.terminal import Version, run
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -67,18 +66,8 @@ class GraphFormat(str, Enum):
     torch_export = "torch-export"
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
-        typer.echo(f"qualiclip-plugin {__version__}")
-        raise typer.Exit()
-
-
 @app.callback()
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
+def _root(version: Version = False) -> None:
     """Options before the command; each does its work in its own callback."""
 
 

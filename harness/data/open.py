@@ -45,6 +45,7 @@ class ImageSet:
         complete: Whether it has as many images as the specification declares, and none is missing.
         missing: Rows whose image is not there.
         unlisted: Images in a folder that no row of its metadata names; they are not scored.
+        limit: So many images, the first ones, were taken of it for a quick try; 0: all.
     """
 
     spec: DatasetSpec
@@ -53,6 +54,11 @@ class ImageSet:
     complete: bool = True
     missing: tuple[str, ...] = ()
     unlisted: tuple[str, ...] = ()
+    limit: int = 0
+
+    def first(self, limit: int) -> ImageSet:
+        """Its first ``limit`` images; itself where it has no more, or where the limit is 0."""
+        return dataclasses.replace(self, table=self.table.head(limit), limit=limit) if 0 < limit < len(self) else self
 
     def __len__(self) -> int:
         return len(self.table)

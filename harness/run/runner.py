@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from harness.run.engine import evaluate, unavailable_cell
 from harness.run.progress import Reporter
 from harness.run.score import Options
 from harness.scorers.kinds import Scorer
-from harness.scorers.names import DEFAULT_SCORERS, ScorerError
+from harness.scorers.names import DEFAULT_SCORERS, ScorerError, known_scorers, split_label
 from harness.scorers.start import create_scorer
 from qualiclip_plugin.utils.atomic import one_at_a_time
 from qualiclip_plugin.utils.errors import ConfigError, DatasetError
@@ -49,12 +50,13 @@ class RunRequest:
     retry_failed: bool = False
     allow_partial: bool = False
     stream: bool = False
+    limit: int = 0
     engine: str = "local"
     settings: Settings = field(default_factory=Settings)
 
 
 def run_all(request: RunRequest, reporter: Reporter) -> list[dict[str, Any]]:
-    """Run, write the tables, and return the cells of what was asked for.
+    """Run, write the tables, and return the cells of what was asked for; those of a part (``limit``) are not written.
 
     Raises:
         QualiCLIPError: A dataset or setting is invalid, or the output holds results of another dataset of its name
@@ -63,7 +65,9 @@ def run_all(request: RunRequest, reporter: Reporter) -> list[dict[str, Any]]:
     options = _options(request)
     specs = catalogue(request.include)
     names = request.datasets or DEFAULT_DATASETS
+    scorers = _named(request.scorers or DEFAULT_SCORERS)
     opened = open_datasets(names, specs, allow_partial=request.allow_partial, stream=request.stream)
+    opened = [images.first(request.limit) for images in opened]
     store = Store(request.output)
     for images in opened:
         _check_stored(images, store)
@@ -71,12 +75,47 @@ def run_all(request: RunRequest, reporter: Reporter) -> list[dict[str, Any]]:
             reporter.note(_without_row(images))
     store.sweep()
     cells: list[dict[str, Any]] = []
-    asked = request.scorers or DEFAULT_SCORERS
     with _engine(request.engine):
-        for scorer in {entry if isinstance(entry, str) else entry.name: entry for entry in asked}.values():
-            cells.extend(_run_scorer(scorer, opened, store, request, options, reporter))
-    write_tables(store)
+        for name, scorer in scorers.items():
+            cells.extend(_run_scorer(name, scorer, opened, store, request, options, reporter))
+    if not all(images.limit for images in opened):
+        write_tables(store)
     return cells
+
+
+def shortfalls(request: RunRequest, cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What was asked for and is not there, a line each; empty where all is.
+
+    A scorer of the default list that cannot start was not asked for, as long as another one can.
+    """
+    wanted = cells if request.scorers or not any(cell["subsets"] for cell in cells) else ()
+    lines = [
+        f"{cell['scorer']['name']} has no score on {cell['dataset']['name']}: {cell['reason']}"
+        for cell in wanted
+        if not cell["subsets"]
+    ]
+    return lines + [
+        f"{cell['scorer']['name']}: {len(cell['failures'])} of {cell['dataset']['images']} images of "
+        f"{cell['dataset']['name']} have no score"
+        for cell in cells
+        if cell["failures"]
+    ]
+
+
+def _named(asked: Sequence[str | Scorer]) -> dict[str, str | Scorer]:
+    """Scorers by what they are called.
+
+    Raises:
+        ConfigError: Two have one name, or a label is the name of a known metric.
+    """
+    found: dict[str, str | Scorer] = {}
+    for entry in asked:
+        name = split_label(entry)[0] if isinstance(entry, str) else entry.name
+        if isinstance(entry, str) and name != entry and name in known_scorers():
+            raise ConfigError(f"--scorer {entry}: {name} is the name of a metric; choose another label")
+        if found.setdefault(name, entry) != entry:
+            raise ConfigError(f"two scorers are named {name!r}: give them labels, as in LABEL=cmd:COMMAND")
+    return found
 
 
 def write_tables(store: Store) -> pd.DataFrame:
@@ -158,6 +197,7 @@ def _write_every(text: str | None) -> float:
 
 
 def _run_scorer(
+    name: str,
     asked: str | Scorer,
     opened: list[ImageSet],
     store: Store,
@@ -173,7 +213,6 @@ def _run_scorer(
         )
         return [evaluate(scorer, images, store, options, reporter, request.settings) for images in opened]
     except ScorerError as error:
-        name = asked if isinstance(asked, str) else asked.name
         reporter.note(f"{name} cannot start: {error}")
         return [_unavailable(name, images, store, str(error)) for images in opened]
 
@@ -191,6 +230,8 @@ def _engine(name: str) -> AbstractContextManager[None]:
 def _unavailable(name: str, images: ImageSet, store: Store, reason: str) -> dict[str, Any]:
     cell = unavailable_cell(name, images.spec.name, reason)
     path = store.cell_path(name, images.spec.name)
+    if images.limit:
+        return cell
     # A table measured where the scorer could start is worth more than the reason why it cannot start here.
     known = store.read_cell(path) if path.exists() else None
     if known is None or not known["subsets"]:

@@ -54,7 +54,7 @@ def score_by_command(words: Sequence[str], images: Tensor, timeout: float) -> Te
         raise ScorerError(f"{words[0]} ended with {code}: {last}")
     try:
         answer = json.loads(output)
-        numbers = [answer[Path(path).name] for path in paths] if isinstance(answer, dict) else answer
+        numbers = [answer[Path(path).name] for path in paths] if isinstance(answer, dict) else list(answer)
         return torch.tensor(numbers, dtype=torch.float64)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ScorerError(f"{words[0]} did not print a JSON list of numbers or an object by file name") from error

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from harness.scorers.commands import TIMEOUT, score_by_command
 from harness.scorers.identity import SCORES_VERSION, by_content, code_hash, device_name, versions, weights_hash
-from harness.scorers.names import COMMAND, OURS, Facts, ScorerError, facts, known_scorers, pyiqa_names
+from harness.scorers.names import COMMAND, OURS, Facts, ScorerError, facts, known_scorers, other_input, pyiqa_names
 from harness.scorers.pyiqa_files import FLAG, checked_files
 from harness.scorers.sources import own_files
 from qualiclip_plugin.utils.atomic import sha256_file
@@ -92,6 +92,8 @@ def start_pyiqa(name: str, base: str, options: dict[str, Any], device: str) -> S
     import pyiqa
 
     if base not in pyiqa_names():
+        if reason := other_input(base):
+            raise ScorerError(reason)
         hint = did_you_mean(base, known_scorers(), cutoff=0.4) or "; `iqa-harness list scorers` prints all"
         raise ScorerError(f"no scorer named {base!r}{hint}")
     run_torchscript = options.pop(FLAG, False)
@@ -143,6 +145,7 @@ def start_callable(name: str, base: str, options: dict[str, Any], device: str) -
         with kept_running(name):
             return cast("Tensor", function(images.to(device), **options))
 
+    _check_one_score_per_image(name, score)
     return Scorer(
         name=name,
         lower_better=direction,
@@ -151,6 +154,19 @@ def start_callable(name: str, base: str, options: dict[str, Any], device: str) -
         device=device_name(device),
         facts=facts(name),
     )
+
+
+def _check_one_score_per_image(name: str, score: Callable[[Tensor], Any]) -> None:
+    """Refuse a function that gives a batch one number: for single images, as of a folder of many sizes, it passes."""
+    import torch
+
+    images = torch.rand(2, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+    try:
+        shape = tuple(torch.as_tensor(score(images)).shape)
+    except Exception:
+        return  # it may need other images than these: what fails is named with its image
+    if math.prod(shape) != len(images):
+        raise ScorerError(f"{name}: gives scores of shape {shape} for 2 images; one number per image is needed")
 
 
 @contextlib.contextmanager

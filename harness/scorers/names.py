@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -49,12 +50,22 @@ class Facts:
     licence: str = ""
 
 
+_LABELLED = re.compile(r"([\w+.-]+)=(.+)", re.DOTALL)
+
+
+def split_label(name: str) -> tuple[str, str]:
+    """Split ``LABEL=NAME``; without a label the name is its own."""
+    found = _LABELLED.fullmatch(name)  # options and commands stand behind a sign that no label holds
+    return (found[1], found[2]) if found else (name, name)
+
+
 def parse_name(name: str) -> tuple[str, dict[str, Any]]:
-    """Split ``NAME@option=value,...`` into the name and its options; values are read as YAML scalars.
+    """Split ``[LABEL=]NAME@option=value,...`` into the name and its options; values are read as YAML scalars.
 
     Raises:
         ScorerError: An option without ``=``.
     """
+    _, name = split_label(name)
     base, _, text = name.partition("@")
     if name.startswith(COMMAND):
         # A command may hold an @ of its own; options stand behind the last one.
@@ -107,6 +118,16 @@ def pyiqa_names() -> frozenset[str]:
 
     named = {name for name, row in DEFAULT_CONFIGS.items() if row.get("metric_mode") == "NR"}
     return frozenset(named - OTHER_INPUT)
+
+
+def other_input(base: str) -> str:
+    """Why a metric of pyiqa cannot score an image alone; empty where it can, or is unknown."""
+    from pyiqa.default_model_configs import DEFAULT_CONFIGS
+
+    if base in OTHER_INPUT:
+        return f"{base} needs a set of images, or a caption"
+    full_reference = DEFAULT_CONFIGS.get(base, {}).get("metric_mode") == "FR"
+    return f"{base} compares an image with its reference, and images are scored without one here" * full_reference
 
 
 def _known(base: str, options: Mapping[str, Any]) -> Facts:

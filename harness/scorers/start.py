@@ -6,12 +6,13 @@ import contextlib
 import io
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 from urllib.error import URLError
 
 from harness.data.network import hub_reachable, offline, without_network
 from harness.scorers.kinds import Scorer, kept_running, start_callable, start_command, start_ours, start_pyiqa
-from harness.scorers.names import COMMAND, DECLARATIONS, ScorerError, facts, is_ours, parse_name
+from harness.scorers.names import COMMAND, DECLARATIONS, ScorerError, facts, is_ours, parse_name, split_label
 from qualiclip_plugin.utils.errors import QualiCLIPError
 
 _ONE_AT_A_TIME = threading.RLock()
@@ -22,7 +23,7 @@ def create_scorer(name: str, *, device: str = "auto", precision: str = "fp32") -
     """Start a scorer.
 
     Args:
-        name: ``NAME[@option=value,...]``.
+        name: ``[LABEL=]NAME[@option=value,...]``; the scorer is called by its label.
         device: ``auto``, ``cpu``, ``cuda``, ...
         precision: ``fp32``, ``fp16`` or ``bf16``; the QualiCLIP metrics only.
 
@@ -32,25 +33,31 @@ def create_scorer(name: str, *, device: str = "auto", precision: str = "fp32") -
     """
     from qualiclip_plugin.scoring.local import check_device
 
+    label, name = split_label(name)
     base, options = parse_name(name)
     facts(name)
     options = {key: value for key, value in options.items() if key not in DECLARATIONS}
     chosen = check_device(device)
     try:
         with _ONE_AT_A_TIME, _silent(), offline(not hub_reachable()), kept_running(name):
-            if is_ours(base):
-                return start_ours(name, base, options, chosen, precision)
-            if base.startswith(COMMAND):
-                return start_command(name, base, options)
-            if ":" in base:
-                return start_callable(name, base, options, chosen)
-            return start_pyiqa(name, base, options, chosen)
+            scorer = _started(name, base, options, chosen, precision)
     except ScorerError:
         raise
     except QualiCLIPError as error:
         raise ScorerError(*error.args) from error
     except Exception as error:
         raise ScorerError(_why_not(error)) from error
+    return scorer if label == name else replace(scorer, name=label)
+
+
+def _started(name: str, base: str, options: dict[str, Any], device: str, precision: str) -> Scorer:
+    if is_ours(base):
+        return start_ours(name, base, options, device, precision)
+    if base.startswith(COMMAND):
+        return start_command(name, base, options)
+    if ":" in base:
+        return start_callable(name, base, options, device)
+    return start_pyiqa(name, base, options, device)
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,25 @@ from __future__ import annotations
 import io
 import os
 import sys
+from typing import Annotated
 
 import typer
 
+from qualiclip_plugin import __version__
 from qualiclip_plugin.utils.errors import QualiCLIPError, first_line, out_of_memory
 from qualiclip_plugin.utils.shown import printable
 
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"qualiclip-plugin {__version__}")
+        raise typer.Exit()
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+]
+"""An option of every command line."""
 USAGE = 2
 """Exit code of a command that could not do its work."""
 

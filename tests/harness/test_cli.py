@@ -13,8 +13,9 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from harness.cli import app
+from harness.cli import _p_value, app
 from harness.results.store import Store
+from qualiclip_plugin import __version__
 from qualiclip_plugin.utils.errors import QualiCLIPError
 from tests.support.commands import Unwritable, run_main
 from tests.support.harness_data import opinion_folder, write_images
@@ -46,7 +47,7 @@ def test_run_prints_and_stores_the_leaderboard(
     folder = opinion_folder(tmp_path / "photos", 8)
     output = tmp_path / "results"
     options = ["--dataset", str(folder), "--output", str(output), "--draws", "50", "--quiet"]
-    printed = call("run", "--scorer", FUNCTION, "--scorer", "piqe", "--scorer", "qualiclip", *options)
+    printed = call("run", "--scorer", FUNCTION, "--scorer", "piqe", "--scorer", "qualiclip", *options, code=1)
     assert printed.count("| ") > 8
     assert "qualiclip: the weights 'official' are not here" in printed
     frame = pd.read_csv(output / "leaderboard.csv").set_index("scorer")
@@ -71,8 +72,9 @@ def test_json_log_is_one_object_a_line(tmp_path: Path, capfd: pytest.CaptureFixt
     folder = opinion_folder(tmp_path / "photos", 5)
     command = ["--dataset", str(folder), "--output", str(tmp_path / "r"), "--draws", "0", "--json-log"]
     result = CliRunner().invoke(app, ["run", "--scorer", FUNCTION, "--scorer", "nonsense", *command])
-    assert result.exit_code == 0
-    events = [json.loads(line) for line in result.stderr.splitlines()]
+    assert result.exit_code == 1  # of a scorer that was asked for
+    assert result.stderr.splitlines().pop().startswith("nonsense has no score on photos: no scorer named")
+    events = [json.loads(line) for line in result.stderr.splitlines()[:-1]]
     assert [event["event"] for event in events] == ["start", "progress", "finish", "note"]
     assert events[2]["done"] == events[2]["total"] == 5
     assert "no scorer named 'nonsense'" in events[3]["text"]
@@ -147,6 +149,76 @@ def test_a_scorer_that_cannot_start_keeps_the_measured_row(
     (tmp_path / "weights.safetensors").unlink()
     assert "unknown weights" in call("run", "--scorer", name, *options, code=1)
     assert (tmp_path / "r/leaderboard.csv").read_text() == measured
+
+
+def test_a_run_that_left_something_out_ends_with_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = opinion_folder(tmp_path / "photos", 4)
+    options = ["run", "--dataset", str(folder), "--output", str(tmp_path / "r"), "--draws", "0", "--quiet"]
+    call(*options, "--scorer", FUNCTION)
+    failed = CliRunner().invoke(app, [*options, "--scorer", "tests.support.harness_data:undefined"])
+    assert failed.exit_code == 1
+    assert "tests.support.harness_data:undefined: 4 of 4 images of photos have no score" in failed.stderr
+    absent = CliRunner().invoke(app, [*options, "--scorer", "cmd:no-such-program@lower_better=true"])
+    assert absent.exit_code == 1
+    assert "no program 'no-such-program'" in absent.stderr
+    # Of the default list only what can start here was asked for.
+    monkeypatch.setattr("harness.run.runner.DEFAULT_SCORERS", (FUNCTION, "nonsense"))
+    assert "nonsense" in call(*options)
+    monkeypatch.setattr("harness.run.runner.DEFAULT_SCORERS", ("nonsense",))
+    call(*options, code=1)
+
+
+def test_a_part_of_a_dataset_is_marked_and_enters_no_table(tmp_path: Path) -> None:
+    folder, output = opinion_folder(tmp_path / "photos", 8), tmp_path / "r"
+    options = [
+        "run",
+        "--scorer",
+        FUNCTION,
+        "--dataset",
+        str(folder),
+        "--output",
+        str(output),
+        "--draws",
+        "0",
+        "--quiet",
+    ]
+    assert "the first 5 images alone" in call(*options, "--limit", "5")
+    assert not list(output.glob("leaderboard.*"))
+    assert not list(Store(output).cells())
+    whole = call(*options)
+    assert "images alone" not in whole
+    call(*options, "--limit", "5")
+    call(*options, "--limit", "8")
+    assert (output / "leaderboard.md").read_text() == whole
+
+
+def test_a_label_names_a_scorer_of_any_kind(tmp_path: Path) -> None:
+    folder = opinion_folder(tmp_path / "photos", 5)
+    options = ["run", "--dataset", str(folder), "--output", str(tmp_path / "r"), "--draws", "0", "--quiet"]
+    printed = call(*options, "--scorer", f"bright={FUNCTION}", "--scorer", f"dark={FUNCTION}@lower_better=true")
+    assert FUNCTION not in printed
+    assert {cell["scorer"]["name"] for cell in Store(tmp_path / "r").cells()} == {"bright", "dark"}
+    compared = call("compare", "bright", "dark", "--output", str(tmp_path / "r"), "--draws", "100")
+    columns = [word.strip() for word in compared.splitlines()[0].split("|")]
+    assert columns[4:6] == ["bright", "dark"]
+    for wrong, reason in (
+        ([f"niqe={FUNCTION}"], "niqe is the name of a metric"),
+        (["a=piqe", "a=niqe"], "named 'a'"),
+    ):
+        with pytest.raises(QualiCLIPError, match=reason):
+            call(*options, *(word for name in wrong for word in ("--scorer", name)))
+
+
+def test_a_small_p_value_is_no_zero() -> None:
+    assert [_p_value(value) for value in (None, 0.5, 1e-4, 9e-5, 0.0)] == ["", "0.5000", "0.0001", "< 1e-4", "< 1e-4"]
+
+
+@pytest.mark.parametrize("program", ["qualiclip", "iqa-harness"])
+def test_both_commands_say_their_version(
+    program: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main(monkeypatch, program, "--version") == 0
+    assert capsys.readouterr().out == f"qualiclip-plugin {__version__}\n"
 
 
 def test_a_results_folder_that_is_not_there_is_named(tmp_path: Path) -> None:

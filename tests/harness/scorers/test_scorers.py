@@ -29,6 +29,7 @@ from harness.scorers.names import (
     known_scorers,
     lower_better,
     parse_name,
+    split_label,
 )
 from harness.scorers.pyiqa_files import checked_files
 from harness.scorers.start import create_scorer
@@ -45,6 +46,10 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_names_and_options_are_told_apart() -> None:
     assert parse_name("niqe") == ("niqe", {})
+    assert split_label("mine=cmd:./a.sh --x=1@lower_better=true") == ("mine", "cmd:./a.sh --x=1@lower_better=true")
+    assert parse_name("mine=a.b:c@lower_better=true") == ("a.b:c", {"lower_better": True})
+    for unlabelled in ("qualiclip@weights=a.pt", "cmd:a b=c", "a.b:c@x=1"):
+        assert split_label(unlabelled) == (unlabelled, unlabelled)
     base, options = parse_name("clipiqa@model_type=clipiqa+,pos_embedding=true,n=4,x=0.5")
     assert base == "clipiqa"
     assert options == {"model_type": "clipiqa+", "pos_embedding": True, "n": 4, "x": 0.5}
@@ -114,6 +119,31 @@ def test_torchscript_of_pyiqa_runs_on_the_users_word_alone(tmp_path: Path) -> No
         assert torch.jit.load(str(program))(torch.ones(1)) == 1
     assert programs == [sha256_file(program)]
     assert torch.jit.load is load
+
+
+@pytest.mark.parametrize("name", ["psnr", "lpips"])
+def test_a_metric_that_needs_a_reference_says_so(name: str) -> None:
+    with pytest.raises(ScorerError, match=rf"{name} compares an image with its reference"):
+        create_scorer(name)
+
+
+@pytest.mark.parametrize("function", ["of_the_batch", "of_the_batch_as_a_list"])
+def test_a_function_with_one_number_for_a_batch_is_refused(
+    function: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "one_number.py").write_text(
+        "def of_the_batch(images):\n    return images.mean()\n\n\n"
+        "def of_the_batch_as_a_list(images):\n    return [images.mean()]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ScorerError, match="for 2 images; one number per image is needed"):
+        create_scorer(f"one_number:{function}@lower_better=true", device="cpu")
+
+
+def test_a_command_that_prints_no_list_is_refused(images: torch.Tensor) -> None:
+    scorer = create_scorer("cmd:echo 0.5 #@lower_better=true", device="cpu")
+    with pytest.raises(ScorerError, match="did not print a JSON list"):
+        scorer.score(images[:1])
 
 
 def test_an_unknown_name_suggests_near_ones() -> None:
