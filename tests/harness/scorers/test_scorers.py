@@ -127,17 +127,14 @@ def test_a_metric_that_needs_a_reference_says_so(name: str) -> None:
         create_scorer(name)
 
 
-@pytest.mark.parametrize("function", ["of_the_batch", "of_the_batch_as_a_list"])
-def test_a_function_with_one_number_for_a_batch_is_refused(
-    function: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "one_number.py").write_text(
-        "def of_the_batch(images):\n    return images.mean()\n\n\n"
-        "def of_the_batch_as_a_list(images):\n    return [images.mean()]\n"
+def test_a_function_with_one_number_for_a_batch_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "one_number_a_batch.py").write_text(
+        "def plain(images):\n    return images.mean()\n\n\ndef listed(images):\n    return [images.mean()]\n"
     )
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ScorerError, match="for 2 images; one number per image is needed"):
-        create_scorer(f"one_number:{function}@lower_better=true", device="cpu")
+    for function in ("plain", "listed"):
+        with pytest.raises(ScorerError, match="for 2 images; one number per image is needed"):
+            create_scorer(f"one_number_a_batch:{function}@lower_better=true", device="cpu")
 
 
 def test_a_command_that_prints_no_list_is_refused(images: torch.Tensor) -> None:
