@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from harness.data.cache import cache_folder, check_cached
-from harness.data.download import fetch, verify
+from harness.data.download import fetch
 from harness.data.metadata import Placed, Row, check_rows, read_rows
 from harness.data.patterns import Pattern
 from harness.data.sources import Source, from_files
 from harness.data.spec import ANYWHERE, Archive, DatasetSpec, RemoteFile, Skip
-from harness.data.unpack import unpack
+from harness.data.unpack import check_archive, unpack
 from qualiclip_plugin.utils.atomic import inside, is_relative, recorded_sha256, sha256_file
 from qualiclip_plugin.utils.errors import DatasetError
 
@@ -26,10 +26,10 @@ def open_archive(spec: DatasetSpec) -> Source:
             the row.
     """
     archive = packed(spec)
-    downloaded = fetch(archive.images, cache_folder("downloads", _place(archive.images)))
+    downloaded = fetch(archive.images, cache_folder("downloads", _place(archive.images)), check_archive)
     folder = cache_folder("unpacked", _unpacked_name(downloaded))
     if not folder.is_dir():
-        verify(archive.images, downloaded, thorough=True)
+        fetch(archive.images, downloaded.parent, thorough=True)
         unpack(downloaded, folder)
     members = Members(_files(folder), archive.images.file)
     table = remote_labels(archive) or inside(folder, members.find(archive.labels.file), error=DatasetError)

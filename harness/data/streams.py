@@ -16,14 +16,15 @@ from typing import IO, TYPE_CHECKING, Any
 
 from harness.data.archives import fits, image_path, labelled, packed, remote_labels
 from harness.data.cache import cache_folder
-from harness.data.download import address, authorisation, refuse_offline
+from harness.data.download import address
 from harness.data.labels import label_table, pack_labels, unpack_labels
 from harness.data.metadata import check_rows
 from harness.data.rows import Stream, packed_bytes, unbroken
 from harness.data.sources import Source, hub_rows, image_column, label_columns, named_rows
-from harness.data.spec import ANYWHERE, Archive, DatasetSpec
+from harness.data.spec import ANYWHERE, Archive, DatasetSpec, RemoteFile
 from harness.data.unpack import CHUNK, DAMAGED, entries, safe_name
 from qualiclip_plugin.utils.atomic import atomic_write
+from qualiclip_plugin.utils.download import DownloadError, encrypted_redirects, refuse_offline
 from qualiclip_plugin.utils.errors import DatasetError, QualiCLIPError, first_line
 from qualiclip_plugin.utils.regular_files import read_regular
 
@@ -175,21 +176,34 @@ def _labels_inside(spec: DatasetSpec) -> Path:
 def _remote_entries(archive: Archive) -> Iterator[tuple[str, IO[bytes]]]:
     import fsspec
 
-    where = address(archive.images)
-    refuse_offline(where)
+    remote = archive.images
+    where = address(remote)
     try:
-        # The part of fsspec that reads web addresses passes these on to its session.
-        asking = {"client_kwargs": {"headers": headers}} if (headers := authorisation(archive.images)) else {}
-        with fsspec.open(where, "rb", **asking) as file:
+        refuse_offline(where)
+        place, options = _opening(remote)
+        with fsspec.open(place, "rb", **options) as file:
             for name, source in entries(file, archive.images.file):
                 if source is not None:
                     yield safe_name(archive.images.file, name).as_posix(), source
     except DAMAGED as error:
         raise DatasetError(f"{where}: damaged or not an archive: {error}") from error
+    except DownloadError as error:
+        raise DatasetError(str(error)) from error
     except Exception as error:
         if isinstance(error, QualiCLIPError):
             raise
-        raise DatasetError(f"{where}: cannot be read: {first_line(error)}") from error
+        raise DatasetError(f"{where}: cannot be read: {first_line(error.__cause__ or error)}") from error
+
+
+def _opening(remote: RemoteFile) -> tuple[str, dict[str, Any]]:
+    """Address and options for fsspec."""
+    if remote.repository:
+        from huggingface_hub import constants
+
+        # The Hub's own file system sends the user's token.
+        place = f"hf://datasets/{remote.repository}@{remote.revision or 'main'}/{remote.file}"
+        return place, {"endpoint": constants.ENDPOINT}
+    return remote.address, {"client_kwargs": {"trace_configs": [encrypted_redirects()]}}
 
 
 def _keep(path: Path, labels: pd.DataFrame) -> None:

@@ -80,11 +80,28 @@ def unpack(archive: Path, folder: Path, limits: Limits = Limits()) -> Path:
     except OSError as error:
         # Decompressors report damage as an OSError as well, one without a number.
         if error.errno is None:
-            raise DatasetError(f"{archive}: damaged or not an archive: {error}") from error
+            raise _damaged(archive, error) from error
         raise DatasetError(f"{folder}: cannot be unpacked: {error.strerror or error}") from error
     except Exception as error:  # damaged archives raise whatever they please
-        raise DatasetError(f"{archive}: damaged or not an archive: {first_line(error)}") from error
+        raise _damaged(archive, error) from error
     return folder
+
+
+def check_archive(path: Path) -> None:
+    """Refuse what does not begin, or for a zip end, like an archive.
+
+    Raises:
+        DatasetError: It is none.
+    """
+    if not zipfile.is_zipfile(path) and not tarfile.is_tarfile(path):
+        raise DatasetError("no zip and no tar, or only a part of one")
+
+
+def _damaged(archive: Path, error: Exception) -> DatasetError:
+    return DatasetError(
+        f"{archive}: damaged or not an archive: {first_line(error)}; "
+        f"delete it and {archive.name}.sha256 to download it again"
+    )
 
 
 def _unpack_into(archive: Path, folder: Path, limits: Limits) -> dict[str, str]:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from qualiclip_plugin.utils.atomic import atomic_write, recorded_sha256, sha256_file, where_writable
 from qualiclip_plugin.utils.config import build
+from qualiclip_plugin.utils.download import DownloadError, download, is_offline
+from qualiclip_plugin.utils.download import verify as check_hash
 from qualiclip_plugin.utils.environment import user_cache
 from qualiclip_plugin.utils.errors import ConfigError, WeightsError, did_you_mean
 
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 PACKAGE = Path(__file__).parents[1]
 DEFAULT_WEIGHTS = "official"
 ENVIRONMENT_VARIABLE = "QUALICLIP_WEIGHTS"
-TIMEOUT_SECONDS = (10.0, 60.0)
-"""To connect; between two pieces of a download. A stalled server ends in an error, not in a hang."""
+LARGEST_BYTES = 2**34
+"""Of a weight file that is downloaded."""
 
 
 @dataclass(frozen=True)
@@ -159,34 +160,21 @@ def verify(card: Card) -> None:
     Raises:
         WeightsError: The content has changed; the file is named and left as it is.
     """
-    record = card.path.with_name(card.path.name + ".sha256")
-    actual = sha256_file(card.path)
-    expected = card.sha256 or recorded_sha256(card.path)
-    if expected is None:
-        _record_hash(record, actual, card.path.name)
-    elif actual != expected:
-        raise WeightsError(
-            f"{card.path} is not the file it should be (sha256 {actual[:16]}..., expected {expected[:16]}...). "
-            f"Delete it and {record.name} to fetch it again."
-        )
-
-
-def _record_hash(record: Path, digest: str, name: str) -> None:
-    # A cache that others provide read-only cannot be recorded in; it cannot be altered from here either.
-    with where_writable(), atomic_write(record, "w") as file:
-        file.write(f"{digest}  {name}\n")
+    try:
+        check_hash(card.path, card.sha256 or "")
+    except DownloadError as error:
+        raise WeightsError(str(error)) from error
 
 
 def _download(card: Card, addresses: tuple[str, ...]) -> None:
     reasons = []
-    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
-    for address in () if offline else addresses:
+    for address in () if is_offline() else addresses:
         try:
-            _download_from(address, card)
+            download(address, card.path, sha256=card.sha256 or "", limit=LARGEST_BYTES, check=_check_weights)
             return
-        except (OSError, WeightsError) as error:
-            reasons.append(f"  {address}: {_reason(error)}")
-    if offline:
+        except (OSError, DownloadError) as error:
+            reasons.append(f"  {error}")
+    if is_offline():
         reasons = ["  HF_HUB_OFFLINE is set, nothing was fetched"]
     lines = [
         f"the weights {card.name!r} are not here and could not be fetched:",
@@ -200,42 +188,10 @@ def _download(card: Card, addresses: tuple[str, ...]) -> None:
     raise WeightsError(*lines)
 
 
-def _reason(error: Exception) -> str:
-    text = str(error)
-    for known in ("Name or service not known", "Temporary failure in name resolution", "Connection refused"):
-        if known in text:
-            return known
-    return text.splitlines()[0][:160] if text else type(error).__name__
-
-
-def _download_from(address: str, card: Card) -> None:
-    import requests
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with (
-        requests.get(address, stream=True, timeout=TIMEOUT_SECONDS) as response,
-        Progress(console=console, disable=not console.is_terminal) as progress,
-        atomic_write(card.path) as file,
-    ):
-        response.raise_for_status()
-        size = int(response.headers.get("Content-Length", 0))
-        task = progress.add_task(card.file, total=size or None)
-        for chunk in response.iter_content(1 << 20):
-            file.write(chunk)
-            progress.advance(task, len(chunk))
-        file.flush()
-        _check_download(Path(file.name), card)
-
-
-def _check_download(path: Path, card: Card) -> None:
+def _check_weights(path: Path) -> None:
     # Before the file gets its name: an error page must not become a weight file.
     from qualiclip_plugin.weights.checkpoint import read_weights
 
-    digest = sha256_file(path)
-    if card.sha256 and digest != card.sha256:
-        raise WeightsError(f"sha256 {digest[:16]}... differs from the expected {card.sha256[:16]}...")
     try:
         read_weights(path)
     except WeightsError as error:

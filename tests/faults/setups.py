@@ -9,8 +9,9 @@ from pathlib import Path
 import datasets
 import torch
 
-from harness.data import download, ladders
+from harness.data import ladders
 from qualiclip_plugin import distortions
+from qualiclip_plugin.utils import download
 from qualiclip_plugin.weights import loading as weights
 
 
@@ -39,7 +40,7 @@ def small_ladders() -> None:
 
 def impatient(seconds: float) -> None:
     """How long a download may stall, and how often it is tried again."""
-    download.TIMEOUT_SECONDS = weights.TIMEOUT_SECONDS = (5.0, seconds)
+    download.TIMEOUT_SECONDS = (5.0, seconds)
     download.ATTEMPTS = 2
 
 

@@ -7,7 +7,7 @@ import hashlib
 import http.server
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -25,7 +25,10 @@ class LocalServer:
         stall_after: Bytes of an answer after which nothing more comes; none: all of it is sent.
         status: Of every answer; 200 for the files themselves.
         ranges: Whether parts can be asked for.
-        token: Without it nothing of a Hub is given; none: to everybody.
+        length: What is said to be the length of a file; no text: nothing is said, and the connection is closed.
+        kind: Content type of a file.
+        redirects: Name to where else it is.
+        token: Asked of those who want a file; empty: nobody is.
         requests: The ``Range`` of every GET, or none.
         paths: Of every request.
     """
@@ -37,6 +40,9 @@ class LocalServer:
         self.stopped = threading.Event()
         self.status = 200
         self.ranges = True
+        self.length: Callable[[int], str] = str
+        self.kind = ""
+        self.redirects: dict[str, str] = {}
         self.token = ""
         self.requests: list[str | None] = []
         self.paths: list[str] = []
@@ -98,7 +104,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.owner.status != 200:
             self._error(self.owner.status)
         elif self.owner.token and self.headers.get("Authorization") != f"Bearer {self.owner.token}":
-            self._error(401)
+            self._error(401, "GatedRepo")
+        elif name in self.owner.redirects:
+            self.send_response(302)
+            self.send_header("Location", self.owner.redirects[name])
+            self.send_header("Content-Length", "0")
+            self.end_headers()
         elif name in self.owner.files:
             self._file(self.owner.files[name], name, body)
         elif name.startswith("api/datasets/") and self._repository() is not None:
@@ -107,7 +118,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._error(404)
 
     def _file(self, content: bytes, name: str, body: bool) -> None:
+        mark = f'"{hashlib.sha256(content).hexdigest()}"'
         wanted = self.headers.get("Range") if self.owner.ranges else None
+        if self.headers.get("If-Range", mark) != mark:
+            wanted = None  # of another version
         first, _, last = (wanted or "bytes=0-").removeprefix("bytes=").partition("-")
         start, end = int(first), int(last) + 1 if last else len(content)
         if start and start >= len(content):
@@ -118,8 +132,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         part = content[start:end]
         self.send_response(206 if wanted else 200)
-        self.send_header("Content-Length", str(len(part)))
-        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        if length := self.owner.length(len(part)):
+            self.send_header("Content-Length", length)
+        else:
+            self.close_connection = True
+        if self.owner.kind:
+            self.send_header("Content-Type", self.owner.kind)
+        self.send_header("ETag", mark)
         if wanted:
             self.send_header("Content-Range", f"bytes {start}-{start + len(part) - 1}/{len(content)}")
         if self.owner.ranges:
@@ -167,10 +186,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(text)
 
-    def _error(self, status: int) -> None:
+    def _error(self, status: int, code: str = "EntryNotFound") -> None:
         self.send_response(status)
-        if status == 404:
-            self.send_header("X-Error-Code", "EntryNotFound")
+        if status in (401, 404):
+            self.send_header("X-Error-Code", code)
         self.send_header("Content-Length", "0")
         self.end_headers()
 

@@ -20,8 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import constants
 
-from harness.data import download
-from harness.data.download import authorisation, fetch
+from harness.data.download import fetch
 from harness.data.open import open_dataset, open_spec
 from harness.data.rows import image_bytes
 from harness.data.spec import (
@@ -34,6 +33,7 @@ from harness.data.spec import (
     Skip,
 )
 from harness.data.unpack import Limits, check_parquet, unpack
+from qualiclip_plugin.utils import download
 from qualiclip_plugin.utils.errors import DatasetError
 from tests.support.harness_data import png, tgz, zipped
 from tests.support.local_server import COMMIT, LocalServer, remote
@@ -161,7 +161,6 @@ def test_a_gated_repository_is_opened_with_the_users_token(
         open_spec(spec)
     monkeypatch.setenv("HF_TOKEN", "mine")
     assert len(open_spec(spec)) == 4
-    assert authorisation(RemoteFile("set.tgz", address=server.address)) == {}
 
 
 CONTENT = bytes(range(256)) * 4000
@@ -195,15 +194,30 @@ def test_a_server_without_ranges_starts_again(server: LocalServer, tmp_path: Pat
 def test_a_whole_partial_file_is_accepted(server: LocalServer, tmp_path: Path) -> None:
     server.files = {"big": CONTENT}
     (tmp_path / "big.part").write_bytes(CONTENT)
+    (tmp_path / "big.part.version").write_text(f'"{hashlib.sha256(CONTENT).hexdigest()}"')
     assert fetch(remote(server, "big"), tmp_path).read_bytes() == CONTENT
+    assert server.requests == [f"bytes={len(CONTENT)}-"]
+
+
+def test_a_part_of_another_version_is_not_continued(server: LocalServer, tmp_path: Path) -> None:
+    server.files, server.cuts = {"big": CONTENT}, [100_000] * download.ATTEMPTS
+    with pytest.raises(DatasetError, match="broke off 5 times"):
+        fetch(remote(server, "big"), tmp_path)
+    server.files["big"] = CONTENT[::-1]
+    assert fetch(remote(server, "big"), tmp_path).read_bytes() == CONTENT[::-1]
+    # A part of which nobody knows the version is of no use either.
+    (tmp_path / "big").rename(tmp_path / "big.part")
+    (tmp_path / "big.sha256").unlink()
+    server.files["big"] = CONTENT * 2
+    assert fetch(remote(server, "big"), tmp_path).read_bytes() == CONTENT * 2
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sha256": "0" * 64}, "not the declared file: sha256"),
-        ({"bytes": 10}, "more than the declared 10 bytes"),
-        ({"bytes": len(CONTENT) + 1}, r"1024000 bytes, 1024001 declared"),
+        ({"sha256": "0" * 64}, "not the expected file: sha256"),
+        ({"bytes": 10}, "more than 10 bytes"),
+        ({"bytes": len(CONTENT) + 1}, r"1024000 bytes, 1024001 expected"),
     ],
 )
 def test_another_file_than_declared_is_refused(
@@ -220,7 +234,7 @@ def test_the_declared_hash_is_accepted_and_a_later_change_noticed(server: LocalS
     fetch(remote(server, "big", sha256=hashlib.sha256(CONTENT).hexdigest()), tmp_path)
     fetch(remote(server, "big"), tmp_path)
     (tmp_path / "big").write_bytes(CONTENT[:-1] + b"!")
-    with pytest.raises(DatasetError, match="delete it to download it again"):
+    with pytest.raises(DatasetError, match=r"delete it and big\.sha256 to download it again"):
         fetch(remote(server, "big"), tmp_path)
 
 
@@ -232,7 +246,7 @@ def test_a_read_only_cache_serves_what_it_holds(
     server.files = {"big": CONTENT}
     path = fetch(remote(server, "big"), tmp_path)
     if not recorded:
-        path.with_name("big.verified").unlink()
+        path.with_name("big.sha256").unlink()
     refuse_writing(reason)
     assert fetch(remote(server, "big"), tmp_path).read_bytes() == CONTENT
     with pytest.raises(DatasetError, match="expected 00000000"):
@@ -252,7 +266,7 @@ def test_a_full_disk_is_no_read_only_cache(
     server: LocalServer, tmp_path: Path, refuse_writing: Callable[[int], None]
 ) -> None:
     server.files = {"big": CONTENT}
-    fetch(remote(server, "big"), tmp_path).with_name("big.verified").unlink()
+    fetch(remote(server, "big"), tmp_path).with_name("big.sha256").unlink()
     refuse_writing(errno.ENOSPC)
     with pytest.raises(DatasetError, match="big: cannot be written: No space left on device"):
         fetch(remote(server, "big"), tmp_path)
@@ -281,6 +295,21 @@ def test_a_part_of_a_file_is_kept_and_never_taken_for_the_whole(
         fetch(remote(server, "big", **options), tmp_path)
     assert part.read_bytes() == CONTENT[:1000]
     assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".lock") == ["big.part"]
+
+
+@pytest.mark.parametrize("content", [b"nonsense" * 99, zipped(PICTURES)[:-100]])
+def test_what_is_no_archive_is_not_recorded_as_one(server: LocalServer, tmp_path: Path, content: bytes) -> None:
+    server.files = {"koniq10k.tgz": content, "meta_info.csv": LABELS}
+    with pytest.raises(DatasetError, match="not the expected file: no zip and no tar"):
+        open_spec(koniq(server))
+    server.files["koniq10k.tgz"] = tgz(PICTURES)
+    assert len(open_spec(koniq(server))) == 4
+
+
+def test_a_damaged_archive_says_what_to_delete(server: LocalServer, tmp_path: Path) -> None:
+    server.files = {"koniq10k.tgz": tgz(PICTURES)[:-40], "meta_info.csv": LABELS}
+    with pytest.raises(DatasetError, match=r"damaged .*delete it and koniq10k\.tgz\.sha256 to download it again"):
+        open_spec(koniq(server))
 
 
 def test_offline_nothing_is_asked(server: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,8 @@ from harness.results.measure import Settings
 from harness.results.store import Store
 from harness.run.engine import evaluate
 from harness.run.score import Options
+from qualiclip_plugin.utils import download
+from qualiclip_plugin.utils.download import DownloadError
 from qualiclip_plugin.utils.errors import DatasetError
 from tests.harness.data.test_archives import LABELS, PICTURES, koniq
 from tests.support.harness_data import brightness, fake_scorer, opinion_folder, png, tgz, write_images
@@ -208,6 +210,26 @@ def test_an_entry_too_large_for_memory_is_refused(server: LocalServer, monkeypat
     server.files = {"koniq10k.tgz": tgz({**PICTURES, "koniq10k/512x384/0.png": png(0)}), "meta_info.csv": LABELS}
     with pytest.raises(DatasetError, match="has more than 100 bytes"):
         open_spec(dataclasses.replace(koniq(server), stream=True))
+
+
+def test_a_stream_is_not_led_from_https_elsewhere(server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.files = {"koniq10k.tgz": tgz(PICTURES), "meta_info.csv": LABELS}
+    spec = koniq(server, stream=True)
+    assert spec.archive is not None
+    moved = dataclasses.replace(spec.archive.images, address=f"{server.address}/old")
+    asked = dataclasses.replace(spec, archive=dataclasses.replace(spec.archive, images=moved))
+    server.redirects = {"old": "/koniq10k.tgz"}
+    assert len(open_spec(asked)) == 4
+    seen: list[tuple[str, str]] = []
+
+    def refuse(address: str, location: str) -> None:
+        seen.append((address, location))
+        raise DownloadError("redirected")
+
+    monkeypatch.setattr(download, "_refuse_plain", refuse)
+    with pytest.raises(DatasetError, match="redirected"):
+        open_spec(dataclasses.replace(asked, version="2"))
+    assert seen[0] == (f"{server.address}/old", "/koniq10k.tgz")
 
 
 def test_without_a_network_a_stream_says_so(server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
