@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import queue
 import threading
 from collections import deque
@@ -62,6 +63,7 @@ def decoded(images: ImageSet, indices: Sequence[int], workers: int = 0) -> Itera
         return
     from torch.utils.data import DataLoader
 
+    _check_room(images.spec.name, workers)
     loader: DataLoader[Decoded] = DataLoader(
         _Decoder(images, indices),  # type: ignore[arg-type]  # any object with a length and items will do
         batch_size=None,
@@ -71,6 +73,18 @@ def decoded(images: ImageSet, indices: Sequence[int], workers: int = 0) -> Itera
         collate_fn=_unchanged,
     )
     yield from _checked(loader, images)
+
+
+def _check_room(name: str, workers: int) -> None:
+    """Raise ``DatasetError`` where processes cannot be started: torch would leave a traceback beside its error."""
+    try:
+        # Each process talks through queues, whose locks lie in shared memory.
+        _ = [multiprocessing.Lock() for _ in range(4 * (workers + 1) if workers else 0)]
+    except OSError as error:
+        raise DatasetError(
+            f"{name}: no processes that decode can be started ({error.strerror}): make room in shared memory "
+            "(/dev/shm; in a container --shm-size), or take --workers 0"
+        ) from error
 
 
 def _checked(loader: Iterable[Decoded], images: ImageSet) -> Iterator[Decoded]:

@@ -47,7 +47,7 @@ def run(app: typer.Typer, name: str) -> None:
         if out_of_memory(error):
             reason = f"not enough memory ({first_line(error)})"
         elif isinstance(error, OSError) and error.errno is not None:
-            reason = printable(f"{error.filename or 'standard output'}: {error.strerror}")
+            reason = printable(f"{error.filename or 'output'}: {error.strerror}")
         else:
             raise
     typer.echo(f"error: {reason}", err=True)

@@ -132,7 +132,7 @@ def test_the_file_is_written_whatever_becomes_of_standard_output(
     assert pd.read_csv(path)["score"].notna().all()
     assert [file.name for file in tmp_path.iterdir()] == ["scores.csv"]
     errors = capfd.readouterr().err
-    assert ("error: standard output: No space left on device" in errors) == (reason == errno.ENOSPC)
+    assert ("error: output: No space left on device" in errors) == (reason == errno.ENOSPC)
     assert "Traceback" not in errors
 
 

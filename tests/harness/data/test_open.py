@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
+import multiprocessing
+import os
 import re
 from pathlib import Path
 
@@ -663,3 +666,15 @@ def test_a_damaged_manifest_says_what_to_delete(
     (folder / MANIFEST).write_text(content)
     with pytest.raises(DatasetError, match=f"not a manifest: .*; delete {folder} to have it made again"):
         check_cached({str(folder / "a.png"): "0"})
+
+
+def test_shared_memory_that_is_full_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = open_dataset(str(opinion_folder(tmp_path / "photos", 5)))
+
+    def full() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(multiprocessing, "Lock", full)
+    with pytest.raises(DatasetError, match=r"photos: no processes .* \(No space left on device\): .*--workers 0"):
+        next(decoded(images, [0], workers=2))
+    assert next(decoded(images, [0])).pixels is not None
