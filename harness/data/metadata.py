@@ -252,6 +252,10 @@ def _csv_rows(
     if len(names) > MAX_COLUMNS:
         raise DatasetError(f"{path}, line 1: more than {MAX_COLUMNS} columns")
     twice = {name for name in needed if names.count(name) > 1}
+    if len(names) == 1 and len(split := names[0].split(";")) > 1:
+        raise DatasetError(
+            f"{path}, line 1: {len(split)} columns separated by ';'; save the table with commas instead"
+        )
     if twice:
         raise DatasetError(f"{path}, line 1: column {', '.join(sorted(twice))} occurs twice")
     most = path.stat().st_size + MAX_COLUMNS

@@ -228,6 +228,7 @@ def test_bad_metadata_is_named_by_its_row(tmp_path: Path, rows: list[dict[str, s
         ("", "no rows"),
         ("file_name,mos,mos\n0.png,1,1\n", "column mos occurs twice"),
         ("file_name,file_name,mos\n0.png,0.png,1\n", "column file_name occurs twice"),
+        ("file_name;mos\n0.png;1\n", "line 1: 2 columns separated by ';'; save the table with commas"),
         ("file_name,mos\n0.png,1,1\n", "line 2: more cells than the 2 columns"),
         ("file_name,mos\n0.png\n1.png,1\n", "line 2: no value for mos"),
         ("file_name,mos\n\xff,1\n".encode("latin-1"), "cannot be read"),

@@ -137,8 +137,9 @@ def test_a_function_with_one_number_for_a_batch_is_refused(tmp_path: Path, monke
             create_scorer(f"one_number_a_batch:{function}@lower_better=true", device="cpu")
 
 
-def test_a_command_that_prints_no_list_is_refused(images: torch.Tensor) -> None:
-    scorer = create_scorer("cmd:echo 0.5 #@lower_better=true", device="cpu")
+def test_a_command_that_prints_no_list_is_refused(images: torch.Tensor, tmp_path: Path) -> None:
+    (tmp_path / "score.sh").write_text("echo 0.5")
+    scorer = create_scorer(f"cmd:sh {tmp_path / 'score.sh'}@lower_better=true", device="cpu")
     with pytest.raises(ScorerError, match="did not print a JSON list"):
         scorer.score(images[:1])
 
