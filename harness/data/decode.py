@@ -16,7 +16,7 @@ from harness.data.open import ImageSet
 from harness.data.resizing import resize_shorter_side
 from harness.data.rows import Stream, image_bytes
 from harness.data.spec import DatasetSpec
-from qualiclip_plugin.utils.errors import DatasetError, ImageError
+from qualiclip_plugin.utils.errors import DatasetError, ImageError, MachineError, out_of_room
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,12 +38,14 @@ class Decoded:
         pixels: RGB, uint8, (3, H, W); none where it cannot be read.
         error: Why it cannot be read.
         changed: Whether the file is another one than when the dataset was opened.
+        full: Whether this machine had no room to read it, which says nothing of the image.
     """
 
     index: int
     pixels: NDArray[np.uint8] | None
     error: str = ""
     changed: bool = False
+    full: bool = False
 
 
 def decoded(images: ImageSet, indices: Sequence[int], workers: int = 0) -> Iterator[Decoded]:
@@ -108,7 +110,7 @@ def _checked(loader: Iterable[Decoded], images: ImageSet) -> Iterator[Decoded]:
             raise DatasetError(
                 f"{images.spec.name}: {name} was changed or removed while the dataset was scored; run again"
             )
-        yield item
+        yield _refuse_full(item, images)
 
 
 class _Decoder:
@@ -130,7 +132,7 @@ class _Decoder:
         except FileNotFoundError:
             return Decoded(index, None, changed=True)
         except OSError as error:
-            return Decoded(index, None, _failure(error))
+            return _failed(index, error)
         if hashlib.sha256(content).hexdigest() != self.hashes[index]:
             return Decoded(index, None, changed=True)
         return decode(index, content, self.spec)
@@ -143,14 +145,21 @@ def decode(index: int, content: bytes, spec: DatasetSpec) -> Decoded:
     try:
         pixels = read_image(content, exif=spec.exif, icc=spec.icc)
     except (ImageError, OSError, MemoryError) as error:
-        return Decoded(index, None, _failure(error))
+        return _failed(index, error)
     if spec.resize:
         pixels = resize_shorter_side(pixels, spec.resize)
     return Decoded(index, pixels.numpy())
 
 
-def _failure(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:500]
+def _failed(index: int, error: Exception) -> Decoded:
+    full = isinstance(error, OSError) and out_of_room(error)
+    return Decoded(index, None, f"{type(error).__name__}: {error}"[:500], full=full)
+
+
+def _refuse_full(item: Decoded, images: ImageSet) -> Decoded:
+    if item.full:
+        raise MachineError(f"{images.spec.name}: {item.error}; what was scored is kept, make room and run again")
+    return item
 
 
 def _decoded_stream(images: ImageSet, stream: Stream, indices: Sequence[int], workers: int) -> Iterator[Decoded]:
@@ -163,9 +172,9 @@ def _decoded_stream(images: ImageSet, stream: Stream, indices: Sequence[int], wo
                 raise DatasetError(f"{stream.origin}: image {index} is not what it was when it was indexed")
             waiting.append(pool.submit(decode, index, content, images.spec))
             if len(waiting) > AHEAD * max(1, workers):
-                yield waiting.popleft().result()
+                yield _refuse_full(waiting.popleft().result(), images)
         while waiting:
-            yield waiting.popleft().result()
+            yield _refuse_full(waiting.popleft().result(), images)
 
 
 def batches(items: Iterable[Decoded], fits: Callable[[int, int, int], bool]) -> Iterator[list[Decoded]]:

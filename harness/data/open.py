@@ -23,7 +23,7 @@ from harness.data.spec import DatasetSpec, catalogue, find_spec
 from harness.data.streams import open_stream
 from harness.statistics import MIN_IMAGES
 from qualiclip_plugin.utils.atomic import sha256_file
-from qualiclip_plugin.utils.errors import DatasetError
+from qualiclip_plugin.utils.errors import DatasetError, MachineError, out_of_room
 
 if TYPE_CHECKING:
     import datasets
@@ -131,15 +131,28 @@ def open_spec(spec: DatasetSpec, *, allow_partial: bool = False) -> ImageSet:
     if spec.subset:
         kept = [index for index, split in enumerate(labels["split"]) if split == spec.subset]
         labels, rows = labels.iloc[kept].reset_index(drop=True), rows.select(kept)
-    complete = not source.missing and spec.images in (0, len(labels))
-    if not complete and not allow_partial:
-        raise DatasetError(f"{_what_lacks(spec, len(labels), source.missing)}; --allow-partial goes on all the same")
-    if len(labels) < MIN_IMAGES:
-        lacking = f": {_what_lacks(spec, len(labels), source.missing)}" if source.missing else ""
-        raise DatasetError(f"{spec.name}: {len(labels)} images, at least {MIN_IMAGES} are needed{lacking}")
+    missing = source.missing
+    complete = _check_complete(spec, len(labels), missing, allow_partial)
     if "image_hash" not in labels:
-        labels["image_hash"] = image_hashes(rows)
-    return ImageSet(spec, labels, rows, complete, source.missing, source.unlisted)
+        labels["image_hash"], unreadable = image_hashes(rows)
+        if unreadable:
+            missing += tuple(
+                f"image {labels['file_name'][at]!r} is missing, it {why}" for at, why in unreadable.items()
+            )
+            kept = [index for index in range(len(labels)) if index not in unreadable]
+            labels, rows = labels.iloc[kept].reset_index(drop=True), rows.select(kept)
+            complete = _check_complete(spec, len(labels), missing, allow_partial)
+    return ImageSet(spec, labels, rows, complete, missing, source.unlisted)
+
+
+def _check_complete(spec: DatasetSpec, found: int, missing: tuple[str, ...], allow_partial: bool) -> bool:
+    complete = not missing and spec.images in (0, found)
+    if not complete and not allow_partial:
+        raise DatasetError(f"{_what_lacks(spec, found, missing)}; --allow-partial goes on all the same")
+    if found < MIN_IMAGES:
+        lacking = f": {_what_lacks(spec, found, missing)}" if missing else ""
+        raise DatasetError(f"{spec.name}: {found} images, at least {MIN_IMAGES} are needed{lacking}")
+    return complete
 
 
 def _load(spec: DatasetSpec) -> Source:
@@ -157,25 +170,35 @@ def _load(spec: DatasetSpec) -> Source:
     return load_parquet(path, spec) if path.suffix == ".parquet" else load_local(path, spec)
 
 
-def image_hashes(rows: Any) -> list[str]:
-    """SHA-256 of the content of every undecoded image.
+def image_hashes(rows: Any) -> tuple[list[str], dict[int, str]]:
+    """SHA-256 of the content of every undecoded image, and why some, by their place, cannot be read.
 
     Raises:
         DatasetError: An image was altered since it was put into this project's cache.
+        MachineError: This machine has no room to read them.
     """
+    unreadable: dict[int, str] = {}
+
+    def digest(place: int, image: Mapping[str, Any]) -> str:
+        try:
+            return hashlib.sha256(image_bytes(image)).hexdigest()
+        except OSError as error:
+            if out_of_room(error):
+                raise MachineError(f"{image['path']}: {error.strerror}") from error
+            unreadable[place] = f"cannot be read: {error.strerror or error}"
+            return ""
 
     def hashes(start: int) -> list[tuple[str, str]]:
         images = rows[start : start + _CHUNK]["image"]
-        contents = (hashlib.sha256(image_bytes(image)).hexdigest() for image in images)
         return [
-            (image["path"] if image["bytes"] is None else "", found)
-            for image, found in zip(images, contents, strict=True)
+            (image["path"] if image["bytes"] is None else "", digest(place, image))
+            for place, image in enumerate(images, start)
         ]
 
     with ThreadPoolExecutor(4) as pool:
         found = [pair for part in pool.map(hashes, range(0, len(rows), _CHUNK)) for pair in part]
-    check_cached({path: digest for path, digest in found if path})
-    return [digest for _, digest in found]
+    check_cached({path: digest for path, digest in found if path and digest})
+    return [digest for _, digest in found], dict(sorted(unreadable.items()))
 
 
 def _named(name: str, specs: Mapping[str, DatasetSpec]) -> DatasetSpec:

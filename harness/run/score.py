@@ -14,7 +14,7 @@ from harness.data.open import ImageSet
 from harness.run.progress import Reporter
 from harness.scorers.commands import ScorerStoppedError
 from harness.scorers.kinds import Scorer
-from qualiclip_plugin.utils.errors import out_of_memory
+from qualiclip_plugin.utils.errors import MachineError, out_of_memory, out_of_room
 
 LARGEST_SCORE = 3.4e38
 """What single precision holds; the square of a larger one, which the figures need, may be no number any more."""
@@ -84,6 +84,7 @@ def score_batch(
 
     Raises:
         ScorerStoppedError: It took too long; smaller parts would take as long again and again.
+        MachineError: A disk or the table of open files is full, which is no failure of these images.
     """
     if batch[0].pixels is None:
         yield from (_row(item, math.nan, item.error, 0.0) for item in batch)
@@ -96,6 +97,11 @@ def score_batch(
     except ScorerStoppedError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and out_of_room(error):
+            raise MachineError(
+                f"{scorer.name}: {error.strerror}, perhaps in the temporary folder; what was scored is kept, make "
+                "room and run again"
+            ) from error
         failure, halve = f"{type(error).__name__}: {error}".strip()[:500], out_of_memory(error)
     # From here on no traceback holds the tensors of the failed attempt.
     if failure and len(batch) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 from collections.abc import Iterable
 
@@ -38,6 +39,15 @@ class ConfigError(QualiCLIPError):
 
 class DatasetError(QualiCLIPError):
     """A dataset, its metadata or its photographs cannot be used."""
+
+
+class MachineError(QualiCLIPError):
+    """This machine ran out of something, which says nothing of the image or scorer at hand."""
+
+
+def out_of_room(error: OSError) -> bool:
+    """Whether the disk, a quota or the table of open files is full, or a temporary folder cannot be written."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EROFS)
 
 
 def did_you_mean(name: str, known: Iterable[str], most: int = 3, cutoff: float = 0.6) -> str:

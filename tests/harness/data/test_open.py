@@ -35,7 +35,7 @@ from harness.data.spec import (
     read_spec,
     shipped_specs,
 )
-from qualiclip_plugin.utils.errors import ConfigError, DatasetError
+from qualiclip_plugin.utils.errors import ConfigError, DatasetError, MachineError
 from tests.support.harness_data import opinion_folder, picture, write_images, write_metadata
 
 MINIMAL = """\
@@ -166,6 +166,30 @@ def test_missing_images_are_named_and_left_out_only_when_asked(tmp_path: Path) -
     for name in ("0.png", "1.png"):
         (folder / name).unlink()
     with pytest.raises(DatasetError, match=r"2 images, at least 3 are needed: .*line 2: image '0\.png' is missing"):
+        open_dataset(str(folder), allow_partial=True)
+
+
+def test_an_image_that_cannot_be_read_is_named_and_left_out_only_when_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, read = opinion_folder(tmp_path / "photos", 5), Path.read_bytes
+    reason = errno.EIO
+
+    def fail(path: Path) -> bytes:
+        if path.name == "2.png":
+            raise OSError(reason, os.strerror(reason))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    told = r"image '2\.png' is missing, it cannot be read: Input/output error \(1 of 5 images of photos are\)"
+    with pytest.raises(DatasetError, match=told):
+        open_dataset(str(folder))
+    found = open_dataset(str(folder), allow_partial=True)
+    assert found.table["file_name"].tolist() == ["0.png", "1.png", "3.png", "4.png"]
+    assert not found.complete
+    assert image_bytes(found.rows[2]["image"]) == (folder / "3.png").read_bytes()
+    reason = errno.EMFILE
+    with pytest.raises(MachineError, match="Too many open files"):
         open_dataset(str(folder), allow_partial=True)
 
 

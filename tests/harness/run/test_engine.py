@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -28,7 +29,8 @@ from harness.run.progress import Silent
 from harness.run.runner import RunRequest, run_all
 from harness.run.score import Options
 from harness.scorers.names import Facts
-from qualiclip_plugin.utils.errors import DatasetError
+from qualiclip_plugin.utils import images as images_module
+from qualiclip_plugin.utils.errors import DatasetError, MachineError
 from tests.support.harness_data import brightness, fake_scorer, opinion_folder, write_images, write_metadata
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -154,6 +156,29 @@ def test_a_score_that_is_no_number_or_too_large_is_a_failure(tmp_path: Path, val
     assert cell["subsets"]["all"]["n_failed"] == 4
     assert cell["failures"][0]["error"] == f"the score is {value}"
     assert cell["subsets"]["all"]["figures"]["srcc"]["value"] is None
+
+
+@pytest.mark.parametrize("place", ["scorer", "decoder"])
+@pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EMFILE])
+def test_a_machine_without_room_is_no_failure_of_its_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, reason: int
+) -> None:
+    images, store = open_dataset(str(opinion_folder(tmp_path / "set", 4))), Store(tmp_path / "results")
+    module, name = (images_module, "read_image") if place == "decoder" else (sys.modules[__name__], "brightness")
+    work, calls = getattr(module, name), []
+
+    def fail(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise OSError(reason, os.strerror(reason))
+        return work(*arguments, **options)
+
+    monkeypatch.setattr(module, name, fail)
+    scorer = fake_scorer(brightness, batches=False)
+    with pytest.raises(MachineError, match=f"{os.strerror(reason)}.*what was scored is kept"):
+        evaluate(scorer, images, store, Options(batch_size=1), settings=FAST)
+    assert store.scores(score_key(scorer, images))["error"].tolist() == [""] * 2
+    assert evaluate(scorer, images, store, settings=FAST)["status"] == "complete"
 
 
 def test_a_wrong_number_of_scores_is_a_failure(tmp_path: Path) -> None:
