@@ -26,7 +26,7 @@ from qualiclip_plugin.utils.shown import printable
 
 MAX_PIXELS = 3 * 2**26
 """201 million: what the largest phone cameras make (16384x12288, "200 megapixels") and medium format in one exposure
-(151 million) fit. Decoded, such a photograph takes 1.4 GB while it is read."""
+(151 million) fit. Reading 201 million from a JPEG takes 1.5 GB (``tests/benchmarks/bench_reading.py``)."""
 MAX_SCANS = (
     256  # of a progressive JPEG, about ten in practice: each passes over the whole picture, however few its bytes
 )
