@@ -66,9 +66,8 @@ def main() -> None:
         base = processor_seconds(lambda data=plain: read_image(data))
         for name, profile in profiles.items():
             data = encoded(image, file_format, icc_profile=profile, **options)
-            print(
-                f"{file_format} {SIZE[0]}x{SIZE[1]}, {name}: {processor_seconds(lambda data=data: read_image(data)) / base:.2f}"
-            )
+            ratio = processor_seconds(lambda data=data: read_image(data)) / base
+            print(f"{file_format} {SIZE[0]}x{SIZE[1]}, {name}: {ratio:.2f}")
     data = encoded(photograph(*LARGEST), "JPEG", quality=90)
     taken = peak_memory(lambda: read_image(data), "cpu")
     print(f"memory of {LARGEST[0]}x{LARGEST[1]}: {'unknown' if taken is None else f'{taken / 1e9:.2f} GB'}")

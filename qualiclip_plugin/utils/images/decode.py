@@ -175,7 +175,7 @@ def _opened(file: IO[bytes], head: bytes, max_pixels: int, notes: list[str]) -> 
 
 def _why_not(found: str | None, error: Exception | None) -> str:
     """Why a file of a format that is read is not: damage, as far as the decoder's words allow that."""
-    said = f"{type(error).__name__}: {error}" if error else ""
+    said = f"{type(error).__name__}: {' '.join(str(error).split())}" if error else ""
     why = f" ({printable(said)[:200]})" if said else ""
     kind = f"{_article(found or 'file')} of a kind that is not read{why}"
     return kind if _NOT_READ.search(said) else f"damaged or truncated, or {kind}"

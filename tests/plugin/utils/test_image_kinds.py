@@ -145,6 +145,7 @@ def test_a_whole_tiff_that_is_not_read_is_not_called_damaged(data: bytes, kind: 
 def test_a_truncated_planar_tiff_is_an_error() -> None:
     data = tiff(wide(RGB).transpose(2, 0, 1), **PLANAR)
     assert "damaged or truncated" in refusal(data[: len(data) // 2])
+    assert "damaged or truncated" in refusal(encoded(Image.fromarray(RGB), "TIFF")[:60])
 
 
 def test_libtiff_writes_nothing_to_stderr(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
