@@ -35,26 +35,26 @@ class Inspection:
         images: Number of rows.
         declared: Number that the specification declares; 0 where it does not.
         missing: Rows whose image is not there.
-        unlisted: Images in the folder that no row of its metadata names.
         duplicates: Groups of file names with identical content.
         unreadable: File name to the reason.
         sizes: (height, width) to the number of images.
         splits: Split to the number of images.
         near: Near-duplicates between splits: two file names and the number of differing bits.
         histogram: Counts and edges of the opinions; none where there are none.
+        unlisted: Images in the folder that no row of its metadata names.
     """
 
     name: str
     images: int
     declared: int
     missing: tuple[str, ...]
-    unlisted: tuple[str, ...]
     duplicates: list[list[str]]
     unreadable: dict[str, str]
     sizes: Counter[tuple[int, int]]
     splits: Counter[str]
     near: list[tuple[str, str, int]]
     histogram: tuple[NDArray[np.intp], NDArray[np.float64]] | None
+    unlisted: tuple[str, ...] = ()
 
     @property
     def sound(self) -> bool:

@@ -51,7 +51,12 @@ def rgb_pixels(image: Image.Image, choices: Choices, notes: list[str]) -> Tensor
         notes.append("first of several frames")
     if (turned := image.info.get("original_orientation") or 1) != 1:  # by the decoder of HEIF
         notes.append(f"rotation that the file declares applied (orientation {turned})")
-    bits, orientation = _bits(image), _orientation(image)  # in this order: EXIF of a PNG can lie behind its pixels
+    bits = _bits(image)
+    if (
+        image.format == "PNG"
+    ):  # EXIF can lie behind its pixels: asked for it Pillow decodes, and a failure would be lost
+        image.load()
+    orientation = _orientation(image)  # of a TIFF before it is decoded, when Pillow rotates it and forgets
     image.load()
     profile = image.info.get("icc_profile")
     plain = to_srgb(_eight_bit(image, bits, notes), profile, choices.icc, notes)

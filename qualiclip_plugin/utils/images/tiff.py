@@ -164,8 +164,8 @@ def _samples(file: IO[bytes], page: _Page, max_pixels: int) -> NDArray[Any]:
     width, height, samples = page.get(_WIDTH, 0), page.get(_HEIGHT, 0), page.get(_SAMPLES, 1)
     planar = page.get(_PLANAR, 1) == _SEPARATE_PLANES and samples > 1
     shape = (samples, height, width) if planar else (height, width, samples)[: 3 if samples > 1 else 2]
-    if not width * height:
-        raise ImageError("damaged or truncated: a TIFF without a size")
+    if not width * height or _PHOTOMETRIC not in page.tags:
+        raise ImageError("damaged or truncated: a TIFF that does not say its size or the meaning of its samples")
     if width * height > max_pixels:
         raise ImageError(f"{width}x{height} pixels are more than the limit of {max_pixels}")
     readable = page.get(_BITS, 1) in (8, 16, 32) and page.get(_COMPRESSION, 1) == _UNCOMPRESSED and samples <= 8

@@ -244,6 +244,13 @@ def test_what_says_nothing_of_pixels_spoils_no_png(chunk: tuple[bytes, bytes], c
     assert image.notes == ()
 
 
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
+def test_damaged_pixels_of_a_png_are_an_error(part: float) -> None:
+    data = bytearray(encoded(Image.fromarray(RGB), "PNG"))
+    data[round(part * len(data))] ^= 0xFF
+    assert "damaged" in refusal(bytes(data))
+
+
 def test_a_broken_chunk_that_speaks_of_pixels_is_an_error_or_noted() -> None:
     assert "damaged" in refusal(png_with((b"tRNS", bytes(6)), checksum=1))
     exif = decode_image(png_with((b"eXIf", b"II*\0"), checksum=1))

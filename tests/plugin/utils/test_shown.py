@@ -44,7 +44,7 @@ def test_names_in_a_dataset_stay_in_their_lines() -> None:
     )
     lines = text.splitlines()
     assert all(line.isprintable() for line in lines)
-    assert len(lines) == 11
+    assert len(lines) == 12
 
 
 def test_names_of_attributes_stay_in_their_column() -> None:
