@@ -80,8 +80,8 @@ def download(
         except QualiCLIPError as error:
             _discard(partial)
             raise DownloadError(f"{bare_address(address)}: not the expected file: {error}") from error
+        _forget(partial)  # first, so that a kill in between leaves nothing beside the file
         os.replace(partial, target)
-        _discard(partial)
 
 
 def verify(path: Path, sha256: str = "", *, thorough: bool = True) -> None:
@@ -139,8 +139,13 @@ def _compare(path: Path, sha256: str, size: int) -> None:
 
 
 def _discard(partial: Path) -> None:
-    for path in (partial, _mark(partial)):
-        path.unlink(missing_ok=True)
+    partial.unlink(missing_ok=True)
+    _forget(partial)
+
+
+def _forget(partial: Path) -> None:
+    """Remove what a later download would need to go on with a part."""
+    _mark(partial).unlink(missing_ok=True)
     shutil.rmtree(_hub_folder(partial), ignore_errors=True)
 
 
