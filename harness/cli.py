@@ -179,6 +179,30 @@ def data_check(
     raise typer.Exit(0 if found.sound else 1)
 
 
+weights = typer.Typer(help="The files that a metric loads: where they are, and fetching them.", no_args_is_help=True)
+app.add_typer(weights, name="weights")
+Metric = Annotated[str, typer.Argument(help="A name from 'iqa-harness list scorers'.")]
+
+
+@weights.command("path")
+def weights_path(name: Metric) -> None:
+    """Print where a metric's files are, or where the first that is missing would be, without fetching any."""
+    _print_files(name, fetch=False)
+
+
+@weights.command("fetch")
+def weights_fetch(name: Metric) -> None:
+    """Download what a metric needs (nothing to do where it is there already); print the files."""
+    _print_files(name, fetch=True)
+
+
+def _print_files(name: str, *, fetch: bool) -> None:
+    from harness.scorers.downloads import weight_files
+
+    for path in weight_files(name, fetch=fetch):
+        typer.echo(printable(path))
+
+
 @app.command("fit-niqe")
 def fit_niqe_(
     folder: Annotated[Path, typer.Argument(help="Pristine photographs; searched recursively.")],

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from harness.scorers.commands import TIMEOUT, score_by_command
+from harness.scorers.downloads import named_downloads
 from harness.scorers.identity import SCORES_VERSION, by_content, code_hash, device_name, versions, weights_hash
 from harness.scorers.names import COMMAND, OURS, Facts, ScorerError, facts, known_scorers, other_input, pyiqa_names
 from harness.scorers.pyiqa_files import FLAG, checked_files
@@ -99,7 +100,7 @@ def start_pyiqa(name: str, base: str, options: dict[str, Any], device: str) -> S
     run_torchscript = options.pop(FLAG, False)
     if not isinstance(run_torchscript, bool):
         raise ScorerError(f"{name}: {FLAG} is true or false")
-    with checked_files(run_torchscript=run_torchscript) as programs:
+    with named_downloads(), checked_files(run_torchscript=run_torchscript) as programs:
         metric = pyiqa.create_metric(base, device=device, **options)
     identity = {
         "metric": base,

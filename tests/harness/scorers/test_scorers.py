@@ -14,9 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.io
 import torch
 
+from harness.check.snapshot import Pictures, take_snapshot
+from harness.data.network import without_network
 from harness.data.spec import shipped_specs
+from harness.scorers.downloads import weight_files
 from harness.scorers.identity import code_hash, weights_hash
 from harness.scorers.kinds import _same_in_batches
 from harness.scorers.names import (
@@ -335,3 +339,33 @@ def test_declared_facts_are_not_given_to_the_scorer_and_leave_its_fingerprint() 
     assert (told.facts.opinion_aware, told.facts.licence) == (False, "MIT")
     with pytest.raises(ScorerError, match="trained_on needs true"):
         create_scorer("tests.support.harness_data:brightness@opinion_aware=false,trained_on=clive")
+
+
+@pytest.fixture
+def no_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder of pyiqa's files, without a network."""
+    monkeypatch.setattr("pyiqa.utils.download_util.DEFAULT_CACHE_DIR", str(tmp_path))
+    with without_network():
+        yield tmp_path
+
+
+def test_weights_that_are_missing_are_named_with_address_and_folder(no_downloads: Path) -> None:
+    with pytest.raises(ScorerError) as raised:
+        create_scorer("niqe", device="cpu")
+    assert "put niqe_modelparameters.mat from https://" in str(raised.value)
+    assert f"into {no_downloads}" in str(raised.value)
+    assert weight_files("niqe", fetch=False) == [no_downloads / "niqe_modelparameters.mat"]
+    with pytest.raises(ScorerError, match="put niqe_modelparameters"):
+        weight_files("niqe", fetch=True)
+
+
+def test_files_that_are_there_are_named_too(no_downloads: Path, photographs: list[np.ndarray]) -> None:
+    files = [no_downloads / "niqe_modelparameters.mat"]
+    scipy.io.savemat(files[0], {"mu_prisparam": np.zeros((1, 36)), "cov_prisparam": np.eye(36)})
+    assert weight_files("niqe", fetch=True) == weight_files("niqe", fetch=False) == files
+    assert weight_files("qualiclip-lite", fetch=True)[0].name == "qualiclip-lite.safetensors"
+    # A constant picture has no statistics to fit: named as a failure with its image, and nothing else stops.
+    pictures = {"flat": np.full((192, 192, 3), 128, np.uint8), "photo": photographs[0][:192, :192]}
+    row = take_snapshot(Pictures(pictures), ["niqe"]).scorers["niqe"]
+    assert list(row["failures"]) == ["flat"]
+    assert list(row["scores"]) == ["photo"]
