@@ -36,10 +36,10 @@ def load(entry: EntryPoint) -> Callable[..., float]:
         if not (error.name or "").startswith(package):
             raise
         other = sys.modules[package].__spec__
-        places = other and (other.submodule_search_locations or [other.origin])
+        places = (other.submodule_search_locations or [str(other.origin)]) if other else []
         raise pytest.UsageError(
             f"{entry.name} needs the package {package!r} that comes with qualiclip-plugin, but another one of that "
-            f"name hides it: {', '.join(map(str, places or ()))}. Rename that one, or keep its folder out of "
+            f"name hides it: {', '.join(places)}. Rename that one, or keep its folder out of "
             "sys.path: start `pytest --import-mode=importlib` rather than `python -m pytest`"
         ) from error
     return function
