@@ -1,4 +1,4 @@
-"""Command line: ``qualiclip score | degrade | train | export | bench | weights``. Heavy imports wait until use."""
+"""Command line: ``qualiclip score | map | degrade | train | export | bench | weights``; imports wait until use."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import typer
 
 from qualiclip_plugin.bench.cli import bench_app
 from qualiclip_plugin.training.cli import train_command
-from qualiclip_plugin.utils.errors import ConfigError
+from qualiclip_plugin.utils.errors import ConfigError, ImageError
 from qualiclip_plugin.utils.shown import printable
 from qualiclip_plugin.utils.stop_signal import SIGNAL_EXITS, StopSignal
 from qualiclip_plugin.utils.terminal import Version, run
@@ -315,6 +315,56 @@ def _print_table(frame: DataFrame) -> None:
     from rich.console import Console
 
     Console().print(rich_table(frame))
+
+
+@app.command("map")
+def map_images(
+    paths: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Files, folders (recursive), patterns.")],
+    output: Annotated[Path, typer.Option(help="Folder for NAME.png, to look at, and NAME.npy, the raw map.")],
+    attribute: Annotated[
+        str | None, typer.Option(help="Map a prompt pair, sharp_image for example, in place of the score.")
+    ] = None,
+    window: Annotated[
+        int | None,
+        typer.Option(min=32, help="Side of the windows that are scored, in pixels. [default: by the weights]"),
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option(min=1, help="Pixels between windows. [default: three quarters of a window]")
+    ] = None,
+    weights: Annotated[
+        str, typer.Option(envvar="QUALICLIP_WEIGHTS", help="A name from 'qualiclip weights list', or a file.")
+    ] = "lite",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    max_pixels: Annotated[
+        int, typer.Option(min=0, help="Larger images are refused before they are decoded; 0: the reader's limit.")
+    ] = 0,
+) -> None:
+    """Show where images are good and where they are bad; print the path of every picture.
+
+    Exit code: 0 every image has a map, 1 some have none, 2 the command could not start.
+    """
+    from qualiclip_plugin.scoring.local import check_device
+    from qualiclip_plugin.scoring.map_files import attribute_index, check_names, map_of_file, write_map
+    from qualiclip_plugin.utils.images import MAX_PIXELS, images_in
+    from qualiclip_plugin.weights.loading import load_model
+
+    files = images_in(paths)
+    check_names(files)
+    model = load_model(weights, device=check_device(device))
+    attribute_index(model, attribute)
+    failed = 0
+    for file in files:
+        try:
+            found = map_of_file(
+                file, model, attribute=attribute, window=window, stride=stride, max_pixels=max_pixels or MAX_PIXELS
+            )
+            typer.echo(printable(write_map(found, output, file.name)[1]))
+        except ImageError as error:
+            failed += 1
+            typer.echo(printable(str(error)), err=True)
+        except OSError as error:
+            raise ConfigError(f"{output}: cannot be written: {error.strerror or error}") from error
+    _exit_if_failed(failed, len(files))
 
 
 @app.command()

@@ -133,10 +133,22 @@ class PyiqaQualiCLIP(nn.Module):
             return model(images, attributes=attributes)
         if not self.training:
             check_range(images)
-        similarities = prompt_similarities(model.encode_image(images), self._learned_features())
-        pairs = pair_scores(similarities, model.logit_scale)
+        pairs = pair_scores(self._similarities(images), model.logit_scale)
         score = pairs.mean(dim=1, keepdim=True)
         return (score, dict(zip(ATTRIBUTES, pairs.unbind(dim=1), strict=True))) if attributes else score
+
+    @torch.no_grad()
+    def quality_map(
+        self, images: Tensor, *, window: int | None = None, stride: int | None = None, attributes: bool = False
+    ) -> Tensor:
+        """Where images are good and bad, as :meth:`QualiCLIP.quality_map`; of a metric ``metric.net.quality_map``."""
+        with exact_fp32():
+            return self.quality_model.map_similarities(self._similarities, images, window, stride, attributes)
+
+    def _similarities(self, images: Tensor) -> Tensor:
+        if self.prompt_learner is None:
+            return self.quality_model.similarities(images)
+        return prompt_similarities(self.quality_model.encode_image(images), self._learned_features())
 
     def _learned_features(self) -> Tensor:
         learner, tower = self.prompt_learner, self._frozen["text_tower"]

@@ -18,6 +18,7 @@ from torch import Tensor, einsum, nn
 
 from qualiclip_plugin.models.conv_towers import ConvTower
 from qualiclip_plugin.models.precision import autocast, check_precision, without_autocast
+from qualiclip_plugin.models.quality_map import default_stride, default_window, map_windows
 from qualiclip_plugin.models.tiling import automatic_tile, can_tile, encode_in_tiles
 from qualiclip_plugin.utils.errors import ConfigError, ImageError
 from qualiclip_plugin.utils.images import to_float
@@ -205,6 +206,52 @@ class QualiCLIP(nn.Module):
             return score
         pairs = pair_scores(similarities, self.logit_scale)
         return score, dict(zip(self.attributes, pairs.unbind(dim=1), strict=True))
+
+    @torch.no_grad()
+    def quality_map(
+        self, images: Tensor, *, window: int | None = None, stride: int | None = None, attributes: bool = False
+    ) -> Tensor:
+        """Score windows all over images: where they are good and where not.
+
+        Args:
+            images: As :meth:`forward` takes them, all of one size.
+            window: Side of a window in pixels, at least 32; ``None``: 96 for ``qualiclip-lite``, 224 for CLIP's
+                towers. A window is at most as large as the image.
+            stride: Pixels from one window to the next; ``None``: three quarters of a window.
+            attributes: Return a map for every prompt pair, in the order of ``self.attributes``, and not their mean.
+
+        Returns:
+            Scores in [0, 1], (N, 1, rows, columns), or (N, P, rows, columns) with ``attributes``: each that of its
+            window as an image. :func:`qualiclip_plugin.models.quality_map.window_starts` tells where they lie.
+
+        Raises:
+            ImageError: See :meth:`encode_image`.
+            ConfigError: The window is too small, or the stride not positive.
+
+        Example:
+            >>> from qualiclip_plugin.weights import load_model
+            >>> load_model("lite").quality_map(torch.rand(1, 3, 200, 300)).shape
+            torch.Size([1, 1, 3, 4])
+        """
+        return self.map_similarities(self.similarities, images, window, stride, attributes)
+
+    def map_similarities(
+        self,
+        similarities: Callable[[Tensor], Tensor],
+        images: Tensor,
+        window: int | None,
+        stride: int | None,
+        attributes: bool,
+    ) -> Tensor:
+        """:meth:`quality_map` from similarities of one's own: images (M, 3, h, w) -> (M, P, 2)."""
+        check_images(images)
+        check_range(images)
+        window = default_window(self.image_encoder) if window is None else window
+        stride = default_stride(window) if stride is None else stride
+        pairs = map_windows(
+            images, lambda part: pair_scores(similarities(part), self.logit_scale), window, stride, MIN_SIZE
+        )
+        return pairs if attributes else pairs.mean(dim=1, keepdim=True)
 
 
 def check_images(images: Tensor) -> None:
