@@ -322,10 +322,9 @@ def test_an_avif_that_the_library_refuses_is_an_avif() -> None:
 
 # HEIF
 
-heif = pytest.importorskip("pillow_heif", reason="the extra heif is not installed")
-
 
 def heic(image: Image.Image, **options: Any) -> bytes:
+    heif = pytest.importorskip("pillow_heif", reason="the extra heif is not installed")
     buffer = io.BytesIO()
     heif.from_pillow(image).save(buffer, quality=-1, chroma=444, matrix_coefficients=0, **options)
     return buffer.getvalue()
