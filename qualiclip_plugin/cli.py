@@ -1,4 +1,4 @@
-"""Command line: ``qualiclip score | map | degrade | train | export | bench | weights``; imports wait until use."""
+"""Command line: ``qualiclip score | map | degrade | train | export | bench | weights | doctor``; imports wait."""
 
 from __future__ import annotations
 
@@ -425,6 +425,15 @@ def export(
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from error
     typer.echo(printable(path))
+
+
+@app.command()
+def doctor() -> None:
+    """Print what this machine offers: processor, GPU, threads, caches, which weights are here, which extras."""
+    from qualiclip_plugin.doctor import facts
+
+    for name, state in facts():
+        typer.echo(printable(f"{name}: {state}"))
 
 
 @weights_app.command("list")
