@@ -7,24 +7,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import statistics as st
 from harness.leaderboard.table import label_note, table
-from harness.report.data import Cell, ladders_of, load_cell
+from harness.report.data import Cell, contest, joined_rows, labels_of, load_cell
 from harness.results.measure import NO_SCORE
 from harness.results.store import Store, StoreError
 from harness.run.progress import Silent
 from harness.run.runner import RunRequest, run_all
 from harness.scorers.kinds import Scorer
-from harness.statistics.significance import no_outcome
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from harness.statistics.fitting import Form
+    from harness.statistics import SignificanceMatrix
 
 COMPARISON = (
-    *("dataset", "figure", "n", "first", "second", "difference", "low", "high"),
-    *("p_bootstrap", "p_williams", "p_f", "reason"),
+    *("dataset", "figure", "n", "contents", "first", "second", "difference", "low", "high"),
+    *("p", "p_williams", "p_pitman", "reason"),
 )
 
 
@@ -69,21 +67,22 @@ def compare(
 ) -> pd.DataFrame:
     """Test two scorers against each other on every dataset that the store has for both.
 
-    On human scores SRCC is compared: paired bootstrap clustered by reference content, Williams' t on ranks,
-    F-test on the residuals of the fit. Without them the L-test, by the paired bootstrap. The p-values are
-    those of single tests: with many scorers, adjust them (:func:`harness.statistics.holm`).
+    SRCC is compared where there are human scores, the L-test elsewhere: sign flips over contents, with an interval
+    of the difference. Where no two images share a content, Williams' t on ranks and Pitman's test on the residuals of
+    the fit stand beside them. The p-values are those of single tests: with many scorers, adjust them
+    (:func:`harness.statistics.holm`).
 
     Args:
         first: Name of a scorer.
         second: Name of another.
         output: Results folder.
-        draws: Bootstrap resamples.
+        draws: Random sign patterns where there are more than 13 contents, at least.
         seed: Same seed, same result.
 
     Returns:
         One row per dataset with the columns ``COMPARISON``; a difference above 0 favours ``first``. Only
         images that both have scored count (``n``). Scorers that met different labels are not tested: the row
-        has the reason.
+        has the reason, and so has one with so few contents that no test can decide.
 
     Raises:
         StoreError: A scorer has no stored scores, or they cannot be read.
@@ -96,6 +95,40 @@ def compare(
     shared = sorted(cells[first].keys() & cells[second].keys())
     rows = [_compare(cells[first][name], cells[second][name], draws, seed) for name in shared]
     return pd.DataFrame(rows, columns=list(COMPARISON))
+
+
+def load_scores(scorer: str, dataset: str, *, output: str | os.PathLike[str] = "results") -> pd.DataFrame:
+    """Every stored score of a scorer on a dataset beside the labels, for statistics of one's own.
+
+    Args:
+        scorer: Name of a scorer.
+        dataset: Name of a dataset.
+        output: Results folder.
+
+    Returns:
+        One row per image: ``file_name``, ``score`` as the scorer gives it (NaN where it failed, with its ``error``),
+        ``opinion``, ``std``, ``votes``, ``reference``, ``distortion``, ``level``, ``split``, ``image_hash`` and what
+        else is known. ``frame.attrs`` has ``scorer_lower_better`` and ``opinion_lower_better``.
+
+    Raises:
+        StoreError: There are no such scores, or they or the labels cannot be read.
+    """
+    store = Store(output)
+    found = [cell for cell in store.cells() if cell["scorer"]["name"] == scorer and cell["subsets"]]
+    contents = {cell["dataset"]["name"]: cell for cell in found}
+    if dataset not in contents:
+        known = f"; there are some on {', '.join(sorted(contents))}" if contents else ""
+        raise StoreError(f"{store.root}: no stored scores of {scorer!r} on {dataset!r}{known}")
+    content = contents[dataset]
+    labels = labels_of(store, content)
+    if isinstance(labels, str):
+        raise StoreError(f"{store.root}: {scorer} on {dataset}: {labels}")
+    rows = joined_rows(store, content, labels)
+    rows.attrs = {
+        "scorer_lower_better": content["scorer"]["lower_better"],
+        "opinion_lower_better": (content["dataset"]["opinion"] or {}).get("lower_better"),
+    }
+    return rows
 
 
 def _cells_of(store: Store, stored: Sequence[dict[str, Any]], name: str) -> dict[str, Cell]:
@@ -113,58 +146,28 @@ def _compare(first: Cell, second: Cell, draws: int, seed: int) -> dict[str, Any]
         # A scorer that failed on every image has a cell without a reason of its own.
         reason = lacking[0].content.get("reason", NO_SCORE)
         return {"dataset": first.dataset, "reason": f"{lacking[0].scorer}: {reason}"}
-    places = [{name: place for place, name in enumerate(cell.rows["file_name"])} for cell in (first, second)]
-    common = sorted(places[0].keys() & places[1].keys())
-    order = [[known[name] for name in common] for known in places]
-    a, b = (cell.scores[chosen] for cell, chosen in zip((first, second), order, strict=True))
-    rows = first.rows.iloc[order[0]].reset_index(drop=True)
-    result: dict[str, Any] = {"dataset": first.dataset, "figure": first.main_figure, "n": len(common)}
-    if first.has_opinions:
-        form = first.content["settings"]["form"]
-        return result | _by_opinions(a, b, first.opinions[order[0]], rows, draws, seed, form)
-    return result | _by_ladders(a, b, rows, draws, seed)
-
-
-def _by_opinions(
-    a: Any, b: Any, opinions: Any, rows: pd.DataFrame, draws: int, seed: int, form: Form
-) -> dict[str, Any]:
-    contents = rows["reference"].to_numpy(dtype=str)
-    clusters = contents if (contents != "").all() else None
-    paired = st.paired_bootstrap(a, b, opinions, clusters=clusters, draws=draws, seed=seed)
-    fits = [st.fit_logistic(form, scores, opinions) for scores in (a, b)]
-    usable = all(not fit.reason and fit.rising for fit in fits)
-    residuals = [fit.apply(scores) - opinions for fit, scores in zip(fits, (a, b), strict=True)] if usable else []
-    williams = st.williams_test(a, b, opinions)
-    undefined = no_outcome("the fit of a scorer is undefined or falls")
-    variances = st.f_test(*residuals, parameters=len(fits[0].parameters)) if usable else undefined
-    reasons = {"bootstrap": paired.reason, "Williams": williams.reason, "F": variances.reason}
+    compared = contest([first, second], draws=draws, seed=seed)
+    if compared is None or not compared.matrices:
+        return {"dataset": first.dataset, "reason": "compared with itself"}
+    matrices = {matrix.method: matrix for matrix in compared.matrices}
+    flips = matrices["flip"]
+    reasons = [flips.undecidable, *(_reason(matrix) for matrix in compared.matrices)]
     return {
-        "first": st.srcc(a, opinions).value,
-        "second": st.srcc(b, opinions).value,
-        **_paired(paired),
-        "p_williams": williams.p_value,
-        "p_f": variances.p_value,
-        "reason": "; ".join(f"{test}: {reason}" for test, reason in reasons.items() if reason),
+        "dataset": first.dataset,
+        "figure": compared.statistic,
+        "n": len(compared.rows),
+        "contents": flips.contents,
+        "first": compared.values[first.scorer],
+        "second": compared.values[second.scorer],
+        "difference": flips.differences[0, 1],
+        "low": flips.lows[0, 1],
+        "high": flips.highs[0, 1],
+        "p": flips.p_values[0, 1],
+        **{f"p_{name}": matrices[name].p_values[0, 1] for name in ("williams", "pitman") if name in matrices},
+        "reason": "; ".join(dict.fromkeys(reason for reason in reasons if reason)),
     }
 
 
-def _by_ladders(a: Any, b: Any, rows: pd.DataFrame, draws: int, seed: int) -> dict[str, Any]:
-    one, other = ladders_of(rows, a), ladders_of(rows, b)
-    if one is None or other is None:
-        return {"reason": "no ladder of at least three levels"}
-    paired = st.paired_mean(one.credited, other.credited, clusters=one.contents, draws=draws, seed=seed)
-    return {
-        "first": float(one.credited.mean()),
-        "second": float(other.credited.mean()),
-        **_paired(paired),
-        "reason": paired.reason or "Williams, F: need human scores",
-    }
-
-
-def _paired(paired: st.PairedBootstrap) -> dict[str, Any]:
-    return {
-        "difference": paired.difference,
-        "low": paired.low,
-        "high": paired.high,
-        "p_bootstrap": paired.p_value,
-    }
+def _reason(matrix: SignificanceMatrix) -> str:
+    """Why a matrix of two scorers has no result; empty where it has one."""
+    return "".join(f"{matrix.method}: {reason}" for reason in matrix.reasons.values())

@@ -54,7 +54,7 @@ def run(
         int, typer.Option(min=0, help="A quick try: so many images of each dataset; kept out of all tables.")
     ] = 0,
     fit: Annotated[str, typer.Option(help="Curve before PLCC and RMSE: logistic4 or logistic5.")] = "logistic4",
-    draws: Annotated[int, typer.Option(min=0, help="Bootstrap resamples of the intervals; 0: none.")] = 2000,
+    intervals: Annotated[bool, typer.Option(help="95 % intervals of the figures.")] = True,
     engine: Annotated[
         str, typer.Option(help="local: this process. ray: all GPUs or cores of a Ray cluster.")
     ] = "local",
@@ -82,7 +82,7 @@ def run(
         stream=stream,
         limit=limit,
         engine=engine,
-        settings=settings(fit, draws),
+        settings=settings(fit, intervals),
     )
     from harness.leaderboard.render import render
     from harness.run.progress import reporter
@@ -126,7 +126,9 @@ def report(
         typer.Option(help="Where pictures come from: name, FOLDER or NAME=FOLDER; repeatable."),
     ] = None,
     include: Include = None,
-    draws: Annotated[int, typer.Option(min=0, help="Bootstrap resamples of the significance; 0: none.")] = 2000,
+    draws: Annotated[
+        int, typer.Option(min=0, help="Random sign patterns of the tests, at least; 0: no significance.")
+    ] = 2000,
 ) -> None:
     """Write a self-contained HTML report of the stored results."""
     from harness.report import write_report
@@ -224,7 +226,7 @@ def compare(
     first: Annotated[str, typer.Argument(help="Name of a scorer.")],
     second: Annotated[str, typer.Argument(help="Name of another.")],
     output: Output = Path("results"),
-    draws: Annotated[int, typer.Option(min=100, help="Bootstrap resamples.")] = 2000,
+    draws: Annotated[int, typer.Option(min=100, help="Random sign patterns of the test, at least.")] = 2000,
 ) -> None:
     """Test two scorers against each other on every dataset that has stored scores of both."""
     from harness.api import compare as compare_scorers

@@ -184,6 +184,7 @@ class DatasetSpec:
         subset: Rows that count, as a value of the split column; empty: all of them.
         split: How supervised scorers are to be compared: the official part, ten splits disjoint by
             reference, or the whole set.
+        unordered: Distortion types whose level is no severity: they take no part in D- and L-test.
         full_reference: Columns with full-reference qualities, higher better, for the P-test.
         resize: Pixels of the shorter side after resizing; 0: native size.
         exif: Whether a rotation stored in the file is applied.
@@ -212,6 +213,7 @@ class DatasetSpec:
     stream: bool = False
     subset: str = ""
     split: Literal["official", "ratio", "whole"] = "whole"
+    unordered: tuple[str, ...] = ()
     full_reference: tuple[str, ...] = ()
     resize: int = 0
     exif: bool = True

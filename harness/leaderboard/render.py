@@ -8,22 +8,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.leaderboard.table import BLOCKS, CellJson, across_datasets, label_note, reported, table, to_csv
-from harness.results.measure import FIGURES, LOWER_IS_BETTER
+from harness.results.measure import FIGURES
+from harness.statistics import STATISTICS
 from qualiclip_plugin.utils.errors import ConfigError
 from qualiclip_plugin.utils.shown import in_html, in_latex, in_markdown
 
 if TYPE_CHECKING:
     import pandas as pd
 
-WITH_INTERVAL = ("srcc", "d_test", "l_test", "p_test")
-"""Figures whose interval is shown; the CSV has all of them."""
-
-DIGITS = {"rmse": 3}
 MAX_REASON = 300
 PREFACE = (
     "Signed values: a scorer whose declared direction is lower-is-better is negated once, nothing is made "
-    "positive. Best in bold, 95 % intervals in parentheses, † trained on this dataset, ‡ training sets not all "
-    "known. The README.md in the folder results of qualiclip-plugin explains every column."
+    "positive. 95 % intervals in parentheses, † trained on this dataset, ‡ training sets not all known. The highest "
+    "value is bold, which decides nothing: `iqa-harness report` and `compare` say which differences do. The "
+    "README.md in the folder results of qualiclip-plugin explains every column."
 )
 
 
@@ -98,7 +96,7 @@ def _grid(rows: pd.DataFrame, group: pd.DataFrame, style: Format, with_reported:
     # A figure over the images that a scorer did not fail on is no rival of one over all of them.
     rivalling = (rows["n"] == group["n"].max()).fillna(False).to_numpy(dtype=bool)
     rivals = rows[rivalling]
-    best = {name: rivals[name].min() if name in LOWER_IS_BETTER else rivals[name].max() for name in shown}
+    best = {name: rivals[name].min() if STATISTICS[name].lower_better else rivals[name].max() for name in shown}
     lines = []
     for row, rival in zip(rows.to_dict("records"), rivalling, strict=True):
         mark = "" if row["seen"] == "no" or row["status"] == "unavailable" else "†" if row["seen"] else "‡"
@@ -122,12 +120,12 @@ def _beside_reported(row: Mapping[Any, Any]) -> str:
 
 
 def _figure(row: Mapping[Any, Any], name: str, best: float, style: Format) -> str:
-    digits = DIGITS.get(name, 4)
+    digits = STATISTICS[name].digits
     text = style.escape(_text(row[name], digits))
     if text and round(row[name], digits) == round(best, digits):
         text = style.bold(text)
     low, high = _text(row[f"{name}_low"], 2), _text(row[f"{name}_high"], 2)
-    return f"{text} ({style.escape(low)} to {style.escape(high)})" if name in WITH_INTERVAL and low else text
+    return f"{text} ({style.escape(low)} to {style.escape(high)})" if STATISTICS[name].headline and low else text
 
 
 def _notes(group: pd.DataFrame, style: Format) -> list[str]:
@@ -157,6 +155,9 @@ def _provenance(cells: Sequence[CellJson], style: Format) -> list[str]:
     versions = sorted({f"{k} {v}" for cell in measured for k, v in cell["versions"].items()})
     text = f"Measured {' and '.join(dates)} on {'; '.join(devices)}. Versions: {', '.join(versions)}."
     parts = [style.paragraph(style.escape(text))]
+    if ceiling := measured[0]["subsets"]["all"].get("ceiling"):
+        reached = ", ".join(f"{name} {value:.4f}" for name, value in sorted(ceiling.items()))
+        parts.append(style.paragraph(style.escape(f"The human scores themselves reach {reached}.")))
     if note := label_note(measured):
         parts.append(style.paragraph(style.escape(note)))
     for cell in measured:
@@ -180,9 +181,10 @@ def _across(frame: pd.DataFrame, style: Format) -> list[str]:
         style.heading(2, "All datasets with human scores"),
         style.paragraph(
             style.escape(
-                "SRCC over complete cells; a set that a scorer was trained on does not count for it, and a scorer "
-                "that lacks another set, or was scored by different versions, has no mean. Weighted by number of "
-                "images; rank 1 is best."
+                "SRCC over complete cells. mean and weighted (by number of images): over the sets that no scorer of "
+                "the table was trained on; a scorer that lacks one of them, or was scored by different versions, has "
+                "none. wins: share of the sets on which it has the higher value, mean over the other scorers, on the "
+                "sets that neither of the two was trained on."
             )
         ),
     ]
@@ -195,16 +197,19 @@ def _across(frame: pd.DataFrame, style: Format) -> list[str]:
             [
                 style.escape(row["scorer"]),
                 *(style.escape(_text(row[column], digits)) for column, digits in _MEANS),
+                style.escape(row["sets"]),
                 style.escape(row["seen"]),
                 style.escape(row["reason"]),
             ]
             for row in rows.to_dict("records")
         ]
-        parts.append(style.grid(["scorer", *(column for column, _ in _MEANS), "seen", "why empty"], lines))
+        parts.append(
+            style.grid(["scorer", *(column for column, _ in _MEANS), "mean over", "seen", "why empty"], lines)
+        )
     return parts
 
 
-_MEANS = (("mean", 4), ("weighted", 4), ("rank", 2))
+_MEANS = (("wins", 2), ("mean", 4), ("weighted", 4))
 
 
 def one_line(reason: str) -> str:

@@ -84,37 +84,54 @@ def block(cell: CellJson) -> str:
     return known[cell["scorer"].get("opinion_aware")]
 
 
-def across_datasets(cells: Sequence[CellJson], statistic: str = "srcc") -> pd.DataFrame:
-    """Means over all datasets with human scores.
+ACROSS = ("scorer", "block", "mean", "weighted", "wins", "sets", "seen", "reason")
 
-    Only cells with every image count, and a set that a scorer was trained on does not count for it; a
-    scorer that lacks another set, or whose cells are not alike (:func:`unlike`), has no mean, with the reason.
+
+def across_datasets(cells: Sequence[CellJson], statistic: str = "srcc") -> pd.DataFrame:
+    """How the scorers of each block stand over all datasets with human scores.
+
+    Means are over the sets that no scorer of the block was trained on, win rates over the sets that neither of two
+    was; see :func:`harness.statistics.standings`. Only cells with every image count. A scorer that lacks a set of
+    the mean, or whose cells are not alike (:func:`unlike`), has none, with the reason.
 
     Returns:
-        ``scorer``, ``block``, ``mean``, ``weighted`` (by images), ``rank`` (average), ``seen`` (names of the
-        sets left out), ``reason``; empty for fewer than two datasets.
+        The columns ``ACROSS``, best win rate first: ``sets`` that the mean is over, ``seen`` by the scorer (names),
+        ``reason``; empty for fewer than two datasets.
     """
     import pandas as pd
 
     rated = [cell for cell in cells if not cell["subsets"] or cell["dataset"].get("opinion")]
     datasets = sorted({cell["dataset"]["name"] for cell in rated if cell["subsets"]})
-    scorers = sorted({cell["scorer"]["name"] for cell in rated})
-    columns = ["scorer", "block", "mean", "weighted", "rank", "seen", "reason"]
     if len(datasets) < 2:
-        return pd.DataFrame(columns=columns)
-    by_place = {(cell["scorer"]["name"], cell["dataset"]["name"]): cell for cell in rated}
-    grid = _grid(by_place, scorers, datasets, statistic)
-    means, weighted = st.mean_over_datasets(grid), st.mean_over_datasets(grid, weighted=True)
-    ranks = st.average_rank(grid)
+        return pd.DataFrame(columns=list(ACROSS))
     reasons = unlike(rated)
     rows = []
-    for number, name in enumerate(scorers):
-        own = [cell for cell in rated if cell["scorer"]["name"] == name]
-        left_out = [datasets[i] for i in np.flatnonzero(grid.seen[number])]
-        values = (means[name].value, weighted[name].value, ranks[name].value)
-        values = (np.nan, np.nan, np.nan) if name in reasons else values
-        rows.append((name, block(own[0]), *values, " ".join(left_out), reasons.get(name, means[name].reason)))
-    return pd.DataFrame(rows, columns=columns).sort_values(["rank", "scorer"], ignore_index=True)
+    for name in BLOCKS:
+        own = [cell for cell in rated if block(cell) == name]
+        rows += _block_rows(name, own, datasets, statistic, reasons)
+    frame = pd.DataFrame(rows, columns=list(ACROSS))
+    order = ["wins", "mean", "scorer"]
+    return frame.sort_values(order, ascending=[False, False, True], ignore_index=True)
+
+
+def _block_rows(
+    name: str, cells: Sequence[CellJson], datasets: Sequence[str], statistic: str, reasons: Mapping[str, str]
+) -> list[tuple[Any, ...]]:
+    scorers = sorted({cell["scorer"]["name"] for cell in cells})
+    # What is not alike is compared with nobody.
+    by_place = {
+        (cell["scorer"]["name"], cell["dataset"]["name"]): cell
+        for cell in cells
+        if cell["scorer"]["name"] not in reasons
+    }
+    grid = _grid(by_place, scorers, datasets, statistic)
+    rows = []
+    for number, (scorer, standing) in enumerate(st.standings(grid).items()):
+        seen_sets = [datasets[i] for i in np.flatnonzero(grid.seen[number])]
+        why = reasons.get(scorer, standing.mean.reason)
+        values = (standing.mean.value, standing.weighted.value, standing.wins.value)
+        rows.append((scorer, name, *values, " ".join(standing.sets), " ".join(seen_sets), why))
+    return rows
 
 
 def unlike(cells: Iterable[CellJson]) -> dict[str, str]:

@@ -12,16 +12,14 @@ from numpy.typing import NDArray
 from harness import statistics as st
 from harness.data.labels import labels_hash
 from harness.leaderboard import table as leaderboard
-from harness.results.measure import join_scores, whole_ladders
+from harness.results.measure import Directions, images_of, join_scores
 from harness.results.store import ScoreKey, Store, StoreError, slug
 from harness.statistics.checks import Floats
-from harness.statistics.matrix import Method
 
 if TYPE_CHECKING:
     import pandas as pd
 
 GMAD_LEVELS = 3
-SIGNIFICANCE: tuple[Method, ...] = ("bootstrap", "williams", "f")
 NO_LABELS = "the labels are not in this results folder; a run on the dataset writes them again"
 OTHER_LABELS = "its figures are of other labels, which a later run on the dataset replaced; run it again"
 SHOWN = 12  # misjudged images or inversions on a page
@@ -86,14 +84,20 @@ class Cell:
     @property
     def scores(self) -> Floats:
         """Scores turned so that higher is better, (N,)."""
-        down = bool(self.content["scorer"]["lower_better"])
+        down = self.directions.scorer_lower_better
         return st.oriented(self.rows["score"].to_numpy(dtype=float), lower_better=down)
 
     @property
     def opinions(self) -> Floats:
         """Opinions turned so that higher is better, (N,); NaN where there are none."""
-        down = bool((self.content["dataset"]["opinion"] or {}).get("lower_better"))
+        down = self.directions.opinion_lower_better
         return st.oriented(self.rows["opinion"].to_numpy(dtype=float), lower_better=down)
+
+    @property
+    def directions(self) -> Directions:
+        """Which of scores and opinions run downwards."""
+        opinion = self.content["dataset"]["opinion"] or {}
+        return Directions(bool(self.content["scorer"]["lower_better"]), bool(opinion.get("lower_better")))
 
     @property
     def fit(self) -> st.LogisticFit | None:
@@ -121,14 +125,10 @@ def load_cell(store: Store, content: Mapping[str, Any]) -> Cell:
     scorer, dataset = content["scorer"]["name"], content["dataset"]["name"]
     if not content["subsets"]:
         return Cell(scorer, dataset, content, pd.DataFrame())
-    key = f"{dataset}@{content['dataset']['version']}"
-    if not store.labels_path(key).exists():
-        # Labels of datasets that may not be passed on are left out where results are published.
-        return Cell(scorer, dataset, {**content, "reason": NO_LABELS}, pd.DataFrame())
-    labels = store.labels(key)
-    if labels_hash(labels) != content["dataset"]["labels_hash"]:
-        return Cell(scorer, dataset, {**content, "reason": OTHER_LABELS}, pd.DataFrame())
-    joined = join_scores(labels, store.scores(stored_key(store, scorer, key, content["scorer"]["fingerprint"])))
+    labels = labels_of(store, content)
+    if isinstance(labels, str):
+        return Cell(scorer, dataset, {**content, "reason": labels}, pd.DataFrame())
+    joined = joined_rows(store, content, labels)
     scored = joined[joined["error"] == ""].reset_index(drop=True)
     counted = content["subsets"]["all"]["n"]
     if len(scored) != counted:
@@ -137,6 +137,24 @@ def load_cell(store: Store, content: Mapping[str, Any]) -> Cell:
             "run the cell again"
         )
     return Cell(scorer, dataset, content, scored)
+
+
+def labels_of(store: Store, content: Mapping[str, Any]) -> pd.DataFrame | str:
+    """The labels that the figures of a measured cell were made from, or why they are not to be had."""
+    dataset = content["dataset"]
+    key = f"{dataset['name']}@{dataset['version']}"
+    if not store.labels_path(key).exists():
+        # Labels of datasets that may not be passed on are left out where results are published.
+        return NO_LABELS
+    labels = store.labels(key)
+    return labels if labels_hash(labels) == dataset["labels_hash"] else OTHER_LABELS
+
+
+def joined_rows(store: Store, content: Mapping[str, Any], labels: pd.DataFrame) -> pd.DataFrame:
+    """Labels of a dataset with the stored scores of a measured cell."""
+    scorer, dataset = content["scorer"], content["dataset"]
+    key = stored_key(store, scorer["name"], f"{dataset['name']}@{dataset['version']}", scorer["fingerprint"])
+    return join_scores(labels, store.scores(key), dataset.get("unordered", ()))
 
 
 def stored_key(store: Store, scorer: str, dataset: str, fingerprint: str) -> ScoreKey:
@@ -173,6 +191,7 @@ class Contest:
         left_out: Images that some scorer lacks.
         statistic: What the matrix compares.
         other_labels: Scorers with figures that are not compared, as they met other labels.
+        values: Scorer to the statistic on the common images; NaN where it has none.
     """
 
     dataset: str
@@ -183,6 +202,7 @@ class Contest:
     left_out: int = 0
     statistic: str = "srcc"
     other_labels: list[str] = field(default_factory=list)
+    values: dict[str, float] = field(default_factory=dict)
 
 
 def contest(cells: Iterable[Cell], *, draws: int = 2000, seed: int = 0) -> Contest | None:
@@ -193,7 +213,7 @@ def contest(cells: Iterable[Cell], *, draws: int = 2000, seed: int = 0) -> Conte
 
     Args:
         cells: Cells of one dataset.
-        draws: Resamples of the paired bootstrap; 0 leaves the matrix out.
+        draws: Random sign patterns, at least; 0 leaves the matrices out.
         seed: Same seed, same matrix.
     """
     cells = list(cells)
@@ -211,8 +231,10 @@ def contest(cells: Iterable[Cell], *, draws: int = 2000, seed: int = 0) -> Conte
     rows = tables[0].loc[common].reset_index()
     scores = {cell.scorer: dict(zip(cell.rows["file_name"], cell.scores, strict=True)) for cell in measured}
     columns = {name: np.array([values[file] for file in common]) for name, values in scores.items()}
+    known = images_of(rows, measured[0].directions, measured[0].content["settings"]["form"])
+    matrices = _matrices(measured[0], known, columns, draws, seed) if draws and len(columns) > 1 else []
     statistic = measured[0].main_figure
-    matrices = _matrices(measured[0], rows, columns, statistic, draws, seed) if draws and len(columns) > 1 else []
+    figures = {name: st.measure(statistic, own, known).value for name, own in columns.items()}
     rivals = [
         Rival(defender, attacker, st.gmad_pairs(columns[defender], columns[attacker], levels=GMAD_LEVELS))
         for defender in columns
@@ -220,44 +242,18 @@ def contest(cells: Iterable[Cell], *, draws: int = 2000, seed: int = 0) -> Conte
         if defender != attacker
     ]
     left_out = len(set.union(*images)) - len(common)
-    return Contest(measured[0].dataset, measured, rows, matrices, rivals, left_out, statistic, others)
+    return Contest(measured[0].dataset, measured, rows, matrices, rivals, left_out, statistic, others, figures)
 
 
 def _matrices(
-    cell: Cell, rows: pd.DataFrame, columns: Mapping[str, Floats], statistic: str, draws: int, seed: int
+    cell: Cell, images: st.Images, columns: Mapping[str, Floats], draws: int, seed: int
 ) -> list[st.SignificanceMatrix]:
-    if statistic == "srcc":
-        down = bool(cell.content["dataset"]["opinion"]["lower_better"])
-        opinions = st.oriented(rows["opinion"].to_numpy(dtype=float), lower_better=down)
-        contents = rows["reference"].to_numpy(dtype=str)
-        clusters = contents if (contents != "").all() else None
-        form = cell.content["settings"]["form"]
-        return [
-            st.significance_matrix(
-                columns, opinions, method=method, clusters=clusters, draws=draws, seed=seed, form=form
-            )
-            for method in SIGNIFICANCE
-        ]
-    ladders = {name: ladders_of(rows, values) for name, values in columns.items()}
-    found = next(iter(ladders.values()))
-    if found is None:
-        return []
-    values = {name: ladder.credited for name, ladder in ladders.items() if ladder is not None}
-    return [st.mean_significance_matrix(values, clusters=found.contents, draws=draws, seed=seed)]
-
-
-def ladders_of(rows: pd.DataFrame, scores: Floats) -> st.Ladders | None:
-    """Rank correlation of every whole ladder, as the L-test takes them; none where there is no ladder."""
-    whole = whole_ladders(rows)
-    if not whole.any():
-        return None
-    part = rows[whole]
-    return st.ladder_correlations(
-        scores[whole],
-        part["level"].to_numpy(dtype=float),
-        part["reference"].to_numpy(dtype=str),
-        part["distortion"].to_numpy(dtype=str),
-    )
+    # The other tests compare scores with opinions, and take images for independent.
+    methods = st.METHODS if cell.has_opinions and images.independent else st.METHODS[:1]
+    return [
+        st.significance_matrix(columns, images, cell.main_figure, method=method, draws=draws, seed=seed)
+        for method in methods
+    ]
 
 
 @dataclass(frozen=True)
@@ -304,7 +300,7 @@ def ladder_rows(rows: pd.DataFrame) -> dict[tuple[str, str], NDArray[np.intp]]:
     # A pristine image that names a distortion starts that ladder alone, one that names none every ladder without.
     pristine = {(kinds[i], contents[i]): int(i) for i in np.flatnonzero(levels == 0)}
     ladders: dict[tuple[str, str], list[int]] = {}
-    for i in np.flatnonzero(whole_ladders(rows)):
+    for i in np.flatnonzero(images_of(rows, Directions(False, False)).in_ladder):
         kind, content = kinds[i], contents[i]
         start = pristine.get((kind, content), pristine.get(("", content)))
         ladders.setdefault((kind, content), [] if start is None else [start]).append(int(i))

@@ -13,7 +13,7 @@ from harness.report.data import Cell, Contest
 from harness.report.overview import mark_best, short
 from harness.report.pictures import Gallery
 from harness.report.terms import FIGURE_NAMES, MEANINGS, TESTS
-from harness.results.measure import FIGURES, LOWER_IS_BETTER
+from harness.results.measure import FIGURES
 
 
 def dataset(
@@ -36,7 +36,7 @@ def dataset(
         "facts": next((c.content["dataset"] for c in cells if c.measured), {}),
         "spec": spec,
         "label_note": label_note(cell.content for cell in cells),
-        "columns": [{"key": f, "name": FIGURE_NAMES[f], "lower": f in LOWER_IS_BETTER} for f in shown],
+        "columns": [{"key": f, "name": FIGURE_NAMES[f], "lower": st.STATISTICS[f].lower_better} for f in shown],
         "meanings": [(FIGURE_NAMES[f], MEANINGS[f]) for f in shown],
         "main": FIGURE_NAMES[main],
         "rows": _rows(order, shown, main),
@@ -64,7 +64,7 @@ def _rows(order: Sequence[Cell], shown: Sequence[str], main: str) -> list[dict[s
                 "n_failed": whole.get("n_failed"),
             }
         )
-    return mark_best(rows, lower={index for index, figure in enumerate(shown) if figure in LOWER_IS_BETTER})
+    return mark_best(rows, lower={index for index, figure in enumerate(shown) if st.STATISTICS[figure].lower_better})
 
 
 def _or(value: float | None, other: float) -> float:
@@ -74,10 +74,10 @@ def _or(value: float | None, other: float) -> float:
 def _matrices(compared: Contest | None, order: Sequence[Cell]) -> list[dict[str, Any]]:
     if compared is None:
         return []
-    return [_matrix(matrix, order, FIGURE_NAMES[compared.statistic]) for matrix in compared.matrices]
+    return [_matrix(matrix, order) for matrix in compared.matrices]
 
 
-def _matrix(matrix: st.SignificanceMatrix, order: Sequence[Cell], statistic: str) -> dict[str, Any]:
+def _matrix(matrix: st.SignificanceMatrix, order: Sequence[Cell]) -> dict[str, Any]:
     names = [cell.scorer for cell in order if cell.scorer in matrix.names]
     index = {name: matrix.names.index(name) for name in names}
     rows = []
@@ -98,9 +98,15 @@ def _matrix(matrix: st.SignificanceMatrix, order: Sequence[Cell], statistic: str
             )
         rows.append({"name": first, "entries": entries})
     title, text = TESTS[matrix.method]
-    # The F-test compares errors after the fit; the others compare the statistic itself.
-    compares = "RMSE after the fit" if matrix.method == "f" else statistic
-    return {"title": title, "text": text, "names": names, "rows": rows, "statistic": compares}
+    return {
+        "title": title,
+        "text": text,
+        "names": names,
+        "rows": rows,
+        "statistic": FIGURE_NAMES[matrix.statistic],
+        "contents": matrix.contents,
+        "undecidable": matrix.undecidable,
+    }
 
 
 def _by_distortion(cells: Sequence[Cell], main: str) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from harness.report import charts
 from harness.report.data import Cell
 from harness.report.terms import BLOCKS, FIGURE_NAMES, MEANINGS, dataset_page
 
-MEANS = ("mean", "weighted", "rank")
+MEANS = ("wins", "mean", "weighted")
 """Over datasets, as :func:`harness.leaderboard.table.across_datasets` names them."""
 NEVER_RATED = "never run on a dataset with human scores"
 
@@ -28,7 +29,7 @@ def overview(cells: Sequence[Cell]) -> dict[str, Any]:
         rows = [_row(name, chosen, datasets, means, whiskers) for name in names]
         rows.sort(key=_order)
         if rows:
-            mark_best(rows, "means", lower={MEANS.index("rank")})
+            mark_best(rows, "means")
             blocks.append({"title": title, "text": text, "rows": mark_best(rows)})
     figures = {name: "srcc" if _rated(cells, name) else "l_test" for name in datasets}
     columns = [
@@ -160,7 +161,7 @@ def _row(
 
 
 def _order(row: Mapping[str, Any]) -> list[float]:
-    """Best mean first, then best on the first dataset, and so on; what is empty comes last."""
+    """Best win rate first, then best on the first dataset, and so on; what is empty comes last."""
     values = [cell["value"] for cell in (row["means"][0], *row["cells"])]
     return [2.0 if value is None else -value for value in values]
 
@@ -184,11 +185,12 @@ def _nothing(reason: str) -> dict[str, Any]:
 
 
 def _mean(value: float | None, reason: str) -> dict[str, Any]:
-    return {"value": None if reason else value, "reason": reason}
+    known = value is not None and not math.isnan(value)
+    return {"value": value if known else None, "reason": "" if known else reason or "no set in common with another"}
 
 
 def _means(cells: Sequence[Cell]) -> dict[str, list[dict[str, Any]]]:
-    """Mean, mean weighted by images and average rank of each scorer; empty for fewer than two datasets."""
+    """Win rate, mean and mean weighted by images of each scorer; empty for fewer than two datasets."""
     rows = leaderboard.across_datasets([cell.content for cell in cells]).to_dict("records")
     return {row["scorer"]: [_mean(row[kind], row["reason"]) for kind in MEANS] for row in rows}
 

@@ -1,41 +1,24 @@
-"""Words of the report: what each figure is called and means, and what each kind of training is called."""
+"""Words of the report: figures, kinds of training, tests."""
 
 from __future__ import annotations
 
 from harness.results.store import slug
+from harness.statistics import STATISTICS
 
-FIGURE_NAMES = {
-    "srcc": "SRCC",
-    "krcc": "KRCC",
-    "plcc_raw": "PLCC raw",
-    "plcc_fit": "PLCC fitted",
-    "rmse": "RMSE",
-    "d_test": "D-test",
-    "l_test": "L-test",
-    "p_test": "P-test",
-}
-MEANINGS = {
-    "srcc": "Spearman's rank correlation of score and opinion: is the order the same? −1 to 1.",
-    "krcc": "Kendall's tau-b of score and opinion: agreement over all pairs of images. −1 to 1.",
-    "plcc_raw": "Pearson's correlation of score and opinion as they are. −1 to 1.",
-    "plcc_fit": "Pearson's correlation after a logistic curve was fitted from scores to opinions. −1 to 1.",
-    "rmse": "Root mean squared error after the fit, in units of the opinions; lower is better.",
-    "d_test": "Can one threshold tell pristine from degraded images? 0.5 (no better than chance) to 1.",
-    "l_test": "Mean rank correlation of score and severity within one photograph and one distortion. −1 to 1.",
-    "p_test": "Share of image pairs that the scorer orders as PSNR, SSIM and GMSD agree they must be. 0 to 1.",
-}
+FIGURE_NAMES = {key: statistic.title for key, statistic in STATISTICS.items()}
+MEANINGS = {key: statistic.meaning.replace("-1", "\N{MINUS SIGN}1") for key, statistic in STATISTICS.items()}
 BLOCKS = (
     (False, "Opinion-unaware", "Trained without any human opinion score."),
     (True, "Opinion-aware", "Trained on human opinion scores; a dataset seen in training is marked."),
     (None, "Training unknown", "Nothing is recorded about their training."),
 )
 TESTS = {
-    "bootstrap": (
-        "Paired bootstrap",
-        "whole contents are drawn, or images where contents are not known",
+    "flip": (
+        "Sign flips",
+        "what each photograph (each image, where none share one) says could as well have been the other way round",
     ),
-    "williams": ("Williams' t", "two dependent rank correlations with the same opinions"),
-    "f": ("F-test", "residual variance after the fit; it assumes Gaussian residuals"),
+    "williams": ("Williams' t", "two dependent rank correlations with the same opinions, of independent images"),
+    "pitman": ("Pitman's test", "variance of what the fit leaves, on the same independent images"),
 }
 """Name and one line on each significance test."""
 

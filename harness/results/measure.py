@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,33 +15,24 @@ from harness import statistics as st
 from harness.data.labels import FULL_REFERENCE
 from harness.statistics import Estimate, Interval
 from harness.statistics.fitting import Form
+from harness.statistics.registry import NO_OPINION
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Floats = NDArray[np.float64]
 
-FIGURES_VERSION = 1
+FIGURES_VERSION = 2
 """Of the code that turns scores into figures. Raise it in the commit that moves or adds a figure: cells of the
 version before are then made again from their stored scores."""
 
-OPINION_FIGURES = ("srcc", "krcc", "plcc_raw", "plcc_fit", "rmse")
-LADDER_FIGURES = ("d_test", "l_test", "p_test")
-FIGURES = (*OPINION_FIGURES, *LADDER_FIGURES)
-LOWER_IS_BETTER = frozenset({"rmse"})
-IN_STATISTICS = {"srcc": "srcc", "krcc": "krcc", "plcc_raw": "plcc", "plcc_fit": "plcc_fitted", "rmse": "rmse_fitted"}
-"""Names of the figures in :mod:`harness.statistics`."""
+FIGURES = tuple(st.STATISTICS)
 
 P_MARGINS = {"psnr": 6.0, "ssim": 0.1, "gmsd": 0.03}
 """By how much every full-reference quality must differ before a pair counts as discriminable: dB and plain numbers.
 Chosen here so that the better image is plainly better to the eye."""
 
-MIN_STEPS = 3
 NO_SCORE = "no image has a score"
-NO_OPINION = "no human scores"
-NO_LEVEL = "no distortion levels"
-NO_LADDER = f"no ladder of {MIN_STEPS} distortion levels"
-NO_FULL_REFERENCE = "no full-reference qualities"
 
 
 @dataclass(frozen=True)
@@ -49,15 +41,15 @@ class Settings:
 
     Attributes:
         form: Curve of the fit: ``logistic4`` or ``logistic5``.
-        draws: Bootstrap resamples; 0: no intervals.
+        intervals: Whether there are any.
         level: Coverage of the intervals.
-        seed: Of the bootstrap and of the ratio splits.
+        seed: Of the ratio splits.
         ratio_splits: Number of test splits, disjoint by content, where a dataset asks for them.
         test_share: Share of the contents in each of them.
     """
 
     form: Form = "logistic4"
-    draws: int = 2000
+    intervals: bool = True
     level: float = 0.95
     seed: int = 0
     ratio_splits: int = 10
@@ -72,10 +64,18 @@ class Directions:
     opinion_lower_better: bool
 
 
-def join_scores(labels: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
-    """Labels with the columns of the stored scores; an image without any has ``error`` "not scored"."""
+def join_scores(labels: pd.DataFrame, scores: pd.DataFrame, unordered: Collection[str] = ()) -> pd.DataFrame:
+    """Labels with the columns of the stored scores; an image without any has ``error`` "not scored".
+
+    Args:
+        labels: Of the dataset.
+        scores: Stored ones, by ``image_hash``.
+        unordered: Distortion types whose level is no severity; they come without a level, so that they take no part
+            in tests of severity.
+    """
     rows = labels.merge(scores, on="image_hash", how="left", validate="many_to_one")
     rows["error"] = rows["error"].fillna("not scored")
+    rows["level"] = rows["level"].mask(rows["distortion"].isin(unordered))
     return rows
 
 
@@ -94,7 +94,7 @@ def cell_figures(
         ``subsets`` (with intervals), ``distortions`` and ``levels``: name to :func:`group_figures`; where
         asked for ``ratio_splits``. Images that failed are counted and take no part.
     """
-    plain = dataclasses.replace(settings, draws=0)
+    plain = dataclasses.replace(settings, intervals=False)
 
     def part(chosen: pd.DataFrame) -> dict[str, Any]:
         return group_figures(chosen, directions, plain)
@@ -116,7 +116,10 @@ def cell_figures(
 
 
 def group_figures(rows: pd.DataFrame, directions: Directions, settings: Settings) -> dict[str, Any]:
-    """The figures over some rows: ``n`` scored images, ``n_failed`` others, ``figures`` and the ``fit``."""
+    """The figures over some rows: ``n`` scored images, ``n_failed`` others, ``figures``, ``ceiling`` and ``fit``.
+
+    ``ceiling`` is what the opinions themselves reach in the tests of severity, where there are both.
+    """
     good, scores, opinions = _oriented(rows, directions)
     if good.empty:
         nothing = as_json(st.undefined(NO_SCORE))
@@ -127,26 +130,53 @@ def group_figures(rows: pd.DataFrame, directions: Directions, settings: Settings
             "fit": {},
             "krasula": {"reason": NO_SCORE},
         }
-    figures = {**_opinion_figures(good, scores, opinions, settings), **_ladder_figures(good, scores, settings)}
+    images = images_of(good, directions, settings.form)
+    estimates = {key: st.measure(key, scores, images) for key in FIGURES}
+    defined = [key for key, estimate in estimates.items() if estimate.defined]
+    intervals = {}
+    if settings.intervals:
+        intervals = st.intervals(defined, scores, images, level=settings.level)
+    figures = {key: as_json(estimate, intervals.get(key)) for key, estimate in estimates.items()}
+    if figures["p_test"]["value"] is not None:
+        figures["p_test"]["pairs"] = len(images.part(np.isfinite(images.qualities).all(axis=0)).pairs[0])
     fit = st.fit_logistic(settings.form, scores, opinions) if opinions is not None else None
     return {
         "n": len(good),
         "n_failed": len(rows) - len(good),
         "figures": figures,
+        "ceiling": {} if opinions is None else _ceiling(opinions, images),
         "fit": {} if fit is None else _finite(dataclasses.asdict(fit)),
         "krasula": _krasula(good, scores, opinions),
     }
 
 
+def _ceiling(opinions: Floats, images: st.Images) -> dict[str, Any]:
+    found = {key: st.measure(key, opinions, images) for key in ("d_test", "l_test")}
+    return {key: estimate.value for key, estimate in found.items() if estimate.defined}
+
+
+def images_of(rows: pd.DataFrame, directions: Directions, form: Form = "logistic4") -> st.Images:
+    """What the statistics need to know of the images of some rows, in their order."""
+    names = [name for name in P_MARGINS if f"{FULL_REFERENCE}{name}" in rows.columns]
+    return st.Images(
+        st.oriented(rows["opinion"].to_numpy(dtype=np.float64), lower_better=directions.opinion_lower_better),
+        rows["reference"].to_numpy(dtype=str),
+        rows["distortion"].to_numpy(dtype=str),
+        rows["level"].to_numpy(dtype=np.float64, na_value=np.nan),
+        rows[[f"{FULL_REFERENCE}{name}" for name in names]].to_numpy(dtype=np.float64).T,
+        tuple(P_MARGINS[name] for name in names),
+        form,
+    )
+
+
 def ratio_figures(rows: pd.DataFrame, directions: Directions, settings: Settings) -> dict[str, Any]:
     """Median and standard deviation of SRCC and raw PLCC over random test splits, disjoint by content."""
     good, scores, opinions = _oriented(rows, directions)
-    contents = _contents(good)
     if opinions is None:
         return {"reason": NO_OPINION}
     try:
         splits = st.content_splits(
-            np.arange(len(good)) if contents is None else contents,
+            images_of(good, directions).clusters,
             splits=settings.ratio_splits,
             test_share=settings.test_share,
             seed=settings.seed,
@@ -168,87 +198,6 @@ def _oriented(rows: pd.DataFrame, directions: Directions) -> tuple[pd.DataFrame,
     scores = st.oriented(good["score"].to_numpy(), lower_better=directions.scorer_lower_better)
     opinions = st.oriented(good["opinion"].to_numpy(), lower_better=directions.opinion_lower_better)
     return good, scores, opinions if len(opinions) and np.isfinite(opinions).all() else None
-
-
-def _opinion_figures(
-    good: pd.DataFrame, scores: Floats, opinions: Floats | None, settings: Settings
-) -> dict[str, dict[str, Any]]:
-    if opinions is None:
-        return {name: as_json(st.undefined(NO_OPINION)) for name in OPINION_FIGURES}
-    estimates = {
-        known: st.estimate_statistic(known, scores, opinions, settings.form) for known in IN_STATISTICS.values()
-    }
-    defined = [known for known, estimate in estimates.items() if estimate.defined]
-    intervals = {}
-    if settings.draws and defined:
-        intervals = st.bootstrap_intervals(
-            scores,
-            opinions,
-            defined,
-            clusters=_contents(good),
-            draws=settings.draws,
-            seed=settings.seed,
-            level=settings.level,
-            form=settings.form,
-        )
-    return {name: as_json(estimates[known], intervals.get(known)) for name, known in IN_STATISTICS.items()}
-
-
-def _ladder_figures(good: pd.DataFrame, scores: Floats, settings: Settings) -> dict[str, dict[str, Any]]:
-    options: dict[str, Any] = {"draws": settings.draws, "seed": settings.seed, "level": settings.level}
-    return {
-        "d_test": _d_test(good, scores, options),
-        "l_test": _l_test(good, scores, options),
-        "p_test": _p_test(good, scores, options),
-    }
-
-
-def _d_test(good: pd.DataFrame, scores: Floats, options: dict[str, Any]) -> dict[str, Any]:
-    if good["level"].isna().any() or not len(good):
-        return as_json(st.undefined(NO_LEVEL))
-    pristine = (good["level"] == 0).to_numpy(dtype=bool)
-    estimate = st.d_test(scores, pristine)
-    interval = None
-    if options["draws"] and estimate.defined:
-        interval = st.d_test_interval(scores, pristine, clusters=_contents(good), **options)
-    return as_json(estimate, interval)
-
-
-def _l_test(good: pd.DataFrame, scores: Floats, options: dict[str, Any]) -> dict[str, Any]:
-    whole = whole_ladders(good)
-    if not whole.any():
-        return as_json(st.undefined(NO_LEVEL if good["level"].isna().all() else NO_LADDER))
-    part = good[whole]
-    ladders = (
-        scores[whole],
-        part["level"].to_numpy(dtype=float),
-        part["reference"].to_numpy(dtype=str),
-        part["distortion"].to_numpy(dtype=str),
-    )
-    estimate = st.l_test(*ladders)
-    interval = st.l_test_interval(*ladders, **options) if options["draws"] and estimate.defined else None
-    return as_json(estimate, interval)
-
-
-def _p_test(good: pd.DataFrame, scores: Floats, options: dict[str, Any]) -> dict[str, Any]:
-    names = [name for name in P_MARGINS if f"{FULL_REFERENCE}{name}" in good.columns]
-    qualities = good[[f"{FULL_REFERENCE}{name}" for name in names]].to_numpy(dtype=np.float64)
-    known = np.isfinite(qualities).all(axis=1)
-    if not names or not known.any():
-        return as_json(st.undefined(NO_FULL_REFERENCE))
-    better, worse = st.discriminable_pairs(qualities[known].T, [P_MARGINS[name] for name in names])
-    estimate = st.p_test(scores[known], better, worse)
-    interval = None
-    if options["draws"] and estimate.defined:
-        interval = st.p_test_interval(scores[known], better, worse, clusters=_contents(good[known]), **options)
-    return {**as_json(estimate, interval), "pairs": len(better)}
-
-
-def whole_ladders(good: pd.DataFrame) -> NDArray[np.bool_]:
-    """Which rows belong to a ladder (one content, one distortion) of at least three levels."""
-    distorted = _positive(good["level"]) & (good["distortion"] != "") & (good["reference"] != "")
-    steps = good[distorted].groupby(["reference", "distortion"])["level"].transform("nunique")
-    return np.asarray((steps.reindex(good.index).fillna(0) >= MIN_STEPS).to_numpy(dtype=bool))
 
 
 def _krasula(good: pd.DataFrame, scores: Floats, opinions: Floats | None) -> dict[str, Any]:
@@ -273,11 +222,6 @@ def as_json(estimate: Estimate, interval: Interval | None = None) -> dict[str, A
     elif interval is not None:
         result |= {"low": interval.low, "high": interval.high}
     return result
-
-
-def _contents(good: pd.DataFrame) -> Any:
-    # Without reference contents every image stands for itself.
-    return good["reference"].to_numpy(dtype=str) if (good["reference"] != "").all() and len(good) else None
 
 
 def _groups(rows: pd.DataFrame, column: str) -> list[tuple[Any, pd.DataFrame]]:

@@ -158,6 +158,7 @@ def described(scorer: Scorer, images: ImageSet, key: ScoreKey) -> dict[str, Any]
             else None,
             "reading": images.reading,
             "seen_by": list(spec.seen_by),
+            "unordered": list(spec.unordered),
         },
     }
 
@@ -165,7 +166,7 @@ def described(scorer: Scorer, images: ImageSet, key: ScoreKey) -> dict[str, Any]
 def summarise(scorer: Scorer, images: ImageSet, scores: pd.DataFrame, settings: Settings) -> dict[str, Any]:
     """What a cell says of the scores, from stored ones alone."""
     spec = images.spec
-    rows = join_scores(images.table, scores)
+    rows = join_scores(images.table, scores, spec.unordered)
     failed = rows[rows["error"] != ""]
     directions = Directions(scorer.lower_better, bool(spec.opinion and spec.opinion.lower_better))
     used = rows.drop_duplicates("image_hash")

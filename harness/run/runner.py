@@ -138,7 +138,7 @@ def write_tables(store: Store) -> pd.DataFrame:
     return frame
 
 
-def settings(fit: str, draws: int) -> Settings:
+def settings(fit: str, intervals: bool = True) -> Settings:
     """Settings of the figures from the command line.
 
     Raises:
@@ -146,7 +146,7 @@ def settings(fit: str, draws: int) -> Settings:
     """
     if fit not in ("logistic4", "logistic5"):
         raise ConfigError(f"--fit is {fit!r}; logistic4 or logistic5 is needed")
-    return Settings(form="logistic5" if fit == "logistic5" else "logistic4", draws=draws)
+    return Settings(form="logistic5" if fit == "logistic5" else "logistic4", intervals=intervals)
 
 
 def _without_row(images: ImageSet) -> str:

@@ -5,7 +5,7 @@ NaN in an input is an error that names the index. A statistic that does not exis
 images) is an :class:`Estimate` of NaN with its reason. Everything random takes a seed.
 """
 
-from harness.statistics.aggregate import Cells, average_rank, cells, mean_over_datasets
+from harness.statistics.aggregate import Cells, Standing, cells, standings
 from harness.statistics.checks import MIN_IMAGES, Estimate, StatisticsError, oriented, undefined
 from harness.statistics.correlation import krcc, plcc, rmse, srcc
 from harness.statistics.fitting import (
@@ -19,17 +19,7 @@ from harness.statistics.fitting import (
     rmse_fitted,
 )
 from harness.statistics.gmad import GmadPair, gmad_pairs, misjudged
-from harness.statistics.intervals import (
-    STATISTICS,
-    Interval,
-    bootstrap_interval,
-    bootstrap_intervals,
-    d_test_interval,
-    l_test_interval,
-    mean_interval,
-    p_test_interval,
-    percentile_interval,
-)
+from harness.statistics.intervals import Interval, interval, intervals
 from harness.statistics.krasula import Krasula, auc, krasula
 from harness.statistics.ladders import (
     Ladders,
@@ -39,80 +29,79 @@ from harness.statistics.ladders import (
     ladder_correlations,
     p_test,
 )
-from harness.statistics.matrix import SignificanceMatrix, mean_significance_matrix, significance_matrix
-from harness.statistics.resampling import bootstrap_draws
+from harness.statistics.matrix import (
+    METHODS,
+    SignificanceMatrix,
+    compact_letters,
+    rank_ranges,
+    significance_matrix,
+)
+from harness.statistics.registry import STATISTICS, Images, Statistic, measure, rated
 from harness.statistics.significance import (
     Outcome,
-    PairedBootstrap,
-    estimate_statistic,
-    f_test,
-    gaussian_residuals,
     holm,
-    paired_bootstrap,
-    paired_mean,
+    least_p,
+    pitman_test,
+    sign_flip_p,
     williams_t,
     williams_test,
 )
-from harness.statistics.splits import SplitSummary, by_group, content_splits, split_summary
+from harness.statistics.splits import SplitSummary, content_splits, split_summary
 
 __all__ = [
+    "METHODS",
     "MIN_IMAGES",
     "STATISTICS",
     "Cells",
     "Estimate",
     "GmadPair",
+    "Images",
     "Interval",
     "Krasula",
     "Ladders",
     "LogisticFit",
     "Outcome",
-    "PairedBootstrap",
     "SignificanceMatrix",
     "SplitSummary",
+    "Standing",
+    "Statistic",
     "StatisticsError",
     "auc",
-    "average_rank",
-    "bootstrap_draws",
-    "bootstrap_interval",
-    "bootstrap_intervals",
-    "by_group",
     "cells",
+    "compact_letters",
     "content_splits",
     "d_test",
-    "d_test_interval",
     "discriminable_pairs",
-    "estimate_statistic",
-    "f_test",
     "fit_logistic",
     "fit_logistic4",
     "fit_logistic5",
-    "gaussian_residuals",
     "gmad_pairs",
     "holm",
+    "interval",
+    "intervals",
     "krasula",
     "krcc",
     "l_test",
-    "l_test_interval",
     "ladder_correlations",
+    "least_p",
     "logistic4",
     "logistic5",
-    "mean_interval",
-    "mean_over_datasets",
-    "mean_significance_matrix",
+    "measure",
     "misjudged",
     "oriented",
     "p_test",
-    "p_test_interval",
-    "paired_bootstrap",
-    "paired_mean",
-    "percentile_interval",
+    "pitman_test",
     "plcc",
     "plcc_fitted",
+    "rank_ranges",
+    "rated",
     "rmse",
     "rmse_fitted",
+    "sign_flip_p",
     "significance_matrix",
     "split_summary",
     "srcc",
+    "standings",
     "undefined",
     "williams_t",
     "williams_test",

@@ -1,4 +1,4 @@
-"""Means and ranks over datasets, only over cells that are complete and that the scorer was not trained on."""
+"""Means and win rates over datasets, only over cells that are complete and that nobody compared was trained on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from harness.statistics.checks import Estimate, Floats, StatisticsError, undefined
 
@@ -45,11 +44,6 @@ class Cells:
         """Cells that may enter a mean, (S, D)."""
         return self.complete & ~self.seen & ~np.isnan(self.values)
 
-    @property
-    def missing(self) -> NDArray[np.bool_]:
-        """Cells whose absence forbids a mean: not seen in training, and yet not usable, (S, D)."""
-        return ~self.seen & ~self.usable
-
 
 def cells(
     values: ArrayLike,
@@ -75,56 +69,61 @@ def cells(
     )
 
 
-def mean_over_datasets(table: Cells, *, weighted: bool = False) -> dict[str, Estimate]:
-    """Mean of each scorer over the datasets that it was not trained on.
+@dataclass(frozen=True)
+class Standing:
+    """How a scorer stands among those that it is compared with, over several datasets.
 
-    A mean over fewer datasets than another scorer's is no fair comparison, so one missing or incomplete
-    cell leaves the scorer without a mean and names the dataset. Sets seen in training are left out.
+    Attributes:
+        mean: Mean over ``sets``.
+        weighted: The same, each set weighted by its number of images.
+        wins: Mean over the other scorers of the share of sets, seen by neither, on which this one has the higher
+            value, ties counting half, in [0, 1].
+        sets: The datasets that no scorer of the comparison was trained on: the same for all.
+    """
+
+    mean: Estimate
+    weighted: Estimate
+    wins: Estimate
+    sets: tuple[str, ...]
+
+
+def standings(table: Cells) -> dict[str, Standing]:
+    """Compare the scorers of a table over its datasets.
+
+    A mean over fewer or other datasets than another scorer's says nothing: two scorers that are equal everywhere
+    would differ. So means are over the sets that none of them was trained on, and one missing or incomplete value
+    leaves a scorer without a mean. Win rates use, for each two scorers, the sets that both have and neither saw.
 
     Args:
-        table: The cells.
-        weighted: Weight each dataset by its number of images.
+        table: The cells of the scorers that are compared, and no others.
 
     Returns:
-        Scorer to mean.
+        Scorer to its standing; what does not exist is undefined with its reason.
     """
-    weights = table.sizes if weighted else np.ones_like(table.sizes)
+    common = ~table.seen.any(axis=0)
+    sets = tuple(name for name, kept in zip(table.datasets, common, strict=True) if kept)
     return {
-        name: reason if (reason := _why_no_mean(table, row)) else _mean(table, row, weights)
-        for row, name in enumerate(table.scorers)
+        name: Standing(*_means(table, row, common), _wins(table, row), sets) for row, name in enumerate(table.scorers)
     }
 
 
-def average_rank(table: Cells) -> dict[str, Estimate]:
-    """Mean rank of each scorer over the datasets that it was not trained on; 1 is best, ties share.
-
-    On a dataset only the scorers with a usable cell are ranked, so a set that many were trained on has
-    fewer ranks.
-
-    Args:
-        table: The cells.
-
-    Returns:
-        Scorer to average rank, >= 1; undefined under the same rule as :func:`mean_over_datasets`.
-    """
-    usable = table.usable
-    ranks = np.full(table.values.shape, np.nan)
-    for column in range(len(table.datasets)):
-        rows = np.flatnonzero(usable[:, column])
-        ranks[rows, column] = stats.rankdata(-table.values[rows, column])
-    return {
-        name: reason if (reason := _why_no_mean(table, row)) else Estimate(float(ranks[row][usable[row]].mean()))
-        for row, name in enumerate(table.scorers)
-    }
+def _means(table: Cells, row: int, common: NDArray[np.bool_]) -> tuple[Estimate, Estimate]:
+    if not common.any():
+        nothing = undefined("every dataset was seen in training by one of the scorers that are compared")
+        return nothing, nothing
+    lacking = [table.datasets[column] for column in np.flatnonzero(common & ~table.usable[row])]
+    if lacking:
+        nothing = undefined(f"no complete value on {', '.join(lacking)}")
+        return nothing, nothing
+    values, sizes = table.values[row][common], table.sizes[common]
+    return Estimate(float(values.mean())), Estimate(float(np.average(values, weights=sizes)))
 
 
-def _mean(table: Cells, row: int, weights: Floats) -> Estimate:
-    kept = table.usable[row]
-    return Estimate(float(np.average(table.values[row][kept], weights=weights[kept])))
-
-
-def _why_no_mean(table: Cells, row: int) -> Estimate | None:
-    missing = [table.datasets[column] for column in np.flatnonzero(table.missing[row])]
-    if missing:
-        return undefined(f"no complete value on {', '.join(missing)}")
-    return None if table.usable[row].any() else undefined("every dataset was seen in training")
+def _wins(table: Cells, row: int) -> Estimate:
+    rates = []
+    for other in range(len(table.scorers)):
+        shared = table.usable[row] & table.usable[other]
+        if other != row and shared.any():
+            ahead = np.sign(table.values[row][shared] - table.values[other][shared])
+            rates.append(float((ahead + 1).mean() / 2))
+    return Estimate(float(np.mean(rates))) if rates else undefined("no set in common with another scorer")

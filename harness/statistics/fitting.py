@@ -79,7 +79,7 @@ def logistic5_with_gradient(scores: Floats, parameters: Floats) -> tuple[Floats,
 
 def _columns(parameters: Floats) -> Floats:
     # (P,) -> P columns of shape (1,); (B, P) -> P columns of shape (B, 1): both broadcast with (N,).
-    return np.moveaxis(np.asarray(parameters), -1, 0)[..., None]
+    return np.asarray(parameters).T[..., None]
 
 
 class Curve(NamedTuple):
@@ -134,15 +134,16 @@ def fit_logistic(form: Form, scores: ArrayLike, opinions: ArrayLike) -> Logistic
 def fit_logistic4(scores: ArrayLike, opinions: ArrayLike) -> LogisticFit:
     """Least-squares fit of f(s) = (b1 - b2) / (1 + exp(-(s - b3) / |b4|)) + b2.
 
-    Starts at [max y, min y, mean s, std(s) / 4]. The search runs on z-scored scores, where the same
-    start reads [max y, min y, 0, 1/4], so that it does not depend on the scale of the scores.
+    The search runs on z-scored scores, so that it does not depend on their scale, from several starts: the
+    field's [max y, min y, mean s, std(s) / 4] and the best of a grid, see :func:`grid_starts`.
 
     Args:
         scores: Scores, higher is better, (N,).
         opinions: Opinions, higher is better, (N,).
 
     Returns:
-        The fit, parameters in the units given; undefined for fewer than 4 images or a constant array.
+        The fit with the least squared error, parameters in the units given; undefined for fewer than 4 images or
+        a constant array.
 
     Raises:
         StatisticsError: NaN, infinite values or different lengths.
@@ -151,8 +152,8 @@ def fit_logistic4(scores: ArrayLike, opinions: ArrayLike) -> LogisticFit:
     if reason := _why_no_fit(s, y, parameters=4):
         return LogisticFit("logistic4", (), reason=reason)
     mean, std = float(s.mean()), float(s.std())
-    start = np.array([y.max(), y.min(), 0.0, 0.25])
-    (b1, b2, b3, b4), converged = _least_squares("logistic4", (s - mean) / std, y, start)
+    z = (s - mean) / std
+    (b1, b2, b3, b4), converged = _best("logistic4", z, y, np.array([y.max(), y.min(), 0.0, 0.25]))
     parameters = (float(b1), float(b2), mean + std * float(b3), std * float(np.abs(b4)))
     return LogisticFit("logistic4", parameters, rising=bool(b1 >= b2), converged=converged)
 
@@ -160,15 +161,15 @@ def fit_logistic4(scores: ArrayLike, opinions: ArrayLike) -> LogisticFit:
 def fit_logistic5(scores: ArrayLike, opinions: ArrayLike) -> LogisticFit:
     """Least-squares fit of f(z) = b1 (1/2 - 1 / (1 + exp(b2 (z - b3)))) + b4 z + b5, z the z-scored score.
 
-    The usual starts on raw scores often end in no fit. On z-scored ones two starts are tried, an S-curve
-    [ptp y, 1, 0, 0, mean y] and a straight line with a slight bend, and the lower squared error is kept.
+    The usual starts on raw scores often end in no fit. Here an S-curve [ptp y, 1, 0, 0, mean y] on z-scored ones
+    and the best of a grid are tried, see :func:`grid_starts`.
 
     Args:
         scores: Scores, higher is better, (N,).
         opinions: Opinions, higher is better, (N,).
 
     Returns:
-        The fit; undefined for fewer than 5 images or a constant array.
+        The fit with the least squared error; undefined for fewer than 5 images or a constant array.
 
     Raises:
         StatisticsError: NaN, infinite values or different lengths.
@@ -178,17 +179,52 @@ def fit_logistic5(scores: ArrayLike, opinions: ArrayLike) -> LogisticFit:
         return LogisticFit("logistic5", (), reason=reason)
     mean, std = float(s.mean()), float(s.std())
     z = (s - mean) / std
-    slope = float(z @ y) / len(z)
-    starts = (
-        np.array([np.ptp(y), 1.0, 0.0, 0.0, y.mean()]),
-        np.array([0.1 * np.ptp(y), 1.0, 0.0, slope, y.mean()]),
-    )
-    fits = [_least_squares("logistic5", z, y, start) for start in starts]
-    best, converged = min(fits, key=lambda fit: float(np.square(logistic5(z, fit[0]) - y).sum()))
+    best, converged = _best("logistic5", z, y, np.array([np.ptp(y), 1.0, 0.0, 0.0, y.mean()]))
     ends = logistic5(np.array([z.min(), z.max()]), best)
     return LogisticFit(
         "logistic5", tuple(map(float, best)), mean, std, rising=bool(ends[1] >= ends[0]), converged=converged
     )
+
+
+_CENTRES = np.linspace(-3.0, 3.0, 25)
+_SLOPES = np.array([0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 64.0])
+_GRID_STARTS = 4
+
+
+def grid_starts(form: Form, scores: Floats, opinions: Floats) -> list[Floats]:
+    """The best curves of a grid of centres and slopes.
+
+    With both given, the other parameters are the solution of a linear least-squares problem (Golub and Pereyra,
+    variable projection, 1973), so that every point of the grid is judged by the best curve through it.
+
+    Args:
+        form: Which curve.
+        scores: Z-scored scores, (N,).
+        opinions: Opinions, (N,).
+
+    Returns:
+        At most four starts, each with the parameters of the curve: the best of every valley, the deepest first.
+    """
+    centres, slopes = (grid.ravel() for grid in np.meshgrid(_CENTRES, _SLOPES))
+    rises = expit(slopes[:, None] * (scores - centres[:, None]))
+    like = np.ones_like(scores)
+    others = np.stack([like, scores] if form == "logistic5" else [like], axis=1)
+    basis, _ = np.linalg.qr(others)
+    free = rises - (rises @ basis) @ basis.T
+    left = opinions - basis @ (basis.T @ opinions)
+    size = np.einsum("cn,cn->c", free, free)
+    gain = np.divide(np.square(free @ left), size, out=np.zeros_like(size), where=size > 1e-9 * len(scores))
+    starts = []
+    for place in _peaks(gain.reshape(len(_SLOPES), len(_CENTRES))):
+        columns = np.column_stack([rises[place], others])
+        height, base, *line = np.linalg.lstsq(columns, opinions, rcond=None)[0]
+        centre, slope = centres[place], slopes[place]
+        starts.append(
+            np.array([height, slope, centre, *line, base + height / 2])
+            if form == "logistic5"
+            else np.array([height + base, base, centre, 1 / slope])
+        )
+    return starts
 
 
 def plcc_fitted(scores: ArrayLike, opinions: ArrayLike, fit: LogisticFit) -> Estimate:
@@ -246,7 +282,30 @@ def _why_no_fit(s: Floats, y: Floats, parameters: int) -> str:
 _TOLERANCE: Mapping[Form, float] = {"logistic4": 1e-8, "logistic5": 1e-6}
 
 
-def _least_squares(form: Form, s: Floats, y: Floats, start: Floats) -> tuple[Floats, bool]:
+def _peaks(gain: Floats) -> list[int]:
+    """The best slope of every centre that does better than its neighbours, as flat indices, highest first."""
+    best = gain.max(axis=0)
+    walled = np.r_[-np.inf, best, -np.inf]
+    peaks = np.flatnonzero((best >= walled[:-2]) & (best > walled[2:]))
+    chosen = peaks[np.argsort(-best[peaks], kind="stable")][:_GRID_STARTS]
+    return [int(gain[:, centre].argmax()) * gain.shape[1] + int(centre) for centre in chosen]
+
+
+_FIRST_STEPS = 30
+
+
+def _best(form: Form, z: Floats, y: Floats, usual: Floats) -> tuple[Floats, bool]:
+    # Every start gets a few steps, and the best of them as many as it takes.
+    tried = [_least_squares(form, z, y, start, _FIRST_STEPS) for start in (usual, *grid_starts(form, z, y))]
+    ahead, done = min(tried, key=lambda fit: _squares(form, z, y, fit[0]))
+    return (ahead, done) if done else _least_squares(form, z, y, ahead, 20_000)
+
+
+def _squares(form: Form, z: Floats, y: Floats, parameters: Floats) -> float:
+    return float(np.square(CURVES[form].function(z, parameters) - y).sum())
+
+
+def _least_squares(form: Form, s: Floats, y: Floats, start: Floats, evaluations: int) -> tuple[Floats, bool]:
     # Opinions are scaled to a unit span so that the tolerances mean the same on 1..5 and on 0..100.
     span = float(np.ptp(y))
     curve = CURVES[form]
@@ -258,6 +317,6 @@ def _least_squares(form: Form, s: Floats, y: Floats, start: Floats) -> tuple[Flo
         return np.stack(curve.with_gradient(s, parameters)[1], axis=1) / span
 
     result = least_squares(
-        residuals, start, jac=jacobian, method="lm", x_scale="jac", ftol=_TOLERANCE[form], max_nfev=20_000
+        residuals, start, jac=jacobian, method="lm", x_scale="jac", ftol=_TOLERANCE[form], max_nfev=evaluations
     )
     return result.x, bool(result.success)

@@ -1,272 +1,134 @@
-"""Bootstrap intervals."""
+"""Intervals from what each content contributes: the jackknife with Student's t.
+
+A statistic without one content in turn gives the content's pseudo-value (Tukey, 1958); for a mean of equally large
+contents these are the means of the contents themselves. Their spread gives an interval that holds its
+coverage with few contents, where percentiles of a bootstrap over contents do not: `results/statistics`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import stats
 
-from harness.statistics.checks import (
-    MIN_IMAGES,
-    Floats,
-    StatisticsError,
-    finite_vectors,
-    group_indices,
-    undefined,
-    why_undefined,
-)
-from harness.statistics.fitting import Form
-from harness.statistics.ladders import d_test, ladder_correlations, p_test
-from harness.statistics.resampling import (
-    Statistic,
-    bootstrap_draws,
-    resampled_d_test,
-    resampled_fitted,
-    resampled_krcc,
-    resampled_mean,
-    resampled_p_test,
-    resampled_plcc,
-    resampled_srcc,
-)
-
-FITTED = ("plcc_fitted", "rmse_fitted")
-STATISTICS: tuple[str, ...] = ("srcc", "krcc", "plcc", *FITTED)
-"""The statistics of scores against opinions that have intervals, by name."""
-
-_LEAST_DEFINED = 0.9
+from harness.statistics.checks import MIN_IMAGES, Floats, StatisticsError
+from harness.statistics.registry import Images, Statistic, find, used
+from harness.statistics.resampling import leave_one_out
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A percentile bootstrap interval.
+    """An interval of a statistic.
 
     Attributes:
         low: Lower end; NaN where undefined.
         high: Upper end; NaN where undefined.
         level: Coverage aimed at, such as 0.95.
-        draws: How many resamples were drawn.
-        undefined_draws: How many of them had no value and were left out.
+        contents: How many contents (or independent images) it is made from.
         reason: Why there is no interval; empty where there is one.
     """
 
     low: float
     high: float
     level: float = 0.95
-    draws: int = 2000
-    undefined_draws: int = 0
+    contents: int = 0
     reason: str = ""
 
 
-def percentile_interval(values: ArrayLike, level: float = 0.95) -> Interval:
-    """The middle ``level`` of bootstrap draws (Efron, 1979).
+def pseudo_values(whole: Floats, without: Floats) -> Floats:
+    """G whole - (G - 1) without: for statistics (...) of the whole and without each of G groups, (G, ...)."""
+    return len(without) * whole - (len(without) - 1) * without
+
+
+def intervals(keys: Iterable[str], scores: ArrayLike, images: Images, *, level: float = 0.95) -> dict[str, Interval]:
+    """Intervals of statistics; those with the same resampled form share its cost.
 
     Args:
-        values: One value per draw, (B,); NaN where the draw had none.
-        level: Coverage in (0, 1).
+        keys: Of the statistics.
+        scores: Higher is better, (N,).
+        images: What is known of the images, in the same order.
+        level: Coverage, in (0, 1).
 
     Returns:
-        The interval; undefined where more than a tenth of the draws has no value.
+        Key to interval; undefined where the statistic is, for fewer than 3 contents, and where the contents show
+        no spread, such as for a perfect order: an interval of no width would claim certainty.
 
     Raises:
-        StatisticsError: ``level`` is not between 0 and 1.
+        StatisticsError: An unknown key, a level outside (0, 1), or scores that cannot be used.
     """
     if not 0 < level < 1:
         raise StatisticsError(f"level: {level}, a number between 0 and 1 needed")
-    drawn = np.asarray(values, dtype=np.float64)
-    kept = drawn[~np.isnan(drawn)]
-    missing = len(drawn) - len(kept)
-    if not len(kept) or len(kept) < _LEAST_DEFINED * len(drawn):
-        return _no_interval(f"{missing} of {len(drawn)} draws have no value", level, len(drawn), missing)
-    low, high = np.quantile(kept, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(high), level, len(drawn), missing)
+    made: dict[object, tuple[Floats, float, str]] = {}
+    found = {}
+    for key in keys:
+        statistic = find(key)
+        if statistic.resampled not in made:
+            made[statistic.resampled] = without_each(statistic, scores, images)
+        values, value, reason = made[statistic.resampled]
+        found[key] = _no_interval(reason, level) if reason else _from_values(statistic, values, value, level)
+    return found
 
 
-def resampled_statistic(name: str, scores: ArrayLike, opinions: ArrayLike, form: Form = "logistic4") -> Statistic:
-    """The named statistic as a function of bootstrap counts.
+def interval(key: str, scores: ArrayLike, images: Images, *, level: float = 0.95) -> Interval:
+    """Interval of one statistic; see :func:`intervals`."""
+    return intervals([key], scores, images, level=level)[key]
 
-    Raises:
-        StatisticsError: An unknown name, or arrays that cannot be used.
+
+def without_each(statistic: Statistic, scores: ArrayLike, images: Images) -> tuple[Floats, float, str]:
+    """A statistic of all contents and without each in turn, (1 + G, K); its estimate; or why there is none.
+
+    The first of the values is the estimate but for the D-test, which is judged by thresholds of other contents.
     """
-    if name in FITTED:
-        both, column = resampled_fitted(scores, opinions, form), FITTED.index(name)
-        return lambda counts: both(counts)[:, column]
-    makers: Mapping[str, Callable[[ArrayLike, ArrayLike], Statistic]] = {
-        "srcc": resampled_srcc,
-        "krcc": resampled_krcc,
-        "plcc": resampled_plcc,
-    }
-    if name not in makers:
-        raise StatisticsError(f"statistic: {name!r} is none of {', '.join(STATISTICS)}")
-    return makers[name](scores, opinions)
+    nothing = np.empty((0, 1))
+    part = used(statistic, scores, images)
+    if isinstance(part, str):
+        return nothing, np.nan, part
+    value, reason = statistic.estimate(*part)
+    groups = part[1].groups
+    if reason := reason or too_few(int(groups.max()) + 1, part[1]):
+        return nothing, value, reason
+    values = leave_one_out(statistic.resampled(*part), groups)
+    return values.reshape(len(values), -1), value, ""
 
 
-def bootstrap_intervals(
-    scores: ArrayLike,
-    opinions: ArrayLike,
-    statistics: Sequence[str] = ("srcc",),
-    *,
-    clusters: ArrayLike | None = None,
-    draws: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-    form: Form = "logistic4",
-) -> dict[str, Interval]:
-    """Intervals of statistics of scores against opinions, all over the same resamples.
-
-    Args:
-        scores: Scores, higher is better, (N,).
-        opinions: Opinions, higher is better, (N,).
-        statistics: Some of :data:`STATISTICS`; the fitted ones share one fit in every draw.
-        clusters: Reference content of each image, (N,); None where images are independent.
-        draws: How many resamples.
-        seed: Same seed, same intervals.
-        level: Coverage.
-        form: Curve of the fitted statistics.
-
-    Returns:
-        Name to interval; undefined where the statistic is, or for fewer than 3 clusters.
-
-    Raises:
-        StatisticsError: NaN, infinite values, different lengths or an unknown statistic.
-    """
-    x, y = finite_vectors(scores=scores, opinions=opinions)
-    if reason := why_undefined(scores=x, opinions=y) or too_few_clusters(clusters, len(x)):
-        return {name: _no_interval(reason, level, draws) for name in statistics}
-
-    def drawn(statistic: Statistic) -> Floats:
-        return bootstrap_draws(statistic, len(x), clusters=clusters, draws=draws, seed=seed)
-
-    fitted = drawn(resampled_fitted(x, y, form)) if set(statistics) & set(FITTED) else np.empty((0, 2))
-    return {
-        name: percentile_interval(
-            fitted[:, FITTED.index(name)] if name in FITTED else drawn(resampled_statistic(name, x, y)), level
-        )
-        for name in statistics
-    }
+def too_few(number: int, images: Images) -> str:
+    """Why so few contents allow no interval; empty where there are enough."""
+    what = "images" if images.independent else "contents"
+    return "" if number >= MIN_IMAGES else f"{number} {what}, {MIN_IMAGES} needed for an interval"
 
 
-def bootstrap_interval(scores: ArrayLike, opinions: ArrayLike, statistic: str = "srcc", **options: Any) -> Interval:
-    """Interval of one statistic; see :func:`bootstrap_intervals`."""
-    return bootstrap_intervals(scores, opinions, (statistic,), **options)[statistic]
+def t_half_width(values: Floats, level: float = 0.95) -> float:
+    """Half of Student's interval of a mean."""
+    return float(stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
 
 
-def mean_interval(
-    values: ArrayLike,
-    *,
-    clusters: ArrayLike | None = None,
-    draws: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Interval:
-    """Interval of a mean, such as the share of pairs or the mean over ladders.
-
-    Args:
-        values: One value per item, (N,).
-        clusters: Content of each item, (N,); None where items are independent.
-        draws: How many resamples.
-        seed: Same seed, same interval.
-        level: Coverage.
-
-    Returns:
-        The interval; undefined for fewer than 3 items or clusters.
-
-    Raises:
-        StatisticsError: NaN, infinite values or not one cluster per value.
-    """
-    (v,) = finite_vectors(values=values)
-    return _interval(resampled_mean(v), len(v), clusters, draws, seed, level)
+def _from_values(statistic: Statistic, values: Floats, value: float, level: float) -> Interval:
+    own = values[:, statistic.column]
+    number = len(own) - 1
+    if np.isnan(own).any():
+        return _no_interval(f"without one of {number} contents it has no value", level, number)
+    least, most = statistic.range
+    centre, half_range = ((least + most) / 2, (most - least) / 2) if statistic.bounded else (0.0, 1.0)
+    scaled = (own - centre) / half_range
+    if statistic.bounded:
+        if np.abs(scaled).max() > 1 - 1e-9:
+            return _no_interval(
+                f"a perfect order: {number} contents are too few to say how sure it is", level, number
+            )
+        scaled = np.arctanh(scaled)
+    pseudo = pseudo_values(scaled[0], scaled[1:])
+    if np.ptp(pseudo) <= 1e-9 * max(1.0, float(np.abs(pseudo).max())):
+        return _no_interval(f"the same on each of {number} contents: nothing says how sure it is", level, number)
+    half = t_half_width(pseudo, level)
+    ends = np.array([scaled[0] - half, scaled[0] + half])
+    low, high = np.tanh(ends) * half_range + centre if statistic.bounded else ends
+    if statistic.flattered:
+        high = value + half
+    return Interval(float(max(low, least)), float(min(high, most)), level, number)
 
 
-def l_test_interval(
-    scores: ArrayLike,
-    levels: ArrayLike,
-    contents: ArrayLike,
-    kinds: ArrayLike,
-    *,
-    draws: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Interval:
-    """Interval of :func:`harness.statistics.l_test`, whole contents drawn at a time.
-
-    Raises:
-        StatisticsError: See :func:`harness.statistics.ladder_correlations`.
-    """
-    ladders = ladder_correlations(scores, levels, contents, kinds)
-    if ladders.tied == len(ladders.values):
-        return _no_interval("all scores of every ladder are the same", level, draws)
-    resampled = resampled_mean(ladders.credited)
-    return _interval(resampled, len(ladders.values), ladders.contents, draws, seed, level)
-
-
-def d_test_interval(
-    scores: ArrayLike,
-    pristine: ArrayLike,
-    *,
-    clusters: ArrayLike | None = None,
-    draws: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Interval:
-    """Interval of :func:`harness.statistics.d_test`, whole contents drawn at a time.
-
-    The threshold is chosen anew in every draw, and with few contents it follows the draw: the interval of
-    a handful of photographs lies rather above the estimate than around it.
-
-    Raises:
-        StatisticsError: See :func:`harness.statistics.d_test`.
-    """
-    _, reason = d_test(scores, pristine)
-    if reason:
-        return _no_interval(reason, level, draws)
-    resampled = resampled_d_test(scores, pristine)
-    return _interval(resampled, len(np.asarray(scores)), clusters, draws, seed, level)
-
-
-def p_test_interval(
-    scores: ArrayLike,
-    better: ArrayLike,
-    worse: ArrayLike,
-    *,
-    clusters: ArrayLike | None = None,
-    draws: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Interval:
-    """Interval of :func:`harness.statistics.p_test`, whole contents drawn at a time.
-
-    Raises:
-        StatisticsError: See :func:`harness.statistics.p_test`.
-    """
-    _, reason = p_test(scores, better, worse)
-    if reason:
-        return _no_interval(reason, level, draws)
-    resampled = resampled_p_test(scores, better, worse)
-    return _interval(resampled, len(np.asarray(scores)), clusters, draws, seed, level)
-
-
-def _interval(
-    resampled: Statistic,
-    number: int,
-    clusters: ArrayLike | None,
-    draws: int,
-    seed: int,
-    level: float,
-) -> Interval:
-    if reason := too_few_clusters(clusters, number):
-        return _no_interval(reason, level, draws)
-    return percentile_interval(bootstrap_draws(resampled, number, clusters=clusters, draws=draws, seed=seed), level)
-
-
-def too_few_clusters(clusters: ArrayLike | None, number: int) -> str:
-    """Why so few clusters allow no interval; empty where there are enough."""
-    found = number if clusters is None else len(group_indices(clusters, "clusters", number)[0])
-    what = "images" if clusters is None else "contents"
-    return "" if found >= MIN_IMAGES else f"{found} {what}, {MIN_IMAGES} needed for an interval"
-
-
-def _no_interval(reason: str, level: float, draws: int, missing: int = 0) -> Interval:
-    return Interval(float("nan"), float("nan"), level, draws, missing, undefined(reason).reason)
+def _no_interval(reason: str, level: float, contents: int = 0) -> Interval:
+    return Interval(float("nan"), float("nan"), level, contents, reason)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
 from harness.statistics.checks import (
     MIN_IMAGES,
@@ -23,7 +24,6 @@ from harness.statistics.checks import (
     group_indices,
     undefined,
 )
-from harness.statistics.correlation import srcc
 
 
 def d_test(scores: ArrayLike, pristine: ArrayLike) -> Estimate:
@@ -50,11 +50,21 @@ def d_test(scores: ArrayLike, pristine: ArrayLike) -> Estimate:
         return undefined("no distorted image" if clean.any() else "no pristine image")
     if q.max() == q.min():
         return undefined(f"all scores are {q[0]:g}")
+    return Estimate(float(_shares(q, clean)[1].max()))
+
+
+def d_threshold(scores: ArrayLike, pristine: ArrayLike) -> float:
+    """The threshold of :func:`d_test`, the lowest of those that separate equally well."""
+    thresholds, shares = _shares(finite_vector("scores", scores), np.asarray(pristine, dtype=bool))
+    return float(thresholds[np.argmax(shares)])
+
+
+def _shares(q: Floats, clean: NDArray[np.bool_]) -> tuple[Floats, Floats]:
     thresholds = np.unique(q)
     above = 1 - np.searchsorted(np.sort(q[clean]), thresholds, side="right") / clean.sum()
     below = np.searchsorted(np.sort(q[~clean]), thresholds, side="right") / (~clean).sum()
     # T below every score is not among the thresholds; it gives (1 + 0) / 2, as the largest score does.
-    return Estimate(float(((above + below) / 2).max()))
+    return thresholds, (above + below) / 2
 
 
 @dataclass(frozen=True)
@@ -104,15 +114,25 @@ def ladder_correlations(scores: ArrayLike, levels: ArrayLike, contents: ArrayLik
     kind_names, kind = group_indices(kinds, "kinds", len(q))
     ladder, member = np.unique(content * len(kind_names) + kind, return_inverse=True)
     content_of, kind_of = content_names[ladder // len(kind_names)], kind_names[ladder % len(kind_names)]
-    order = np.argsort(member, kind="stable")
-    rows = np.split(order, np.cumsum(np.bincount(member))[:-1]) if len(q) else []
+    sizes = np.bincount(member, minlength=len(ladder))
+    rows = np.split(np.argsort(member, kind="stable"), np.cumsum(sizes)[:-1]) if len(q) else []
     values = np.empty(len(rows))
-    for index, row in enumerate(rows):
-        if len(row) < MIN_IMAGES or np.ptp(level[row]) == 0:
-            name = f"{kind_of[index]} on {content_of[index]}"
+    for size in np.unique(sizes):
+        chosen = np.flatnonzero(sizes == size)
+        members = np.stack([rows[index] for index in chosen])
+        steps = level[members]
+        if short := chosen[(np.ptp(steps, axis=1) == 0) | (size < MIN_IMAGES)].tolist():
+            name = f"{kind_of[short[0]]} on {content_of[short[0]]}"
             raise StatisticsError(f"ladder {name}: {MIN_IMAGES} images on different levels needed")
-        values[index] = srcc(q[row], -level[row]).value
+        values[chosen] = _row_srcc(q[members], -steps)
     return Ladders(values, content_of, kind_of)
+
+
+def _row_srcc(x: Floats, y: Floats) -> Floats:
+    """Rank correlation of each row of x with that of y, (M,); NaN where all of a row of x are the same."""
+    a, b = (stats.rankdata(values, axis=1) - (values.shape[1] + 1) / 2 for values in (x, y))
+    norm = np.sqrt(np.square(a).sum(axis=1) * np.square(b).sum(axis=1))
+    return np.divide((a * b).sum(axis=1), norm, out=np.full(len(a), np.nan), where=norm > 0)
 
 
 def l_test(scores: ArrayLike, levels: ArrayLike, contents: ArrayLike, kinds: ArrayLike) -> Estimate:

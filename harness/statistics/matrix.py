@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from math import ceil
+from string import ascii_lowercase
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from harness.statistics.checks import Floats, StatisticsError, finite_vector, finite_vectors
-from harness.statistics.fitting import Form, fit_logistic
-from harness.statistics.intervals import resampled_statistic, too_few_clusters
-from harness.statistics.resampling import bootstrap_draws
+from harness.statistics.checks import Floats, StatisticsError
+from harness.statistics.fitting import fit_logistic
+from harness.statistics.intervals import pseudo_values, t_half_width, without_each
+from harness.statistics.registry import Images, find, measure, used
 from harness.statistics.significance import (
     Outcome,
-    compare_draws,
-    direction,
-    estimate_statistic,
-    f_test,
     holm,
+    least_p,
     no_outcome,
-    paired_mean,
+    pitman_test,
+    sign_flip_p,
     williams_test,
 )
 
-Method = Literal["bootstrap", "williams", "f"]
+Method = Literal["flip", "williams", "pitman"]
 Verdict = Literal["better", "worse", "undecided", ""]
+Pair = tuple[str, str]
+METHODS: tuple[Method, ...] = ("flip", "williams", "pitman")
+
+SHARED_CONTENT = "images share contents, and this test takes them for independent"
 
 
 @dataclass(frozen=True)
@@ -38,46 +41,61 @@ class SignificanceMatrix:
     Attributes:
         names: The scorers, (S,).
         method: Which test was made.
+        statistic: Key of what is compared.
         differences: Statistic of i minus that of j, positive where i is ahead, (S, S); NaN on the diagonal.
+        lows: Lower end of the interval of each difference, (S, S); NaN where there is none.
+        highs: Upper end.
         p_values: Two-sided, adjusted by Holm over the S (S - 1) / 2 pairs, (S, S); NaN where undefined.
         verdicts: "better", "worse", "undecided", or "" on the diagonal and where there is no result.
         reasons: Why a pair of names has no result.
+        contents: Contents that the test is made on; independent images count as contents.
+        undecidable: Why no pair can be decided, whatever the scores; empty where that is possible.
     """
 
     names: tuple[str, ...]
     method: Method
+    statistic: str
     differences: Floats
+    lows: Floats
+    highs: Floats
     p_values: Floats
     verdicts: tuple[tuple[Verdict, ...], ...]
-    reasons: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    reasons: Mapping[Pair, str] = field(default_factory=dict)
+    contents: int = 0
+    undecidable: str = ""
+
+
+@dataclass(frozen=True)
+class _Tests:
+    outcomes: dict[Pair, Outcome]
+    ends: dict[Pair, tuple[float, float]] = field(default_factory=dict)
+    contents: int = 0
 
 
 def significance_matrix(
     scores: Mapping[str, ArrayLike],
-    opinions: ArrayLike,
-    *,
-    method: Method = "bootstrap",
+    images: Images,
     statistic: str = "srcc",
-    clusters: ArrayLike | None = None,
+    *,
+    method: Method = "flip",
     alpha: float = 0.05,
     draws: int = 2000,
     seed: int = 0,
-    form: Form = "logistic4",
+    level: float = 0.95,
 ) -> SignificanceMatrix:
     """Test every two scorers on the same images.
 
     Args:
-        scores: Name to scores, all higher is better, (N,) each, in one order of the images.
-        opinions: Opinions, higher is better, (N,).
-        method: "bootstrap" compares ``statistic`` on the same resamples, "williams" SRCC by Williams' t
-            (raw PLCC where ``statistic`` is "plcc"), "f" the residual variance after the fit.
-        statistic: What the bootstrap compares, one of :data:`harness.statistics.STATISTICS`.
-        clusters: Reference content of each image, (N,), for the bootstrap.
+        scores: Name to scores, all higher is better, (N,) each, in the order of the images.
+        images: What is known of the images.
+        statistic: Key of what sign flips compare. Williams' t compares "srcc" or "plcc_raw", Pitman's test the
+            variance that the fit leaves; both are made on independent images only.
+        method: "flip", "williams" or "pitman".
         alpha: Level that the adjusted p must not exceed.
-        draws: Least number of resamples. As p is at least 2 / (draws + 1), it is raised to 4 / alpha for
-            each pair, without which many scorers could never be told apart after the adjustment.
+        draws: Least number of random sign patterns, raised to 4 / alpha for each pair, without which many scorers
+            could never be told apart after the adjustment.
         seed: Same seed, same matrix.
-        form: Curve of the fits.
+        level: Coverage of the intervals of differences, each for itself.
 
     Returns:
         The matrix; a scorer without a value leaves its pairs empty with a reason.
@@ -85,148 +103,131 @@ def significance_matrix(
     Raises:
         StatisticsError: NaN, different lengths, or an unknown method or statistic.
     """
-    y = finite_vector("opinions", opinions)
-    columns = {name: finite_vectors(**{name: values, "opinions": y})[0] for name, values in scores.items()}
+    columns = {name: np.asarray(values, dtype=np.float64) for name, values in scores.items()}
     pairs = list(combinations(columns, 2))
-    if method == "bootstrap":
-        draws = _enough_draws(draws, len(columns), alpha)
-        outcomes = _bootstrap_pairs(columns, y, pairs, statistic, clusters, draws, seed, form)
+    draws = max(draws, ceil(4 * len(pairs) / alpha))
+    if method == "flip":
+        tests = _by_flips(columns, images, pairs, statistic, draws, seed, level)
+    elif method in METHODS and not images.independent:
+        tests = _Tests({pair: no_outcome(SHARED_CONTENT) for pair in pairs})
     elif method == "williams":
-        outcomes = _williams_pairs(columns, y, pairs, statistic)
-    elif method == "f":
-        outcomes = _f_pairs(columns, y, pairs, form)
+        tests = _Tests(_by_williams(columns, images, pairs, statistic), contents=len(images))
+    elif method == "pitman":
+        statistic = "rmse"
+        tests = _Tests(_by_pitman(columns, images, pairs), contents=len(images))
     else:
-        raise StatisticsError(f"method: {method!r} is none of bootstrap, williams, f")
-    return _matrix(tuple(columns), method, dict(zip(pairs, outcomes, strict=True)), alpha)
+        raise StatisticsError(f"method: {method!r} is none of {', '.join(METHODS)}")
+    smallest = least_p(tests.contents, draws) if method == "flip" and tests.contents else 0.0
+    return _matrix(tuple(columns), method, statistic, tests, alpha, smallest)
 
 
-def mean_significance_matrix(
-    values: Mapping[str, ArrayLike],
-    *,
-    clusters: ArrayLike | None = None,
-    alpha: float = 0.05,
-    draws: int = 2000,
-    seed: int = 0,
-) -> SignificanceMatrix:
-    """Test every two scorers by their means over the same items: the L-test over the same ladders.
-
-    Args:
-        values: Name to one value per item, higher is better, (M,) each, in one order of the items.
-        clusters: Content of each item, (M,).
-        alpha: Level that the adjusted p must not exceed.
-        draws: Least number of resamples, raised as in :func:`significance_matrix`.
-        seed: Same seed, same matrix.
-
-    Returns:
-        The matrix, method "bootstrap".
-
-    Raises:
-        StatisticsError: NaN, infinite values or different lengths.
-    """
-    draws = _enough_draws(draws, len(values), alpha)
-    tests = {}
-    for first, second in combinations(values, 2):
-        compared = paired_mean(values[first], values[second], clusters=clusters, draws=draws, seed=seed)
-        tests[first, second] = Outcome(compared.difference, compared.p_value, compared.reason)
-    return _matrix(tuple(values), "bootstrap", tests, alpha)
-
-
-def _bootstrap_pairs(
+def _by_flips(
     columns: Mapping[str, Floats],
-    y: Floats,
-    pairs: list[tuple[str, str]],
-    statistic: str,
-    clusters: ArrayLike | None,
+    images: Images,
+    pairs: list[Pair],
+    key: str,
     draws: int,
     seed: int,
-    form: Form,
-) -> list[Outcome]:
-    # Each scorer is resampled once; the shared seed gives all of them the same resamples.
-    values = {name: estimate_statistic(statistic, scores, y, form) for name, scores in columns.items()}
-    resampled = {
-        name: bootstrap_draws(
-            resampled_statistic(statistic, columns[name], y, form),
-            len(y),
-            clusters=clusters,
-            draws=draws,
-            seed=seed,
+    level: float,
+) -> _Tests:
+    statistic = find(key)
+    if statistic.flattered:
+        raise StatisticsError(
+            f"statistic: {statistic.title} has no comparison, the best threshold flatters each scorer"
         )
-        for name, value in values.items()
-        if value.defined
-    }
-    sign = direction(statistic)
-    outcomes = []
-    for pair in pairs:
-        lacking = [f"{name}: {values[name].reason}" for name in pair if not values[name].defined]
-        lacking = lacking or [reason for reason in [too_few_clusters(clusters, len(y))] if reason]
-        if lacking:
-            outcomes.append(no_outcome("; ".join(lacking)))
+    made = {name: without_each(statistic, values, images) for name, values in columns.items()}
+    reasons = {name: reason for name, (_, _, reason) in made.items()}
+    values = {name: statistic.sign * found[:, statistic.column] for name, (found, _, why) in made.items() if not why}
+    reasons |= {name: "without one content it has no value" for name, own in values.items() if np.isnan(own).any()}
+    outcomes = {pair: no_outcome(_lacking(pair, reasons)) for pair in pairs}
+    known = [pair for pair in pairs if not outcomes[pair].reason]
+    if not known:
+        return _Tests(outcomes)
+    gaps = np.column_stack([values[first] - values[second] for first, second in known])
+    pseudo = pseudo_values(gaps[0], gaps[1:])
+    p_values = sign_flip_p(pseudo, draws=draws, seed=seed)
+    ends = {}
+    for at, pair in enumerate(known):
+        outcomes[pair] = Outcome(float(gaps[0, at]), float(p_values[at]))
+        half = t_half_width(pseudo[:, at], level)
+        ends[pair] = float(gaps[0, at]) - half, float(gaps[0, at]) + half
+    return _Tests(outcomes, ends, len(pseudo))
+
+
+def _by_williams(columns: Mapping[str, Floats], images: Images, pairs: list[Pair], key: str) -> dict[Pair, Outcome]:
+    if key not in ("srcc", "plcc_raw"):
+        raise StatisticsError(f"statistic: Williams' test compares srcc or plcc_raw, not {key!r}")
+    outcomes = {}
+    for first, second in pairs:
+        own = [measure(key, columns[name], images) for name in (first, second)]
+        result = no_outcome("; ".join(one.reason for one in own if one.reason))
+        if not result.reason:
+            result = williams_test(columns[first], columns[second], images.opinions, ranks=key == "srcc")
+        outcomes[first, second] = result._replace(statistic=own[0].value - own[1].value)
+    return outcomes
+
+
+def _by_pitman(columns: Mapping[str, Floats], images: Images, pairs: list[Pair]) -> dict[Pair, Outcome]:
+    statistic = find("rmse")
+    reasons, residuals = {}, {}
+    for name, values in columns.items():
+        part = used(statistic, values, images)
+        if isinstance(part, str):
+            reasons[name] = part
             continue
-        first, second = pair
-        gap = sign * (values[first].value - values[second].value)
-        compared = compare_draws(gap, sign * (resampled[first] - resampled[second]))
-        outcomes.append(Outcome(compared.difference, compared.p_value, compared.reason))
-    return outcomes
-
-
-def _williams_pairs(
-    columns: Mapping[str, Floats], y: Floats, pairs: list[tuple[str, str]], statistic: str
-) -> list[Outcome]:
-    if statistic not in ("srcc", "plcc"):
-        raise StatisticsError(f"statistic: Williams' test compares srcc or plcc, not {statistic!r}")
-    ranks = statistic == "srcc"
-    outcomes = []
-    for first, second in pairs:
-        result = williams_test(columns[first], columns[second], y, ranks=ranks)
-        gap = (
-            estimate_statistic(statistic, columns[first], y).value
-            - estimate_statistic(statistic, columns[second], y).value
-        )
-        outcomes.append(result._replace(statistic=gap))
-    return outcomes
-
-
-def _f_pairs(columns: Mapping[str, Floats], y: Floats, pairs: list[tuple[str, str]], form: Form) -> list[Outcome]:
-    fits = {name: fit_logistic(form, scores, y) for name, scores in columns.items()}
-    residuals = {name: fit.apply(columns[name]) - y for name, fit in fits.items() if not fit.reason}
-    parameters = {"logistic4": 4, "logistic5": 5}[form]
-    outcomes = []
-    for first, second in pairs:
-        lacking = [f"{name}: {fits[name].reason}" for name in (first, second) if fits[name].reason]
+        fit = fit_logistic(images.form, part[0], part[1].opinions)
         # A falling curve explains variance with the wrong sign: less error is then no merit.
-        lacking += [f"{n}: the fitted curve falls" for n in (first, second) if not fits[n].rising]
-        if lacking:
-            outcomes.append(no_outcome("; ".join(lacking)))
-            continue
-        a, b = residuals[first], residuals[second]
-        result = f_test(a, b, parameters=parameters)
-        gap = float(np.sqrt(np.mean(np.square(b))) - np.sqrt(np.mean(np.square(a))))
-        outcomes.append(result._replace(statistic=gap))
+        reasons[name] = fit.reason or ("" if fit.rising else "the fitted curve falls")
+        residuals[name] = fit.apply(part[0]) - part[1].opinions
+    outcomes = {}
+    for first, second in pairs:
+        result = no_outcome(_lacking((first, second), reasons))
+        if not result.reason:
+            a, b = residuals[first], residuals[second]
+            result = pitman_test(a, b)
+            gap = np.sqrt(np.mean(np.square(b))) - np.sqrt(np.mean(np.square(a)))
+            result = result._replace(statistic=float(gap))
+        outcomes[first, second] = result
     return outcomes
 
 
-def _enough_draws(draws: int, scorers: int, alpha: float) -> int:
-    pairs = scorers * (scorers - 1) // 2
-    return max(draws, ceil(4 * pairs / alpha))
+def _lacking(pair: Pair, reasons: Mapping[str, str]) -> str:
+    found = {name: reasons[name] for name in pair if reasons[name]}
+    if len(set(found.values())) == 1 and len(found) == 2:
+        return next(iter(found.values()))
+    return "; ".join(f"{name}: {reason}" for name, reason in found.items())
 
 
 def _matrix(
-    names: tuple[str, ...], method: Method, tests: Mapping[tuple[str, str], Outcome], alpha: float
+    names: tuple[str, ...], method: Method, statistic: str, tests: _Tests, alpha: float, smallest: float
 ) -> SignificanceMatrix:
-    adjusted = holm([test.p_value for test in tests.values()])
+    outcomes = tests.outcomes
+    adjusted = holm([outcome.p_value for outcome in outcomes.values()])
     index = {name: i for i, name in enumerate(names)}
     differences = np.full((len(names), len(names)), np.nan)
-    p_values = np.full_like(differences, np.nan)
-    for (first, second), test, p in zip(tests, tests.values(), adjusted, strict=True):
+    lows, highs, p_values = (np.full_like(differences, np.nan) for _ in range(3))
+    for ((first, second), outcome), p in zip(outcomes.items(), adjusted, strict=True):
         i, j = index[first], index[second]
-        differences[i, j], differences[j, i] = test.statistic, -test.statistic
+        differences[i, j], differences[j, i] = outcome.statistic, -outcome.statistic
         p_values[i, j] = p_values[j, i] = p
+        low, high = tests.ends.get((first, second), (np.nan, np.nan))
+        lows[i, j], highs[i, j], lows[j, i], highs[j, i] = low, high, -high, -low
     verdicts = tuple(
         tuple(_verdict(d, p, alpha) for d, p in zip(row, ps, strict=True))
         for row, ps in zip(differences, p_values, strict=True)
     )
-    reasons = {pair: test.reason for pair, test in tests.items() if test.reason}
-    return SignificanceMatrix(names, method, differences, p_values, verdicts, reasons)
+    reasons = {pair: outcome.reason for pair, outcome in outcomes.items() if outcome.reason}
+    undecidable = _undecidable(tests.contents, len(outcomes) - len(reasons), smallest, alpha)
+    return SignificanceMatrix(
+        names, method, statistic, differences, lows, highs, p_values, verdicts, reasons, tests.contents, undecidable
+    )
+
+
+def _undecidable(contents: int, pairs: int, smallest: float, alpha: float) -> str:
+    if not pairs or smallest * pairs <= alpha:
+        return ""
+    for_pairs = f", times {pairs} pairs" if pairs > 1 else ""
+    return f"{contents} contents: no test can decide (the smallest p they can give is {smallest:.2g}{for_pairs})"
 
 
 def _verdict(difference: float, p_value: float, alpha: float) -> Verdict:
@@ -235,3 +236,52 @@ def _verdict(difference: float, p_value: float, alpha: float) -> Verdict:
     if p_value > alpha or difference == 0:
         return "undecided"
     return "better" if difference > 0 else "worse"
+
+
+def rank_ranges(matrix: SignificanceMatrix) -> dict[str, tuple[int, int]]:
+    """The ranks that each scorer may have, best 1, as far as the tests decide.
+
+    At most all others that are not decided to be worse stand before it, at least those that are decided to be
+    better. Tests adjusted for all pairs make these ranges hold together (Mogstad et al., Review of Economic
+    Studies 2024).
+
+    Args:
+        matrix: Of any test.
+
+    Returns:
+        Name to lowest and highest rank.
+    """
+    number = len(matrix.names)
+    return {
+        name: (1 + row.count("worse"), number - row.count("better"))
+        for name, row in zip(matrix.names, matrix.verdicts, strict=True)
+    }
+
+
+def compact_letters(matrix: SignificanceMatrix, order: Sequence[str]) -> dict[str, str]:
+    """Letters so that two scorers share one just where no test tells them apart (Piepho, JCGS 2004).
+
+    Args:
+        matrix: Of any test; a pair without a result counts as undecided.
+        order: The names, best first; the first has the letter a.
+
+    Returns:
+        Name to its letters.
+    """
+    groups = [frozenset(order)]
+    for first, second in combinations(order, 2):
+        i, j = matrix.names.index(first), matrix.names.index(second)
+        if matrix.verdicts[i][j] not in ("better", "worse"):
+            continue
+        split = [part for group in groups for part in _without(group, first, second)]
+        groups = [group for group in dict.fromkeys(split) if not any(group < other for other in split)]
+    groups.sort(key=lambda group: sorted(order.index(name) for name in group))
+    return {name: "".join(_letter(at) for at, group in enumerate(groups) if name in group) for name in order}
+
+
+def _without(group: frozenset[str], first: str, second: str) -> list[frozenset[str]]:
+    return [group - {first}, group - {second}] if {first, second} <= group else [group]
+
+
+def _letter(place: int) -> str:
+    return ascii_lowercase[place] if place < len(ascii_lowercase) else f"({place + 1})"

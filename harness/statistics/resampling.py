@@ -1,8 +1,8 @@
-"""Every statistic under thousands of resamples at once.
+"""Every statistic on many parts of the same images at once.
 
-A bootstrap draw is a row of counts: how often each image was drawn. Statistics of the resample are then
-weighted statistics of the original images, computed for many rows together, without gathering or sorting.
-Shapes: B draws, N images.
+A row of counts says how often each image is taken: 1 in the whole, 0 for the images of a content that is left out.
+Statistics of the part are then weighted statistics of the original images, computed for many rows together, without
+gathering or sorting. Shapes: B rows, N images.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ from scipy import stats
 from harness.statistics.checks import (
     MIN_IMAGES,
     Floats,
-    StatisticsError,
     finite_vector,
     finite_vectors,
-    group_indices,
 )
 from harness.statistics.fitting import CURVES, Form, LogisticFit, fit_logistic
+from harness.statistics.ladders import d_threshold, ladder_correlations
 
-Statistic = Callable[[Floats], Floats]
-"""Counts (B, N) -> the statistic of each draw (B,), or several (B, K); NaN where it is undefined."""
+Resampled = Callable[[Floats], Floats]
+"""Counts (B, N) -> the statistic of each row (B,), or several (B, K); NaN where it is undefined."""
 
 _BLOCK = 200_000  # counts handled at once: arrays of this size stay in the cache
 _MATRIX_LIMIT = 5_000  # images up to which all pairs fit into one matrix (100 MB)
@@ -32,58 +31,29 @@ _FIT_STEPS = 30
 _FIT_TOLERANCE = 1e-9
 
 
-def bootstrap_draws(
-    statistic: Statistic,
-    images: int,
-    *,
-    clusters: ArrayLike | None = None,
-    draws: int = 2000,
-    seed: int = 0,
-) -> Floats:
-    """The statistic of resamples drawn with replacement, whole clusters at a time.
-
-    Images of one reference content are not independent, so contents are drawn, not images (Field and
-    Welsh, "Bootstrapping clustered data", JRSS B 2007).
+def leave_one_out(statistic: Resampled, groups: NDArray[np.intp]) -> Floats:
+    """The statistic of all images, and without each group in turn.
 
     Args:
-        statistic: From counts (B, N) to values (B,).
-        images: N.
-        clusters: Reference content of each image, (N,); None draws single images.
-        draws: How many resamples.
-        seed: Same seed, same draws, whatever the statistic: two scorers are compared on the same resamples.
+        statistic: From counts (B, N) to values (B,) or (B, K).
+        groups: Number of each image's group, 0 to G - 1, (N,).
 
     Returns:
-        Values, (draws,) or (draws, K); NaN where a resample has no value.
-
-    Raises:
-        StatisticsError: Not one cluster per image, or ``draws`` below 1.
+        Values, (1 + G,) or (1 + G, K), the whole first; NaN where there is none.
     """
-    if draws < 1:
-        raise StatisticsError(f"draws: {draws}, at least 1 needed")
-    members = np.arange(images) if clusters is None else group_indices(clusters, "clusters", images)[1]
-    number = int(members.max()) + 1 if images else 0
-    generator = np.random.default_rng(seed)
-    step = max(1, _BLOCK // max(images, 1))
-    values = []
-    for first in range(0, draws, step):
-        size = min(step, draws - first)
-        drawn = generator.multinomial(number, np.full(number, 1 / max(number, 1)), size=size)
-        values.append(statistic(drawn[:, members].astype(np.float64)))
-    return np.concatenate(values)
+    number = int(groups.max()) + 1
+    step = max(1, _BLOCK // len(groups))
+    left_out = np.arange(-1, number)
+    return np.concatenate(
+        [
+            statistic((groups != left_out[at : at + step, None]).astype(np.float64))
+            for at in range(0, number + 1, step)
+        ]
+    )
 
 
-def resampled_mean(values: ArrayLike) -> Statistic:
-    """Mean of ``values`` (N,) in each resample."""
-    v = finite_vector("values", values)
-
-    def statistic(counts: Floats) -> Floats:
-        return _ratio(counts @ v, counts.sum(axis=1))
-
-    return statistic
-
-
-def resampled_plcc(scores: ArrayLike, opinions: ArrayLike) -> Statistic:
-    """Pearson's correlation of each resample."""
+def resampled_plcc(scores: ArrayLike, opinions: ArrayLike) -> Resampled:
+    """Pearson's correlation of each part."""
     x, y = finite_vectors(scores=scores, opinions=opinions)
 
     def statistic(counts: Floats) -> Floats:
@@ -92,8 +62,8 @@ def resampled_plcc(scores: ArrayLike, opinions: ArrayLike) -> Statistic:
     return statistic
 
 
-def resampled_srcc(scores: ArrayLike, opinions: ArrayLike) -> Statistic:
-    """Spearman's correlation of each resample, with average ranks over the repeated images."""
+def resampled_srcc(scores: ArrayLike, opinions: ArrayLike) -> Resampled:
+    """Spearman's correlation of each part, with average ranks."""
     x, y = finite_vectors(scores=scores, opinions=opinions)
     rank_x, rank_y = _resampled_ranks(x), _resampled_ranks(y)
 
@@ -103,14 +73,14 @@ def resampled_srcc(scores: ArrayLike, opinions: ArrayLike) -> Statistic:
     return statistic
 
 
-def resampled_krcc(scores: ArrayLike, opinions: ArrayLike) -> Statistic:
-    """Kendall's tau-b of each resample; copies of one image are tied."""
+def resampled_krcc(scores: ArrayLike, opinions: ArrayLike) -> Resampled:
+    """Kendall's tau-b of each part; copies of one image are tied."""
     x, y = finite_vectors(scores=scores, opinions=opinions)
     return _krcc_by_matrix(x, y) if len(x) <= _MATRIX_LIMIT else _krcc_by_draw(x, y)
 
 
-def resampled_fitted(scores: ArrayLike, opinions: ArrayLike, form: Form = "logistic4") -> Statistic:
-    """Signed PLCC and RMSE after a logistic fit, fitted anew in each resample: (B, 2)."""
+def resampled_fitted(scores: ArrayLike, opinions: ArrayLike, form: Form = "logistic4") -> Resampled:
+    """Signed PLCC and RMSE after a logistic fit, fitted anew in each part: (B, 2)."""
     x, y = finite_vectors(scores=scores, opinions=opinions)
     fit = fit_logistic(form, x, y)
 
@@ -125,52 +95,71 @@ def resampled_fitted(scores: ArrayLike, opinions: ArrayLike, form: Form = "logis
     return statistic
 
 
-def resampled_d_test(scores: ArrayLike, pristine: ArrayLike) -> Statistic:
-    """D-test of each resample, see :func:`harness.statistics.d_test`."""
+def resampled_d_test(scores: ArrayLike, pristine: ArrayLike, clusters: NDArray[np.intp]) -> Resampled:
+    """D-test of each part, every content at the threshold that is best for the others.
+
+    The threshold that is best for an image's own content flatters it, and one chosen anew in every part follows the
+    part: both make intervals that lie above the truth.
+
+    Args:
+        scores: Higher is better, (N,).
+        pristine: True for pristine images, (N,).
+        clusters: Number of each image's content, (N,).
+    """
     q = finite_vector("scores", scores)
     clean = np.asarray(pristine, dtype=bool)
-    order, starts, _ = _tie_groups(q)
+    above = np.empty(len(q))
+    for cluster in np.unique(clusters):
+        own = clusters == cluster
+        others = ~own if clean[~own].any() and not clean[~own].all() else np.ones_like(own)
+        above[own] = q[own] > d_threshold(q[others], clean[others])
 
     def statistic(counts: Floats) -> Floats:
-        ordered = counts[:, order]
-        low_clean, low_bad = (
-            np.cumsum(np.add.reduceat(ordered * chosen[order], starts, axis=1), axis=1) for chosen in (clean, ~clean)
-        )
-        above = 1 - _ratio(low_clean, low_clean[:, -1:])
-        below = _ratio(low_bad, low_bad[:, -1:])
-        return ((above + below) / 2).max(axis=1)
+        good, bad = counts * clean, counts * ~clean
+        passed = _ratio(good @ above, good.sum(axis=1))
+        return (passed + _ratio(bad @ (1 - above), bad.sum(axis=1))) / 2
 
     return statistic
 
 
-def resampled_p_test(scores: ArrayLike, better: ArrayLike, worse: ArrayLike) -> Statistic:
-    """P-test of each resample; a pair counts once per pair of copies of its two images."""
-    q = finite_vector("scores", scores)
-    first, second = np.asarray(better, dtype=np.intp), np.asarray(worse, dtype=np.intp)
-    correct = q[first] > q[second]
-    if len(q) > _MATRIX_LIMIT:
-
-        def gathered(counts: Floats) -> Floats:
-            weights = counts[:, first] * counts[:, second]
-            return _ratio(weights @ correct.astype(np.float64), weights.sum(axis=1))
-
-        return gathered
-    pairs = np.zeros((2, len(q), len(q)), dtype=np.float32)
-    pairs[0, first, second], pairs[1, first, second] = 1, correct
+def resampled_l_test(scores: ArrayLike, levels: ArrayLike, contents: ArrayLike, kinds: ArrayLike) -> Resampled:
+    """L-test of each part, in which a content is taken whole or not at all."""
+    ladders = ladder_correlations(scores, levels, contents, kinds)
+    names, first = np.unique(np.asarray(contents), return_index=True)
+    one_image = first[np.searchsorted(names, ladders.contents)]
 
     def statistic(counts: Floats) -> Floats:
-        # Whole numbers below 2^24 stay exact in single precision; the sums over images are made in double.
-        single = counts.astype(np.float32)
-        total, right = (np.einsum("bn,bn->b", (single @ matrix).astype(np.float64), counts) for matrix in pairs)
-        return _ratio(right, total)
+        taken = counts[:, one_image]
+        return _ratio(taken @ ladders.credited, taken.sum(axis=1))
+
+    return statistic
+
+
+def resampled_p_test(scores: ArrayLike, better: ArrayLike, worse: ArrayLike, clusters: NDArray[np.intp]) -> Resampled:
+    """P-test of each part, in which a content is taken whole or not at all."""
+    q = finite_vector("scores", scores)
+    first, second = np.asarray(better, dtype=np.intp), np.asarray(worse, dtype=np.intp)
+    names, one_image, cluster = np.unique(clusters, return_index=True, return_inverse=True)
+    number = len(names)
+    # Pairs between two contents live and go together: their counts are all that is needed of them.
+    place = cluster[first] * number + cluster[second]
+    correct = (q[first] > q[second]).astype(np.float64)
+    right, total = (
+        np.bincount(place, weights=weights, minlength=number**2).reshape(number, number)
+        for weights in (correct, np.ones_like(correct))
+    )
+
+    def statistic(counts: Floats) -> Floats:
+        taken = counts[:, one_image]
+        return _ratio(np.einsum("bg,bg->b", taken @ right, taken), np.einsum("bg,bg->b", taken @ total, taken))
 
     return statistic
 
 
 def refit(fit: LogisticFit, scores: Floats, opinions: Floats, counts: Floats) -> tuple[Floats, NDArray[np.bool_]]:
-    """Fit the curve again in every resample, starting from the fit to all images.
+    """Fit the curve again in every part, starting from the fit to all images.
 
-    Levenberg-Marquardt on all resamples together. A resample differs little from the whole, so a few steps
+    Levenberg-Marquardt on all parts together. A part differs little from the whole, so a few steps
     reach its optimum; one that leads elsewhere is not looked for.
 
     Args:
@@ -200,7 +189,7 @@ def refit(fit: LogisticFit, scores: Floats, opinions: Floats, counts: Floats) ->
         better = trial_error < error
         gain = np.where(better, error - trial_error, 0.0)
         parameters[active[better]] = trial[better]
-        # A draw is done when a step gains nothing worth counting, or when even tiny steps gain nothing.
+        # A part is done when a step gains nothing worth counting, or when even tiny steps gain nothing.
         left = ~((better & (gain <= _FIT_TOLERANCE * error)) | (~better & (damping > 1e6)))
         if not left.any():
             break
@@ -237,7 +226,7 @@ def _accepted(old: Floats, new: Floats, better: NDArray[np.bool_], left: NDArray
 
 
 def _step(gradient: list[Floats], residual: Floats, counts: Floats, damping: Floats) -> Floats:
-    """One damped Gauss-Newton step for every draw, (B, P)."""
+    """One damped Gauss-Newton step for every part, (B, P)."""
     size = len(gradient)
     normal = np.empty((len(counts), size, size))
     target = np.empty((len(counts), size, 1))
@@ -257,7 +246,7 @@ def _ratio(top: Floats, bottom: Floats) -> Floats:
 
 
 def _weighted_pearson(x: Floats, y: Floats, counts: Floats) -> Floats:
-    """Correlation of each draw; x and y are (1, N) or (B, N)."""
+    """Correlation of each part; x and y are (1, N) or (B, N)."""
     total = counts.sum(axis=1, keepdims=True)
     deviations = []
     for values in (x, y):
@@ -307,7 +296,7 @@ def _tied_pairs(values: Floats) -> Callable[[Floats], Floats]:
     return pairs
 
 
-def _krcc_by_matrix(x: Floats, y: Floats) -> Statistic:
+def _krcc_by_matrix(x: Floats, y: Floats) -> Resampled:
     # Entries -1, 0, 1 and counts that sum to N <= 5000 stay exact in single precision.
     concordance = np.empty((len(x), len(x)), dtype=np.float32)
     for row in range(len(x)):
@@ -325,7 +314,7 @@ def _krcc_by_matrix(x: Floats, y: Floats) -> Statistic:
     return statistic
 
 
-def _krcc_by_draw(x: Floats, y: Floats) -> Statistic:
+def _krcc_by_draw(x: Floats, y: Floats) -> Resampled:
     def one(count: Floats) -> float:
         drawn = np.repeat(np.arange(len(x)), count.astype(np.intp))
         if len(drawn) < MIN_IMAGES or not np.ptp(x[drawn]) or not np.ptp(y[drawn]):

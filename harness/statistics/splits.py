@@ -1,4 +1,4 @@
-"""Medians over the test splits that a dataset prescribes, and figures of its parts."""
+"""Medians over the test splits that a dataset prescribes."""
 
 from __future__ import annotations
 
@@ -89,29 +89,3 @@ def content_splits(
     generator = np.random.default_rng(seed)
     chosen = [generator.permutation(len(names))[:size] for _ in range(splits)]
     return [np.flatnonzero(np.isin(members, test)) for test in chosen]
-
-
-def by_group(
-    scores: ArrayLike,
-    opinions: ArrayLike,
-    groups: ArrayLike,
-    statistic: Callable[[ArrayLike, ArrayLike], Estimate] = srcc,
-) -> dict[str, tuple[Estimate, int]]:
-    """A statistic within each distortion type, level or subset.
-
-    Args:
-        scores: Scores, higher is better, (N,).
-        opinions: Opinions, higher is better, (N,).
-        groups: Label of each image, (N,).
-        statistic: Scores and opinions to an estimate.
-
-    Returns:
-        Label to the estimate and the number of images; every label is there, undefined ones with a reason.
-
-    Raises:
-        StatisticsError: NaN or different lengths.
-    """
-    x, y = finite_vectors(scores=scores, opinions=opinions)
-    labels, members = group_indices(groups, "groups", len(x))
-    rows = [np.flatnonzero(members == index) for index in range(len(labels))]
-    return {str(k): (statistic(x[row], y[row]), len(row)) for k, row in zip(labels, rows, strict=True)}

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from harness.statistics import bootstrap_interval, d_test, l_test, plcc, srcc
+from harness.statistics import d_test, interval, l_test, plcc, rated, srcc
 from qualiclip_plugin.distortions import DISTORTIONS, GROUPS
 from qualiclip_plugin.models.prompts import ATTRIBUTES
 from qualiclip_plugin.models.qualiclip import QualiCLIP
@@ -131,7 +131,7 @@ def speed(model: QualiCLIP) -> float:
 def opinions(model: QualiCLIP, folder: Path) -> dict[str, float]:
     table = pd.read_csv(folder / "metadata.csv")
     scores = [measure(model, to_float(read_image(folder / name))[None])[0].item() for name in table.file_name]
-    ranks = bootstrap_interval(scores, table.mos, "srcc")
+    ranks = interval("srcc", scores, rated(table.mos))
     low, high = np.percentile(scores, [5, 95])
     return {
         "n": len(scores),

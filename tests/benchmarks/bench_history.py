@@ -81,19 +81,18 @@ def harness_over_cached_scores(folder: Path) -> Operation:
     """A run of the harness on 200 images that all have scores."""
     opinion_folder(folder / "set", 200, size=lambda index: (16, 16))
     scorer = fake_scorer()
-    request = RunRequest((scorer,), (str(folder / "set"),), folder / "results", settings=Settings(draws=0))
+    request = RunRequest((scorer,), (str(folder / "set"),), folder / "results", settings=Settings(intervals=False))
     run = lambda: run_all(request, reporter(quiet=True, json_log=False))
     run()
     return run
 
 
-def statistics_with_bootstrap(folder: Path) -> Operation:
-    """SRCC and fitted PLCC of 300 images with intervals of 100 draws."""
+def statistics_with_intervals(folder: Path) -> Operation:
+    """Intervals of SRCC and fitted PLCC of 300 images."""
     generator = np.random.default_rng(0)
     opinions = generator.normal(size=300)
     scores = opinions + generator.normal(size=300)
-    names = ("srcc", "plcc_fitted")
-    return lambda: [st.bootstrap_interval(scores, opinions, name, draws=100, seed=0) for name in names]
+    return lambda: st.intervals(("srcc", "plcc_fit"), scores, st.rated(opinions))
 
 
 def convolution() -> Operation:
@@ -119,7 +118,7 @@ OPERATIONS: dict[str, tuple[Callable[[Path], Operation], str, int]] = {
     "decode a JPEG": (decode_jpeg, "inflation", 1),
     "degrade a batch": (degrade_a_batch, "convolution", 25),
     "harness over cached scores": (harness_over_cached_scores, "interpretation", 250),
-    "statistics with bootstrap": (statistics_with_bootstrap, "interpretation", 80),
+    "statistics with intervals": (statistics_with_intervals, "interpretation", 80),
 }
 """What is timed, against which reference, and how often that is repeated to take about as long."""
 REFERENCES: dict[str, Callable[[], Operation]] = {

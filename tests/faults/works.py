@@ -160,7 +160,7 @@ def _scores(output: Path) -> Result:
 
 def _harness(world: World, output: Path) -> Sequence[str]:
     scorer = f"qualiclip@weights={world.weights}"
-    options = ["--output", str(output / "results"), "--device", "cpu", "--draws", "20", "--quiet", "--retry-failed"]
+    options = ["--output", str(output / "results"), "--device", "cpu", "--quiet", "--retry-failed"]
     return ["iqa-harness", "run", "--scorer", scorer, "--dataset", f"set={world.folder / 'set'}", *options]
 
 
@@ -189,7 +189,7 @@ def _table(output: Path) -> Result:
 
 
 def _ladders(world: World, output: Path) -> Sequence[str]:
-    options = ["--output", str(output / "results"), "--device", "cpu", "--draws", "20", "--quiet", "--retry-failed"]
+    options = ["--output", str(output / "results"), "--device", "cpu", "--quiet", "--retry-failed"]
     return ["iqa-harness", "run", "--scorer", "tests.support.harness_data:brightness", *options]
 
 

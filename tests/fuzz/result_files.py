@@ -36,7 +36,7 @@ def results() -> tuple[dict[str, bytes], dict[str, str]]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         images = open_dataset(str(opinion_folder(folder / "set", 8)))
-        evaluate(fake_scorer(), images, Store(folder / "results"), settings=Settings(draws=0))
+        evaluate(fake_scorer(), images, Store(folder / "results"), settings=Settings(intervals=False))
         patterns = {
             "cell": "cells/*/*",
             "part": "scores/*/*/*/part-*",

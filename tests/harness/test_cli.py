@@ -46,7 +46,7 @@ def test_run_prints_and_stores_the_leaderboard(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
     folder = opinion_folder(tmp_path / "photos", 8)
     output = tmp_path / "results"
-    options = ["--dataset", str(folder), "--output", str(output), "--draws", "50", "--quiet"]
+    options = ["--dataset", str(folder), "--output", str(output), "--quiet"]
     printed = call("run", "--scorer", FUNCTION, "--scorer", "piqe", "--scorer", "qualiclip", *options, code=1)
     assert printed.count("| ") > 8
     assert "qualiclip: the weights 'official' are not here" in printed
@@ -70,7 +70,7 @@ def test_run_prints_and_stores_the_leaderboard(
 
 def test_json_log_is_one_object_a_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder = opinion_folder(tmp_path / "photos", 5)
-    command = ["--dataset", str(folder), "--output", str(tmp_path / "r"), "--draws", "0", "--json-log"]
+    command = ["--dataset", str(folder), "--output", str(tmp_path / "r"), "--no-intervals", "--json-log"]
     result = CliRunner().invoke(app, ["run", "--scorer", FUNCTION, "--scorer", "nonsense", *command])
     assert result.exit_code == 1  # of a scorer that was asked for
     assert result.stderr.splitlines().pop().startswith("nonsense has no score on photos: no scorer named")
@@ -127,7 +127,7 @@ def test_bad_data_leaves_no_result_behind(
 def test_datasets_of_one_name_do_not_replace_each_other(tmp_path: Path, command: str) -> None:
     output = tmp_path / "results"
     first, second = (str(opinion_folder(tmp_path / part / "test", number)) for part, number in (("a", 4), ("b", 5)))
-    stored = ["--scorer", FUNCTION, "--output", str(output), "--draws", "0", "--quiet"]
+    stored = ["--scorer", FUNCTION, "--output", str(output), "--no-intervals", "--quiet"]
     call("run", "--dataset", first, *stored)
     before = (output / "leaderboard.csv").read_bytes()
     options = {"run": stored, "report": ["--results", str(output), "--output", str(tmp_path / "site")]}[command]
@@ -141,7 +141,7 @@ def test_a_scorer_that_cannot_start_keeps_the_measured_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path
 ) -> None:
     folder = opinion_folder(tmp_path / "photos", 4)
-    options = ["--dataset", str(folder), "--output", str(tmp_path / "r"), "--draws", "0", "--quiet"]
+    options = ["--dataset", str(folder), "--output", str(tmp_path / "r"), "--no-intervals", "--quiet"]
     name = f"qualiclip@weights={tmp_path / 'weights.safetensors'}"
     (tmp_path / "weights.safetensors").write_bytes(tiny_checkpoint.read_bytes())
     call("run", "--scorer", name, *options)

@@ -27,7 +27,7 @@ from tests.support.harness_data import brightness, fake_scorer, opinion_folder, 
 from tests.support.local_server import COMMIT, LocalServer, remote
 
 ROOT = Path(__file__).parents[3]
-FAST = Settings(draws=20)
+FAST = Settings()
 
 
 def packed(folder: Path, number: int = 6) -> bytes:
@@ -261,7 +261,7 @@ from harness.results.measure import Settings
 from qualiclip_plugin.utils.errors import QualiCLIPError
 folder, asked = sys.argv[1], sys.argv[2:]
 for name in asked:
-    options = {"output": f"{folder}/{name}", "include": (folder,), "settings": Settings(draws=20)}
+    options = {"output": f"{folder}/{name}", "include": (folder,), "settings": Settings()}
     try:
         scorer, dataset = "tests.support.harness_data:brightness", name.split("-")[0]
         frame = harness.evaluate(scorer, dataset, stream="stream" in name, **options)

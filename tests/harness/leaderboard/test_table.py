@@ -15,7 +15,7 @@ from harness.leaderboard.table import COLUMNS, across_datasets, reported, table,
 from harness.results.measure import FIGURES, Directions, Settings, cell_figures, join_scores
 from harness.run.engine import unavailable_cell
 
-SETTINGS = Settings(draws=100)
+SETTINGS = Settings()
 
 
 def rows(number: int = 40, **columns: Any) -> pd.DataFrame:
@@ -273,8 +273,10 @@ def test_what_a_scorer_was_trained_on_is_marked_and_left_out_of_its_mean() -> No
     found = across_datasets(cells).set_index("scorer")
     value = values(rows())["srcc"]
     assert found.loc["blind", "mean"] == pytest.approx(value)
+    # Alone in its block: the set that it has seen is nobody's.
     assert found.loc["trained", "mean"] == pytest.approx(value)
-    assert found.loc["trained", "seen"] == "one"
+    assert found.loc["trained", ["seen", "sets"]].tolist() == ["one", "two"]
+    assert found.loc["blind", "wins"] == 0.5
     assert pd.isna(found.loc["partial", "mean"])
     assert found.loc["partial", "reason"] == "no complete value on two"
     text = render(cells)
@@ -287,7 +289,7 @@ def test_a_scorer_of_two_versions_has_no_mean() -> None:
     cells = [cell(rows(), "mixed", "one"), cell(rows(), "mixed", "two", precision="bf16")]
     cells += [cell(rows(), "same", name) for name in ("one", "two")]
     found = across_datasets(cells).set_index("scorer")
-    assert pd.isna(found.loc["mixed", ["mean", "weighted", "rank"]].astype(float)).all()
+    assert pd.isna(found.loc["mixed", ["mean", "weighted", "wins"]].astype(float)).all()
     assert found.loc["mixed", "reason"] == "scored by different versions (precision); run it again"
     assert found.loc["same", "mean"] == pytest.approx(values(rows())["srcc"])
 

@@ -35,7 +35,7 @@ from tests.support.harness_data import brightness, fake_scorer, opinion_folder, 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-FAST = Settings(draws=50)
+FAST = Settings()
 ROOT = Path(__file__).parents[3]
 
 
@@ -313,13 +313,13 @@ SLOW = "tests.support.harness_data:slow_brightness"
 
 def start_run(folder: Path, output: Path, log: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "harness", "run", "--scorer", SLOW, "--dataset", f"set={folder}"]
-    options = ["--output", str(output), "--batch-size", "1", "--draws", "20", "--quiet"]
+    options = ["--output", str(output), "--batch-size", "1", "--quiet"]
     environment = {**os.environ, "HARNESS_TEST_LOG": str(log), "OMP_NUM_THREADS": "1", "HARNESS_WRITE_EVERY": "0.1"}
     return subprocess.Popen([*command, *options], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
 
 
 def run_here(folder: Path, output: Path) -> None:
-    request = RunRequest((SLOW,), (f"set={folder}",), output, batch_size=1, settings=Settings(draws=20))
+    request = RunRequest((SLOW,), (f"set={folder}",), output, batch_size=1, settings=Settings())
     run_all(request, Silent())
 
 
@@ -359,7 +359,7 @@ def test_another_dataset_of_a_stored_name_is_refused(tmp_path: Path) -> None:
     folder, output = opinion_folder(tmp_path / "a/test", 6), tmp_path / "results"
 
     def run(dataset: str) -> list[str]:
-        request = RunRequest((fake_scorer(),), (dataset,), output, settings=Settings(draws=0))
+        request = RunRequest((fake_scorer(),), (dataset,), output, settings=Settings(intervals=False))
         return [cell["dataset"]["name"] for cell in run_all(request, Silent())]
 
     run(str(folder))
@@ -385,7 +385,7 @@ def test_one_name_or_image_in_common_does_not_make_two_datasets_one(tmp_path: Pa
     folder, output = opinion_folder(tmp_path / "a/test", 6), tmp_path / "results"
 
     def run(dataset: Path) -> None:
-        run_all(RunRequest((fake_scorer(),), (str(dataset),), output, settings=Settings(draws=0)), Silent())
+        run_all(RunRequest((fake_scorer(),), (str(dataset),), output, settings=Settings(intervals=False)), Silent())
 
     def other(place: str, opinions: str) -> Path:
         names = write_images(tmp_path / place / "test/new", 12)[6:]
@@ -425,7 +425,7 @@ def test_two_runs_at_once_share_a_store(tmp_path: Path) -> None:
 def test_ten_thousand_stored_scores_add_little_to_a_start(tmp_path: Path) -> None:
     images_folder = opinion_folder(tmp_path / "set", 10_000, size=lambda index: (8, 8 + index % 3))
     store, scorer = Store(tmp_path / "results"), fake_scorer()
-    no_intervals = Settings(draws=0)
+    no_intervals = Settings(intervals=False)
     evaluate(scorer, open_dataset(str(images_folder)), store, settings=no_intervals)
     started = time.process_time()
     evaluate(scorer, open_dataset(str(images_folder)), store, settings=no_intervals)

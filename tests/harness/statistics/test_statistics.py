@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import time
+import dataclasses
+import importlib.util
+import sys
 from collections.abc import Callable
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +18,8 @@ from scipy import stats
 from scipy.optimize import curve_fit
 
 from harness import statistics as hs
-from harness.statistics import resampling
-from harness.statistics.intervals import resampled_statistic
+from harness.statistics import fitting, registry, resampling
+from harness.statistics.registry import STATISTICS
 from qualiclip_plugin.utils.errors import QualiCLIPError
 
 CORRELATIONS = {"srcc": hs.srcc, "krcc": hs.krcc, "plcc": hs.plcc}
@@ -156,9 +159,11 @@ def test_undefined_has_a_reason(name: str) -> None:
         hs.rmse,
         hs.fit_logistic4,
         hs.fit_logistic5,
-        hs.bootstrap_interval,
+        lambda x, y: hs.interval("srcc", x, hs.rated(y)),
+        lambda x, y: hs.interval("srcc", y, hs.rated(x)),
         lambda x, y: hs.williams_test(y, x, y),
-        lambda x, y: hs.significance_matrix({"a": y, "b": x}, y),
+        lambda x, y: hs.pitman_test(y, x),
+        lambda x, y: hs.significance_matrix({"a": y, "b": x}, hs.rated(y)),
         lambda x, y: hs.krasula(y, y, x),
         lambda x, _: hs.d_test(x, np.arange(len(x)) > 2),
         lambda x, y: hs.l_test(x, y, [0] * len(x), [0] * len(x)),
@@ -205,7 +210,7 @@ def test_fit4_equals_scipy_from_the_field_s_start() -> None:
 
     start = [y.max(), y.min(), x.mean(), x.std() / 4]
     expected, _ = curve_fit(published, x, y, p0=start, maxfev=20_000)
-    np.testing.assert_allclose(hs.fit_logistic4(x, y).apply(x), published(x, *expected), atol=1e-4)
+    np.testing.assert_allclose(hs.fit_logistic4(x, y).apply(x), published(x, *expected), atol=1e-3)
 
 
 def test_fit5_is_the_published_function_and_never_worse_than_a_line() -> None:
@@ -230,6 +235,22 @@ def test_fits_converge_on_simulated_scores(form: str) -> None:
         assert fit.converged, seed
         gain = hs.plcc_fitted(scores, opinions, fit).value - hs.plcc(scores, opinions).value
         assert gain > -1e-6, seed
+
+
+@pytest.mark.parametrize("form", ["logistic4", "logistic5"])
+def test_no_other_start_finds_a_better_curve(form: str) -> None:
+    # From the usual start alone, one in twelve such draws ends more than .5 % above the best.
+    for seed in range(12):
+        generator = np.random.default_rng(seed)
+        opinions = generator.normal(size=120)
+        z = stats.zscore(0.15 * opinions + generator.normal(size=120))
+        curve = fitting.CURVES[form].function  # type: ignore[index]
+        fit = hs.fit_logistic(form, z, opinions)  # type: ignore[arg-type]
+        own = np.square(fit.apply(z) - opinions).sum()
+        size = len(fit.parameters)
+        starts = generator.normal(size=(15, size)) * (1.0, 1.0, 1.5, 1.0, 1.0)[:size]
+        found = [fitting._least_squares(form, z, opinions, start, 2000)[0] for start in starts]  # type: ignore[arg-type]
+        assert own <= 1.005 * min(np.square(curve(z, parameters) - opinions).sum() for parameters in found), seed
 
 
 @pytest.mark.parametrize("form", ["logistic4", "logistic5"])
@@ -261,45 +282,102 @@ def test_undefined_fit_says_why() -> None:
     assert "4 images, 5 needed" in hs.fit_logistic5([1, 2, 3, 4], [1, 2, 3, 4]).reason
 
 
-# --- bootstrap ----------------------------------------------------------------------------------------
+# --- intervals ----------------------------------------------------------------------------------------
 
 
-def drawn_one_by_one(
-    statistic: Callable[[np.ndarray, np.ndarray], hs.Estimate], x: np.ndarray, y: np.ndarray, counts: np.ndarray
-) -> np.ndarray:
-    rows = [np.repeat(np.arange(len(x)), count) for count in counts.astype(int)]
-    return np.array([statistic(x[row], y[row]).value for row in rows])
+def taken_one_by_one(key: str, x: np.ndarray, images: hs.Images, counts: np.ndarray) -> np.ndarray:
+    rows = [np.flatnonzero(count) for count in counts]
+    return np.array([hs.measure(key, x[row], images.part(row)).value for row in rows])  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["srcc", "krcc", "plcc"])
+def without_contents(images: hs.Images, number: int = 10) -> np.ndarray:
+    """Counts that leave out one or several contents at a time, (B, N)."""
+    generator = np.random.default_rng(1)
+    kept = generator.random((number, images.clusters.max() + 1)) > 0.25
+    return kept[:, images.clusters].astype(float)
+
+
+@pytest.mark.parametrize("key", ["srcc", "krcc", "plcc_raw"])
 @pytest.mark.parametrize("limit", [5_000, 0])
-def test_resampled_correlations_equal_gathering(name: str, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resampled_correlations_equal_gathering(key: str, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resampling, "_MATRIX_LIMIT", limit)
     x, y = simulated(40)
-    x = np.round(x, 1)
-    counts = np.random.default_rng(1).multinomial(40, np.full(40, 1 / 40), size=30).astype(float)
-    counts[0] = np.eye(40)[3] * 40
-    expected = drawn_one_by_one(CORRELATIONS[name], x, y, counts)
+    x, images = np.round(x, 1), hs.rated(y)
+    counts = without_contents(images, 30)
+    counts[0] = np.eye(40)[3]
+    expected = taken_one_by_one(key, x, images, counts)
     assert np.isnan(expected[0])
-    np.testing.assert_allclose(resampled_statistic(name, x, y)(counts), expected, atol=1e-12)
+    np.testing.assert_allclose(STATISTICS[key].resampled(x, images)(counts), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("form", ["logistic4", "logistic5"])
-def test_resampled_fits_equal_fitting_each_resample(form: str) -> None:
+def test_resampled_fits_equal_fitting_each_part(form: str) -> None:
     x, y = simulated(300, seed=2)
-    counts = np.random.default_rng(1).multinomial(300, np.full(300, 1 / 300), size=20).astype(float)
-    for name in ("plcc_fitted", "rmse_fitted"):
-        expected = drawn_one_by_one(lambda a, b: hs.estimate_statistic(name, a, b, form), x, y, counts)  # type: ignore[arg-type]  # noqa: B023
-        found = resampled_statistic(name, x, y, form)(counts)  # type: ignore[arg-type]
-        np.testing.assert_allclose(found, expected, rtol=2e-3)
+    images = hs.rated(y, form=form)  # type: ignore[arg-type]
+    counts = without_contents(images)
+    found = STATISTICS["rmse"].resampled(x, images)(counts)
+    for column, key in enumerate(("plcc_fit", "rmse")):
+        np.testing.assert_allclose(found[:, column], taken_one_by_one(key, x, images, counts), rtol=2e-3)
 
 
-def test_interval_of_the_mean_is_the_normal_one() -> None:
-    values = np.random.default_rng(0).normal(size=400)
-    interval = hs.mean_interval(values, draws=4000)
-    half = 1.96 * values.std() / 20
-    assert interval.low == pytest.approx(values.mean() - half, abs=0.01)
-    assert interval.high == pytest.approx(values.mean() + half, abs=0.01)
+def known_ladders(contents: int = 6) -> tuple[np.ndarray, hs.Images]:
+    """Scores of three levels of two distortion types and the pristine photographs, with qualities."""
+    rows = [
+        (c, k, level)
+        for c in range(contents)
+        for k in ("", "blur", "noise")
+        for level in (1, 2, 3)
+        if k or level == 1
+    ]
+    content, kind, level = (np.array(column) for column in zip(*rows, strict=True))
+    level = np.where(kind == "", 0, level).astype(float)
+    images = hs.Images(np.full(len(rows), np.nan), content.astype(str), kind, level, -level[None], (2.0,))
+    return -level + np.random.default_rng(0).normal(size=len(rows)), images
+
+
+@pytest.mark.parametrize("key", ["l_test", "p_test"])
+def test_resampled_tests_of_severity_equal_gathering(key: str) -> None:
+    scores, images = known_ladders()
+    counts = without_contents(images)
+    images_used, scores_used = images, scores
+    if key == "l_test":
+        images_used, scores_used = images.part(images.in_ladder), scores[images.in_ladder]
+        counts = counts[:, images.in_ladder]
+    found = STATISTICS[key].resampled(scores_used, images_used)(counts)
+    np.testing.assert_allclose(found, taken_one_by_one(key, scores_used, images_used, counts), atol=1e-12)
+
+
+def test_resampled_d_test_judges_a_content_by_the_threshold_of_the_others() -> None:
+    scores, images = known_ladders()
+    pristine = images.levels == 0
+    right = []
+    for content in range(6):
+        own = images.clusters == content
+        threshold = max(
+            np.unique(scores[~own]),
+            key=lambda t: np.mean(scores[~own & pristine] > t) + np.mean(scores[~own & ~pristine] <= t),
+        )
+        right.append(
+            (np.mean(scores[own & pristine] > threshold) + np.mean(scores[own & ~pristine] <= threshold)) / 2
+        )
+    whole = STATISTICS["d_test"].resampled(scores, images)(np.ones((1, len(scores))))
+    assert whole[0] == pytest.approx(np.mean(right))
+    interval = hs.interval("d_test", scores, images)
+    assert interval.low < whole[0] <= hs.measure("d_test", scores, images).value < interval.high
+
+
+def test_interval_of_the_l_test_is_nearly_the_t_interval_of_content_means() -> None:
+    scores, images = known_ladders()
+    used = images.in_ladder
+    ladders = hs.ladder_correlations(scores[used], images.levels[used], images.contents[used], images.kinds[used])
+    means = [ladders.values[ladders.contents == content].mean() for content in np.unique(ladders.contents)]
+    found = hs.interval("l_test", scores, images)
+    assert found.contents == 6
+    # On Fisher's z, by the delta method: its slope is 1 / (1 - L^2).
+    centre = np.mean(means)
+    half = stats.t.ppf(0.975, 5) * stats.sem(means) / (1 - centre**2)
+    expected = np.tanh([np.arctanh(centre) - half, np.arctanh(centre) + half])
+    assert (found.low, found.high) == pytest.approx(tuple(expected), abs=0.05)
 
 
 def test_interval_of_plcc_is_near_fisher_s() -> None:
@@ -307,7 +385,7 @@ def test_interval_of_plcc_is_near_fisher_s() -> None:
     x = generator.normal(size=500)
     y = 0.8 * x + 0.6 * generator.normal(size=500)
     fisher = stats.pearsonr(x, y).confidence_interval()
-    interval = hs.bootstrap_interval(x, y, "plcc")
+    interval = hs.interval("plcc_raw", x, hs.rated(y))
     assert interval.low == pytest.approx(fisher.low, abs=0.015)
     assert interval.high == pytest.approx(fisher.high, abs=0.015)
 
@@ -318,60 +396,56 @@ def test_clusters_widen_the_interval_and_single_image_clusters_do_not() -> None:
     shift = generator.normal(size=20)[contents]
     x = shift + 0.3 * generator.normal(size=600)
     y = 0.5 * shift + generator.normal(size=20)[contents] + 0.3 * generator.normal(size=600)
-    by_image = hs.bootstrap_interval(x, y)
-    by_content = hs.bootstrap_interval(x, y, clusters=contents)
+    by_image, by_content = (hs.interval("srcc", x, hs.rated(y, given)) for given in (None, contents))
     assert by_content.high - by_content.low > 2 * (by_image.high - by_image.low)
-    alone = hs.bootstrap_interval(x, y, clusters=[f"image {i:03d}" for i in range(600)])
-    assert alone == by_image
+    alone = hs.interval("srcc", x, hs.rated(y, [f"image {i:03d}" for i in range(600)]))
+    assert (alone.low, alone.high) == pytest.approx((by_image.low, by_image.high), abs=0.003)
+    # An image of unknown content stands for itself.
+    assert hs.rated(y[:3], ["", "a", ""]).clusters.max() == 2
 
 
-def test_a_cluster_is_drawn_whole() -> None:
-    contents = np.array(["a", "b", "a", "c", "b", "b"])
-    seen: list[np.ndarray] = []
-
-    def keep(counts: np.ndarray) -> np.ndarray:
-        seen.append(counts)
-        return counts.sum(axis=1)
-
-    hs.bootstrap_draws(keep, 6, clusters=contents, draws=50)
-    counts = np.concatenate(seen)
-    for label in "abc":
-        assert (np.ptp(counts[:, contents == label], axis=1) == 0).all()
-    assert (counts[:, [0, 1, 3]].sum(axis=1) == 3).all()
+def test_very_many_contents_are_left_out_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = simulated(200)
+    each = hs.interval("srcc", x, hs.rated(y))
+    monkeypatch.setattr(registry, "MAX_GROUPS", 50)
+    grouped = hs.interval("srcc", x, hs.rated(y))
+    assert (each.contents, grouped.contents) == (200, 50)
+    assert (grouped.low, grouped.high) == pytest.approx((each.low, each.high), abs=0.02)
 
 
-def test_same_seed_same_interval_whatever_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, y = simulated(60)
-    first = hs.bootstrap_interval(x, y, draws=200)
-    assert hs.bootstrap_interval(x, y, draws=200, seed=1) != first
-    monkeypatch.setattr(resampling, "_BLOCK", 600)
-    again = hs.bootstrap_interval(x, y, draws=200)
-    assert (again.low, again.high) == pytest.approx((first.low, first.high), abs=1e-12)
+def test_nothing_is_certain_because_a_few_images_agree() -> None:
+    perfect = hs.interval("srcc", [1, 2, 3, 4, 5], hs.rated([1.0, 2, 3, 4, 5]))
+    assert np.isnan(perfect.low)
+    assert "perfect order: 5 contents are too few" in perfect.reason
+    _, images = known_ladders()
+    assert "perfect order" in hs.interval("l_test", -images.levels, images).reason
+    assert hs.measure("l_test", -images.levels, images).value == 1
 
 
 def test_undefined_intervals_say_why() -> None:
     x, y = simulated(30)
-    assert hs.bootstrap_interval(np.ones(30), y).reason == "all scores are 1"
-    assert "2 contents, 3 needed" in hs.bootstrap_interval(x, y, clusters=np.arange(30) % 2).reason
-    nearly_constant = np.r_[np.zeros(29), 1.0]
-    interval = hs.bootstrap_interval(nearly_constant, y, draws=300)
-    assert "of 300 draws have no value" in interval.reason
-    # The one odd image is missing from (1 - 1/30)^30 = 36 % of the draws.
-    assert interval.undefined_draws == pytest.approx(0.36 * 300, abs=30)
+    assert hs.interval("srcc", np.ones(30), hs.rated(y)).reason == "all scores are 1"
+    assert "2 contents, 3 needed" in hs.interval("srcc", x, hs.rated(y, np.arange(30) % 2)).reason
+    odd = np.r_[np.zeros(29), 1.0]
+    assert hs.interval("srcc", odd, hs.rated(y)).reason == "without one of 30 contents it has no value"
+    assert hs.interval("l_test", x, hs.rated(y)).reason == registry.NO_LEVEL
     with pytest.raises(hs.StatisticsError, match="'auc' is none of srcc"):
-        hs.bootstrap_interval(x, y, "auc")
+        hs.interval("auc", x, hs.rated(y))
     with pytest.raises(hs.StatisticsError, match="level"):
-        hs.percentile_interval([1.0, 2.0], level=1.0)
+        hs.interval("srcc", x, hs.rated(y), level=1.0)
 
 
-def test_two_thousand_draws_on_three_thousand_images_take_seconds() -> None:
-    x, y = simulated(3000)
-    contents = np.arange(3000) % 25
-    began = time.process_time()
-    for name in ("srcc", "krcc", "plcc_fitted"):
-        assert not hs.bootstrap_interval(x, y, name, clusters=contents).reason
-    # 3.5 s of processor time where this was written.
-    assert time.process_time() - began < 20
+def test_every_statistic_has_all_that_tables_need() -> None:
+    scores, images = known_ladders()
+    _, y = simulated(len(scores))
+    rated = dataclasses.replace(images, opinions=y)
+    for key, statistic in STATISTICS.items():
+        assert statistic.key == key
+        assert statistic.title
+        assert statistic.meaning.endswith(".")
+        value, interval = hs.measure(key, scores, rated).value, hs.interval(key, scores, rated)
+        low, high = statistic.range
+        assert low <= interval.low <= value <= interval.high <= high, key
 
 
 # --- splits and groups --------------------------------------------------------------------------------
@@ -409,14 +483,6 @@ def test_content_splits_never_share_a_content() -> None:
     np.testing.assert_array_equal(splits[0], hs.content_splits(contents, seed=3)[0])
 
 
-def test_by_group_keeps_every_label() -> None:
-    x, y = simulated(12)
-    groups = hs.by_group(x, y, ["blur"] * 6 + ["noise"] * 4 + ["rare"] * 2)
-    assert {name: count for name, (_, count) in groups.items()} == {"blur": 6, "noise": 4, "rare": 2}
-    assert groups["blur"][0] == hs.srcc(x[:6], y[:6])
-    assert groups["rare"][0].reason == "2 images, 3 needed"
-
-
 # --- ladders ------------------------------------------------------------------------------------------
 
 
@@ -440,8 +506,6 @@ def test_d_test_is_the_best_of_all_thresholds(scores: np.ndarray, pristine: np.n
         thresholds = np.r_[scores.min() - 1, scores]
         by_hand = [(np.mean(scores[pristine] > t) + np.mean(scores[~pristine] <= t)) / 2 for t in thresholds]
         assert estimate.value == pytest.approx(max(by_hand))
-        one = resampling.resampled_d_test(scores, pristine)(np.ones((1, 12)))
-        assert one[0] == pytest.approx(estimate.value)
 
 
 def test_l_test_by_hand() -> None:
@@ -472,22 +536,6 @@ def test_l_test_keeps_ladders_apart_whatever_the_order_of_rows() -> None:
     assert estimate.value == pytest.approx(1)
 
 
-def test_ladder_intervals_cover_the_estimate() -> None:
-    generator = np.random.default_rng(0)
-    contents = np.repeat(np.arange(12), 12)
-    kinds = np.tile(np.repeat(["blur", "jpeg"], 6), 12)
-    levels = np.tile(np.arange(6.0), 24)
-    scores = -levels + 2 * generator.normal(size=144)
-    value = hs.l_test(scores, levels, contents, kinds).value
-    interval = hs.l_test_interval(scores, levels, contents, kinds, draws=500)
-    assert interval.low < value < interval.high
-    value = hs.d_test(scores, levels == 0).value
-    interval = hs.d_test_interval(scores, levels == 0, clusters=contents, draws=500)
-    assert interval.low <= value <= interval.high
-    constant = hs.l_test_interval(0 * scores, levels, contents, kinds)
-    assert "every ladder" in constant.reason
-
-
 def test_p_test_by_hand() -> None:
     references = [[1, 5, 9, 9.5], [10, 50, 40, 90]]
     better, worse = hs.discriminable_pairs(references, [2, 5])
@@ -499,20 +547,6 @@ def test_p_test_by_hand() -> None:
         hs.p_test([1, 2], [0], [2])
     with pytest.raises(hs.StatisticsError, match="positive"):
         hs.discriminable_pairs(references, [2, 0])
-    interval = hs.p_test_interval(np.arange(20.0), np.arange(1, 20), np.arange(19), draws=100)
-    assert (interval.low, interval.high) == (1, 1)
-
-
-def test_p_test_interval_by_matrix_equals_weighting_every_pair(monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = np.random.default_rng(0)
-    scores, truth = generator.normal(size=40), generator.normal(size=(1, 40))
-    pairs = hs.discriminable_pairs(truth, [0.5])
-    contents = np.repeat(np.arange(8), 5)
-    by_matrix = hs.p_test_interval(scores, *pairs, clusters=contents, draws=200)
-    monkeypatch.setattr(resampling, "_MATRIX_LIMIT", 0)
-    by_pair = hs.p_test_interval(scores, *pairs, clusters=contents, draws=200)
-    assert (by_matrix.low, by_matrix.high) == pytest.approx((by_pair.low, by_pair.high), rel=1e-12)
-    assert by_matrix.low < hs.p_test(scores, *pairs).value < by_matrix.high
 
 
 # --- Krasula ------------------------------------------------------------------------------------------
@@ -594,14 +628,6 @@ def test_williams_t_is_that_of_published_analyses(r12: float, r13: float, r23: f
     assert hs.williams_t(r12, r13, r23, n).statistic == pytest.approx(t, rel=5e-4)
 
 
-def test_williams_t_holds_its_level() -> None:
-    generator = np.random.default_rng(0)
-    y = generator.normal(size=(400, 60))
-    first, second = (0.6 * y + 0.8 * generator.normal(size=y.shape) for _ in range(2))
-    p = [hs.williams_test(a, b, c, ranks=False).p_value for a, b, c in zip(first, second, y, strict=True)]
-    assert np.mean(np.array(p) < 0.05) == pytest.approx(0.05, abs=0.03)
-
-
 def test_williams_undefined_and_impossible() -> None:
     x, y = simulated(20)
     assert "agree perfectly" in hs.williams_test(x, x**3, y).reason
@@ -624,19 +650,32 @@ def test_williams_test_of_a_scorer_turned_round_is_undefined(images: int) -> Non
     assert hs.williams_t(0.5, -0.5, 0.5, images).reason == "the two scorers leave no error"
 
 
-def test_f_test_by_hand() -> None:
-    a, b = np.array([2.0, -2, 2, -2, 2, -2, 2, -2]), np.array([1.0, -1, 1, -1, 1, -1, 1, -1])
-    outcome = hs.f_test(a, b, parameters=4)
-    assert outcome.statistic == pytest.approx(4)
-    # With 4 and 4 degrees of freedom P(F > x) = (1 + 3 x) / (1 + x)^3.
-    assert outcome.p_value == pytest.approx(2 * 13 / 125)
-    assert hs.f_test(b, a).p_value == pytest.approx(outcome.p_value)
-    assert hs.f_test(a, a).p_value == 1
-    assert "no error" in hs.f_test(a, 0 * a).reason
-    assert "4 images, 5 needed" in hs.f_test(a[:4], b[:4]).reason
-    assert not hs.gaussian_residuals(a)
-    assert hs.gaussian_residuals(np.random.default_rng(0).normal(size=1000))
-    assert not hs.gaussian_residuals(np.random.default_rng(0).standard_cauchy(size=1000))
+def test_pitman_test_by_hand() -> None:
+    a, b = np.array([1.0, -1, 2, -2, 0.5]), np.array([2.0, -3, 3, -2, 1])
+    r = stats.pearsonr(a + b, b - a).statistic
+    outcome = hs.pitman_test(a, b)
+    assert outcome.statistic == pytest.approx(r * np.sqrt(3 / (1 - r**2)))
+    assert outcome.statistic > 0
+    assert outcome.p_value == pytest.approx(stats.pearsonr(a + b, b - a).pvalue)
+    assert hs.pitman_test(b, a).p_value == pytest.approx(outcome.p_value)
+    assert "same residuals" in hs.pitman_test(a, a).reason
+    assert "no error" in hs.pitman_test(a, 0 * a).reason
+    assert "3 images, 4 needed" in hs.pitman_test(a[:3], b[:3]).reason
+
+
+def test_sign_flips_by_hand() -> None:
+    # Of 8 patterns only (+ + +) and (- - -) reach 1 + 2 + 3; four reach 2 - 3 - 1 = -2 and beyond.
+    p = hs.sign_flip_p(np.array([[1.0, 1], [2, -2], [3, 3]]))
+    assert p.tolist() == [2 / 8, 6 / 8]
+    assert hs.sign_flip_p(np.zeros((5, 1)))[0] == 1
+    assert [hs.least_p(number) for number in (3, 5, 13)] == [1 / 4, 1 / 16, 2 / 8192]
+    assert hs.least_p(30, 999) == 1 / 1000
+
+
+def test_random_sign_flips_are_near_the_exact_ones() -> None:
+    differences = np.random.default_rng(1).normal(0.4, size=(14, 1))
+    exact = stats.permutation_test((differences[:, 0],), np.sum, permutation_type="samples", n_resamples=2**14)
+    assert hs.sign_flip_p(differences, draws=20_000)[0] == pytest.approx(exact.pvalue, abs=0.01)
 
 
 def test_holm_by_hand() -> None:
@@ -658,90 +697,143 @@ def test_holm_rejects_as_the_step_down_rule_does(p: np.ndarray) -> None:
     assert set(np.flatnonzero(hs.holm(p) <= 0.05).tolist()) == rejected
 
 
-def test_paired_bootstrap_tells_a_good_scorer_from_a_bad_one() -> None:
-    x, y = simulated(200)
-    worse = x + 2 * np.random.default_rng(9).normal(size=200)
-    for name in hs.STATISTICS:
-        result = hs.paired_bootstrap(x, worse, y, name, draws=500)
-        assert 0 < result.low < result.difference < result.high
-        assert result.p_value == pytest.approx(2 / 501)
-        opposite = hs.paired_bootstrap(worse, x, y, name, draws=500)
-        assert opposite.difference == -result.difference
-        assert opposite.p_value == result.p_value
-
-
-def test_paired_bootstrap_of_equal_scorers_is_undecided() -> None:
-    x, y = simulated(50)
-    result = hs.paired_bootstrap(x, 2 * x, y, draws=300)
-    assert (result.difference, result.low, result.high, result.p_value) == (0, 0, 0, 1)
-    assert hs.paired_bootstrap(np.ones(50), x, y).reason == "all scores are 1"
-    assert "2 contents" in hs.paired_bootstrap(x, x, y, clusters=np.arange(50) % 2).reason
-
-
-def test_paired_bootstrap_holds_its_level() -> None:
-    generator = np.random.default_rng(0)
-    found = []
-    for _ in range(200):
-        y = generator.normal(size=80)
-        a, b = (y + generator.normal(size=80) for _ in range(2))
-        found.append(hs.paired_bootstrap(a, b, y, draws=200).p_value < 0.05)
-    assert np.mean(found) == pytest.approx(0.05, abs=0.045)
-
-
-@pytest.mark.parametrize("method", ["bootstrap", "williams", "f"])
-def test_significance_matrix(method: str) -> None:
+def four_scorers() -> tuple[dict[str, np.ndarray], np.ndarray]:
     x, y = simulated(300)
     noise = np.random.default_rng(1).normal(size=(2, 300))
-    scores = {"good": x, "same": 2 * x + 1e-3 * noise[0], "bad": x + 3 * noise[1], "dead": np.zeros(300)}
-    matrix = hs.significance_matrix(scores, y, method=method, draws=500)  # type: ignore[arg-type]
+    return {"good": x, "same": x + 0.05 * noise[0], "bad": x + 3 * noise[1], "dead": np.zeros(300)}, y
+
+
+@pytest.mark.parametrize("method", hs.METHODS)
+def test_significance_matrix(method: str) -> None:
+    scores, y = four_scorers()
+    matrix = hs.significance_matrix(scores, hs.rated(y), method=method)  # type: ignore[arg-type]
     verdicts = {(a, b): matrix.verdicts[i][j] for i, a in enumerate(scores) for j, b in enumerate(scores)}
     assert verdicts["good", "bad"] == "better"
     assert verdicts["bad", "good"] == "worse"
     assert verdicts["good", "same"] == verdicts["same", "good"] == "undecided"
     assert verdicts["good", "good"] == verdicts["good", "dead"] == ""
     assert "all scores are 0" in matrix.reasons["bad", "dead"]
-    np.testing.assert_array_equal(matrix.differences, -matrix.differences.T)
+    for table in (matrix.differences, (matrix.lows + matrix.highs)):
+        np.testing.assert_array_equal(table, -table.T)
     np.testing.assert_array_equal(matrix.p_values, matrix.p_values.T)
+    if method == "flip":
+        assert matrix.lows[0, 2] < matrix.differences[0, 2] < matrix.highs[0, 2]
 
 
-def test_f_matrix_gives_a_reversed_scorer_no_credit() -> None:
+def test_undecided_scorers_share_letters_and_ranks() -> None:
+    scores, y = four_scorers()
+    matrix = hs.significance_matrix(scores, hs.rated(y))
+    # Nothing is known of the one without a value: it may stand anywhere.
+    assert hs.rank_ranges(matrix) == {"good": (1, 3), "same": (1, 3), "bad": (3, 4), "dead": (1, 4)}
+    assert hs.compact_letters(matrix, list(scores)) == {"good": "a", "same": "a", "bad": "b", "dead": "ab"}
+
+
+@given(arrays(np.int8, (6, 6), elements=st.integers(0, 1)))
+@settings(max_examples=60, deadline=None)
+def test_two_share_a_letter_just_where_nothing_is_decided(decided: np.ndarray) -> None:
+    names = tuple("uvwxyz")
+    upper = np.triu(decided, 1)
+    words = {0: "undecided", 1: "better", -1: "worse"}
+    verdicts = tuple(
+        tuple(words[int(v)] if i != j else "" for j, v in enumerate(row)) for i, row in enumerate(upper - upper.T)
+    )
+    nothing = np.zeros((6, 6))
+    matrix = hs.SignificanceMatrix(names, "flip", "srcc", nothing, nothing, nothing, nothing, verdicts)  # type: ignore[arg-type]
+    letters = hs.compact_letters(matrix, names)
+    for (i, a), (j, b) in combinations(enumerate(names), 2):
+        assert bool(set(letters[a]) & set(letters[b])) == (not upper[i, j])
+
+
+def test_tests_for_independent_images_are_refused_where_contents_are_shared() -> None:
+    scores, y = four_scorers()
+    for method in ("williams", "pitman"):
+        matrix = hs.significance_matrix(scores, hs.rated(y, np.arange(300) // 2), method=method)  # type: ignore[arg-type]
+        assert "share contents" in matrix.reasons["good", "bad"]
+        assert matrix.verdicts[0][2] == ""
+
+
+def test_five_contents_decide_nothing_and_say_so() -> None:
+    scores, y = four_scorers()
+    two = {name: scores[name] for name in ("good", "bad")}
+    few = hs.significance_matrix(two, hs.rated(y, np.arange(300) % 5))
+    assert few.verdicts[0][1] == "undecided"
+    assert few.undecidable == "5 contents: no test can decide (the smallest p they can give is 0.062)"
+    assert hs.significance_matrix(two, hs.rated(y, np.arange(300) % 6)).undecidable == ""
+    # Seven contents could tell two scorers apart; after Holm's adjustment over three pairs they could too, six not.
+    three = {name: scores[name] for name in ("good", "bad", "same")}
+    assert "times 3 pairs" in hs.significance_matrix(three, hs.rated(y, np.arange(300) % 6)).undecidable
+    assert hs.significance_matrix(three, hs.rated(y, np.arange(300) % 7)).undecidable == ""
+
+
+def test_a_reversed_scorer_gets_no_credit_for_its_fit() -> None:
     x, y = simulated(300)
     weak = x + 3 * np.random.default_rng(1).normal(size=300)
-    matrix = hs.significance_matrix({"reversed": -x, "weak": weak}, y, method="f")
+    matrix = hs.significance_matrix({"reversed": -x, "weak": weak}, hs.rated(y), method="pitman")
     assert matrix.verdicts[0][1] == ""
     assert "falls" in matrix.reasons["reversed", "weak"]
 
 
 def test_many_scorers_can_still_be_told_apart() -> None:
-    # 100 draws give p >= .02, and Holm over 55 pairs would never let one pass.
+    # 100 draws give p >= .01, and Holm over 55 pairs would never let one pass.
     x, y = simulated(60)
     generator = np.random.default_rng(0)
     scores = {f"s{i:02d}": x + 0.01 * generator.normal(size=60) for i in range(10)} | {
         "no": generator.normal(size=60)
     }
-    matrix = hs.significance_matrix(scores, y, draws=100)
+    matrix = hs.significance_matrix(scores, hs.rated(y), draws=100)
     assert set(matrix.verdicts[-1][:-1]) == {"worse"}
 
 
 def test_significance_matrix_refuses_unknown_names() -> None:
     x, y = simulated(10)
-    with pytest.raises(hs.StatisticsError, match="'t' is none of bootstrap"):
-        hs.significance_matrix({"a": x}, y, method="t")  # type: ignore[arg-type]
+    with pytest.raises(hs.StatisticsError, match="'t' is none of flip"):
+        hs.significance_matrix({"a": x}, hs.rated(y), method="t")  # type: ignore[arg-type]
     with pytest.raises(hs.StatisticsError, match="not 'krcc'"):
-        hs.significance_matrix({"a": x, "b": x}, y, method="williams", statistic="krcc")
+        hs.significance_matrix({"a": x, "b": x}, hs.rated(y), "krcc", method="williams")
     with pytest.raises(hs.StatisticsError, match="lengths differ"):
-        hs.significance_matrix({"a": x[:5]}, y)
+        hs.significance_matrix({"a": x[:5], "b": x[:5]}, hs.rated(y))
+    with pytest.raises(hs.StatisticsError, match="D-test has no comparison"):
+        hs.significance_matrix({"a": x, "b": x}, hs.rated(y), "d_test")
 
 
-def test_mean_matrix_over_ladders() -> None:
+def test_ladders_are_compared_over_contents() -> None:
+    _, images = known_ladders(30)
     generator = np.random.default_rng(0)
-    contents = np.repeat(np.arange(30), 8)
-    base = generator.uniform(0.5, 1, size=240)
-    values = {"a": base, "b": base - 0.1, "c": base - 0.1 + 0.2 * generator.normal(size=240)}
-    matrix = hs.mean_significance_matrix(values, clusters=contents)
+    number = images.clusters.max() + 1
+
+    def scores(noise: float, seed: int) -> np.ndarray:
+        own = np.random.default_rng(seed).normal(size=number)[images.clusters]
+        return -images.levels * (1 + 0.2 * own) + noise * generator.normal(size=len(images))
+
+    matrix = hs.significance_matrix({"a": scores(0.4, 1), "b": scores(2, 2), "c": scores(2, 3)}, images, "l_test")
     assert matrix.verdicts[0] == ("", "better", "better")
     assert matrix.verdicts[1][2] == "undecided"
-    assert matrix.differences[0, 1] == pytest.approx(0.1)
+    assert matrix.contents == 30
+
+
+def load_simulations() -> object:
+    path = Path(__file__).parents[3] / "results" / "statistics" / "simulate.py"
+    spec = importlib.util.spec_from_file_location("simulate", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["simulate"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_tests_hold_their_size_and_intervals_their_coverage() -> None:
+    """A quarter of the trials behind results/statistics; bounds are four standard errors and what is stated there."""
+    for row in load_simulations().all_rows(250):  # type: ignore[attr-defined]
+        if not row.trials or "refused" in row.what:
+            continue
+        slack = 4 * np.sqrt(0.05 * 0.95 / row.trials)
+        if row.what.startswith("size"):
+            assert row.share <= 0.065 + slack, row
+            assert row.contents > 5 or row.share == 0 or "sign flips" not in row.what
+        else:
+            assert row.share >= 0.93 - slack, row
 
 
 # --- means over datasets ------------------------------------------------------------------------------
@@ -759,34 +851,44 @@ def example_cells(**changes: object) -> hs.Cells:
     return hs.cells(**content)  # type: ignore[arg-type]
 
 
-def test_means_over_complete_unseen_cells() -> None:
-    plain = hs.mean_over_datasets(example_cells())
-    assert plain["a"].value == pytest.approx(0.7)
-    assert plain["b"].value == pytest.approx(0.65)
-    assert plain["c"].reason == "no complete value on tid"
-    assert np.isnan(plain["c"].value)
-    weighted = hs.mean_over_datasets(example_cells(), weighted=True)
-    assert weighted["a"].value == pytest.approx(0.1 * 0.9 + 0.3 * 0.5 + 0.6 * 0.7)
-    assert weighted["b"].value == pytest.approx((300 * 0.6 + 600 * 0.7) / 900)
+def test_means_are_over_the_sets_that_nobody_compared_was_trained_on() -> None:
+    found = hs.standings(example_cells())
+    # b has seen koniq, so that nobody's mean holds it.
+    assert found["a"].sets == ("clive", "tid")
+    assert found["a"].mean.value == pytest.approx(0.6)
+    assert found["b"].mean.value == pytest.approx(0.65)
+    assert found["c"].mean.reason == "no complete value on tid"
+    assert found["a"].weighted.value == pytest.approx((300 * 0.5 + 600 * 0.7) / 900)
 
 
-def test_an_incomplete_value_enters_no_mean_even_if_it_is_there() -> None:
-    table = example_cells(complete=[[True, True, False], [True] * 3, [True, True, False]])
-    assert hs.mean_over_datasets(table)["a"].reason == "no complete value on tid"
+def test_two_scorers_that_are_equal_everywhere_have_equal_means() -> None:
+    values = [[0.9, 0.6, 0.65]] * 2
+    equal = {"values": values, "complete": [[True] * 3] * 2, "scorers": ["a", "b"]}
+    found = hs.standings(example_cells(**equal, seen=[[True, False, False], [False] * 3]))
+    assert found["a"].mean == found["b"].mean
+    assert found["a"].wins.value == found["b"].wins.value == 0.5
 
 
-def test_average_rank_by_hand() -> None:
-    ranks = hs.average_rank(example_cells())
-    # koniq without b (seen): a 1, c 2. clive: b 1, a 2, c 3. tid without c: a and b share 1.5.
-    assert ranks["a"].value == pytest.approx((1 + 2 + 1.5) / 3)
-    assert ranks["b"].value == pytest.approx((1 + 1.5) / 2)
-    assert ranks["c"].reason == "no complete value on tid"
+def test_win_rates_by_hand() -> None:
+    found = hs.standings(example_cells())
+    # a and b: clive is b's, tid is shared; a and c: koniq and clive are a's; b and c: clive is b's.
+    assert found["a"].wins.value == pytest.approx((0.25 + 1) / 2)
+    assert found["b"].wins.value == pytest.approx((0.75 + 1) / 2)
+    assert found["c"].wins.value == 0
 
 
-def test_a_scorer_that_saw_everything_has_no_mean() -> None:
-    table = example_cells(seen=[[True] * 3, [False] * 3, [False] * 3])
-    assert hs.mean_over_datasets(table)["a"].reason == "every dataset was seen in training"
-    assert hs.average_rank(table)["b"].value == pytest.approx(1)
+def test_an_incomplete_value_enters_nothing() -> None:
+    found = hs.standings(example_cells(complete=[[True, True, False], [True] * 3, [True, True, False]]))
+    assert found["a"].mean.reason == "no complete value on tid"
+    # With tid, a would draw level there.
+    assert found["a"].wins.value == pytest.approx((0 + 1) / 2)
+
+
+def test_a_scorer_that_saw_everything_leaves_win_rates_of_the_others() -> None:
+    found = hs.standings(example_cells(seen=[[True] * 3, [False] * 3, [False] * 3]))
+    assert "seen in training by one of the scorers" in found["b"].mean.reason
+    assert found["a"].wins.reason == "no set in common with another scorer"
+    assert found["b"].wins.value == 1
     with pytest.raises(hs.StatisticsError, match="sizes"):
         example_cells(sizes=[100, 0, 600])
     with pytest.raises(hs.StatisticsError, match="seen: shape"):

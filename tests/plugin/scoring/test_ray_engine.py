@@ -277,7 +277,7 @@ def test_the_harness_stores_the_same_scores(ray_cluster: None, tmp_path: Path) -
             tmp_path / engine,
             device="cpu",
             engine=engine,
-            settings=Settings(draws=20),
+            settings=Settings(),
         )
         run_all(request, Silent())
         tables[engine] = (tmp_path / engine / "leaderboard.md").read_text()
