@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data.ladders import PHOTOGRAPHS, photograph
+from harness.data.ladders import photograph
 
 Pixels = NDArray[np.uint8]
 SIDE = 224
+PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "motorcycle", "rocket")
 BLOCK = 4
 """Pixels per side of a mosaic tile."""
 SALT_SHARE = 32

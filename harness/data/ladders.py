@@ -1,7 +1,8 @@
-"""The dataset ``ladders``: photographs that ship with scikit-image, degraded step by step. No download.
+"""The dataset ``ladders``: photographs that ship inside packages, degraded step by step. No download.
 
-Each photograph meets every distortion type of :data:`qualiclip_plugin.distortions.DISTORTIONS` at each of its
-strengths, with one noise draw per photograph and type, so that only the strength moves along a ladder.
+Each photograph meets every distortion type of :data:`KINDS` at each of its strengths, with one noise draw per
+photograph and type, so that only the strength moves along a ladder. Photographs, types and strengths are those of a
+version of the dataset: what the package learns to degrade later does not enter by itself.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import csv
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,14 +51,65 @@ def _named(name: str) -> Callable[[], Pixels]:
     return load
 
 
+def _of_package(package: str, ending: str) -> Callable[[], Pixels]:
+    def load() -> Pixels:
+        from PIL import Image
+
+        (path,) = (file for file in metadata.files(package) or () if file.as_posix().endswith(ending))
+        with Image.open(str(path.locate())) as image:
+            return np.asarray(image.convert("RGB"))
+
+    return load
+
+
 PHOTOGRAPHS: Mapping[str, Callable[[], Pixels]] = {
     "astronaut": _named("astronaut"),
     "chelsea": _named("chelsea"),
     "coffee": _named("coffee"),
     "motorcycle": _motorcycle,
     "rocket": _named("rocket"),
+    "grace_hopper": _of_package("matplotlib", "sample_data/grace_hopper.jpg"),
+    "caps": _of_package("pyiqa", "ref_dir/I03.bmp"),
+    "red_hat": _of_package("pyiqa", "ref_dir/I04.bmp"),
+    "boat": _of_package("pyiqa", "ref_dir/I06.bmp"),
+    "houses": _of_package("pyiqa", "ref_dir/I08.bmp"),
+    "lighthouse": _of_package("pyiqa", "ref_dir/I19.bmp"),
 }
-"""Colour photographs inside the scikit-image wheel; its graphics, textures and grey pictures are left out."""
+"""Colour photographs inside wheels that the project needs anyway; graphics, textures and grey pictures are left out.
+
+Five of scikit-image's gallery; Grace Hopper of matplotlib's sample data (US Navy, public domain); five of Kodak's
+"lossless true color" photographs, released for unrestricted use, as pyiqa ships them to calibrate its metrics. The
+last are also contents of LIVE and of TID2008 and TID2013: the dataset says so to scorers that were trained on those.
+"""
+
+KINDS: Mapping[str, tuple[float, ...]] = {
+    "gaussian_blur": (0.5, 2, 5),
+    "lens_blur": (1, 2, 8),
+    "motion_blur": (3, 9, 21),
+    "camera_shake": (0.2, 0.6, 1),
+    "color_diffusion": (0.15, 0.5, 1),
+    "color_shift": (0.2, 0.6, 1),
+    "jpeg2000": (16, 45, 170),
+    "jpeg": (69, 20, 5),
+    "white_noise": (0.001, 0.003, 0.01),
+    "impulse_noise": (0.001, 0.01, 0.03),
+    "shot_noise": (0.001, 0.008, 0.05),
+    "blotchy_noise": (0.015, 0.04, 0.085),
+    "brighten": (0.1, 0.4, 1.1),
+    "darken": (0.05, 0.2, 0.8),
+    "overexposure": (0.3, 1, 2.2),
+    "low_light": (0.2, 0.55, 0.85),
+    "jitter": (0.05, 0.2, 1),
+    "pixelate": (2, 8, 32),
+    "quantization": (32, 8, 2),
+    "color_block": (2, 6, 10),
+    "resize": (1.5, 3, 6),
+    "high_sharpen": (1, 3, 12),
+    "contrast_up": (0, 0.3, 0.8),
+    "contrast_down": (-0.3, -0.5, -0.75),
+    "haze": (0.2, 0.5, 0.8),
+}
+"""Distortion types of version 3 and their strengths, mild to severe. Another type or strength is another version."""
 
 
 def generate(spec: DatasetSpec) -> Path:
@@ -70,7 +122,7 @@ def generate(spec: DatasetSpec) -> Path:
         A folder with images and ``metadata.csv``.
 
     Raises:
-        DatasetError: A photograph is not in the installed scikit-image, or the folder cannot be written.
+        DatasetError: A photograph is not in the installed packages, or the folder cannot be written.
     """
     photographs = {name: photograph(name) for name in PHOTOGRAPHS}
     folder = cache_folder("datasets", spec.name, recipe_hash(spec, photographs))
@@ -90,36 +142,34 @@ def photograph(name: str) -> Pixels:
     """The centre of a photograph, RGB, uint8, (H, W, 3), at most ``SIDE`` on either side.
 
     Raises:
-        DatasetError: The installed scikit-image does not have it.
+        DatasetError: The installed packages do not have it.
     """
     try:
         pixels = PHOTOGRAPHS[name]()
     except Exception as error:
-        raise DatasetError(f"ladders: scikit-image does not provide the photograph {name}: {error}") from error
+        raise DatasetError(f"ladders: no installed package provides the photograph {name}: {error}") from error
     top, left = (max(0, size - SIDE) // 2 for size in pixels.shape[:2])
     return np.ascontiguousarray(pixels[top : top + SIDE, left : left + SIDE])
 
 
 def recipe_hash(spec: DatasetSpec, photographs: Mapping[str, Pixels]) -> str:
     """Fingerprint of all that decides the pixels: version, photographs, distortions and library versions."""
-    from qualiclip_plugin import distortions
-
     recipe = {
         "version": spec.version,
         "photographs": {name: hashlib.sha256(p.tobytes()).hexdigest() for name, p in photographs.items()},
-        "strengths": {name: list(kind.strengths) for name, kind in distortions.DISTORTIONS.items()},
+        "strengths": KINDS,
         "versions": {name: metadata.version(name) for name in ("torch", "torchvision", "Pillow", "numpy")},
     }
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def ladder(pixels: Pixels, kind: Distortion, seed: int) -> list[Pixels]:
+def ladder(pixels: Pixels, kind: Distortion, strengths: Sequence[float], seed: int) -> list[Pixels]:
     """One photograph (H, W, 3) at every strength of one distortion type, mild to severe."""
     import torch
 
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
     steps = []
-    for strength in kind.strengths:
+    for strength in strengths:
         noise = torch.tensor([seed])
         degraded = kind.apply(image.clone(), torch.tensor([float(strength)]), noise)
         steps.append((degraded[0].permute(1, 2, 0) * 255).round().clamp(0, 255).to(torch.uint8).numpy())
@@ -163,9 +213,9 @@ def rows(photographs: Mapping[str, Pixels]) -> Iterator[tuple[dict[str, Any], Pi
 
     for reference, pixels in photographs.items():
         yield _row(reference, "", 0), pixels
-        for name, kind in DISTORTIONS.items():
+        for name, strengths in KINDS.items():
             # zlib.crc32 is the same in every process, unlike hash().
-            steps = ladder(pixels, kind, seed=zlib.crc32(f"{reference}/{name}".encode()))
+            steps = ladder(pixels, DISTORTIONS[name], strengths, seed=zlib.crc32(f"{reference}/{name}".encode()))
             for level, degraded in enumerate(steps, start=1):
                 yield {**_row(reference, name, level), **full_reference(degraded, pixels)}, degraded
 

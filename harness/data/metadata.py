@@ -31,6 +31,8 @@ MAX_COLUMNS = 1000
 LARGEST = 3.4e38
 """What single precision holds; the square of a larger number, which the figures need, may be none any more."""
 UNBOUNDED = (-math.inf, math.inf)
+OPINION_COLUMNS = {"mos": False, "dmos_lower_better": True, "dmos_higher_better": False}
+"""Columns of opinions that say their direction: whether lower is better."""
 WHOLE_SET = "all"
 """The subset of all images in every cell; a split of this name would take its place."""
 
@@ -53,31 +55,35 @@ def find_metadata(folder: Path) -> list[Path]:
     return found
 
 
-def local_spec(folder: Path, name: str = "") -> DatasetSpec:
+def local_spec(folder: Path, name: str = "", lower_better: bool | None = None) -> DatasetSpec:
     """A specification for local images, from the columns of their metadata.
 
-    ``mos`` is higher-better and ``dmos`` lower-better, as ITU-T P.800.2 has them.
+    ``mos`` is higher-better. A ``dmos`` may be either (KADID-10k's is higher-better, CSIQ's is not), and so its
+    direction is declared: by the column's name, ``dmos_lower_better`` or ``dmos_higher_better``, or by the caller.
 
     Args:
         folder: With images and ``metadata.csv`` or ``metadata.jsonl``; or a CSV, JSON-lines or Parquet file.
         name: Name in tables; empty: the folder's or the file's.
+        lower_better: The direction of a column ``dmos``.
 
     Raises:
-        DatasetError: No metadata, an empty one, no opinion and no level column, or both mos and dmos.
+        DatasetError: No metadata, an empty one, no opinion and no level column, two opinion columns, or a ``dmos``
+            whose direction nobody declares.
     """
     path = folder if folder.is_file() else find_metadata(folder)[0]
     first = _columns(path)
     image = "image" if path.suffix == ".parquet" else "file_name"
     if image not in first:
         raise DatasetError(f"{path}: no column {image}; found {', '.join(first)}")
-    labels = [label for label in ("mos", "dmos") if label in first]
+    labels = [label for label in (*OPINION_COLUMNS, "dmos") if label in first]
     if len(labels) > 1:
-        raise DatasetError(f"{path}: both mos and dmos; their directions differ, keep one")
+        raise DatasetError(f"{path}: both {labels[0]} and {labels[1]}; their directions may differ, keep one")
+    down = _declared_direction(path, "".join(labels), lower_better)
     if not labels and not {"distortion", "level"} <= set(first):
         raise DatasetError(f"{path}: no column mos or dmos, and no distortion and level to test an order on")
     optional = ("std", "votes", "reference", "distortion", "level", "split")
     parted = folder.is_dir() and path.parent != folder
-    kind: Literal["mos", "dmos"] = "dmos" if labels == ["dmos"] else "mos"
+    kind: Literal["mos", "dmos"] = "mos" if labels == ["mos"] else "dmos"
     return DatasetSpec(
         name=portable(name or (folder.resolve().name if folder.is_dir() else folder.stem)),
         version="local",
@@ -87,10 +93,25 @@ def local_spec(folder: Path, name: str = "") -> DatasetSpec:
         columns=Columns(
             image, "".join(labels), **{key: key for key in optional if key in first or (key == "split" and parted)}
         ),
-        opinion=Opinion(kind, kind == "dmos", UNBOUNDED) if labels else None,
+        opinion=Opinion(kind, down, UNBOUNDED) if labels else None,
         folder=str(folder),
         verified="run",
     )
+
+
+def _declared_direction(path: Path, column: str, lower_better: bool | None) -> bool:
+    if column == "dmos":
+        if lower_better is None:
+            raise DatasetError(
+                f"{path}: a column dmos does not say whether lower is better; name it dmos_lower_better or "
+                "dmos_higher_better, or give the dataset as PATH@lower_better=true (or false)"
+            )
+        return lower_better
+    if lower_better is not None:
+        raise DatasetError(
+            f"{path}: lower_better is for a column dmos, and the direction of {column or 'none'} is known"
+        )
+    return OPINION_COLUMNS.get(column, False)
 
 
 def local_rows(folder: Path, files: Sequence[Path], spec: DatasetSpec) -> list[Placed]:

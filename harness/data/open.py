@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ def open_dataset(
 
     Args:
         name: Name of a specification; a folder, a CSV or a Parquet file; ``NAME=PATH`` to name it in tables, unless
-            the whole is a path that exists.
+            the whole is a path that exists; ``@lower_better=true`` or ``false`` behind a path: the direction of dmos.
         specs: Known specifications; none: those that ship.
         allow_partial: Accept missing images and another number of them than declared; the result is marked.
         stream: Read a remote dataset as it comes, without keeping it, whatever its specification says.
@@ -204,9 +205,11 @@ def image_hashes(rows: Any) -> tuple[list[str], dict[int, str]]:
 def _named(name: str, specs: Mapping[str, DatasetSpec]) -> DatasetSpec:
     if name not in specs:
         # The sign between name and path may occur in a path as well: split=test is a usual folder.
-        label, _, path = ("", "", name) if Path(name).exists() else name.partition("=")
+        declared = None if Path(name).exists() else re.fullmatch(r"(.+)@lower_better=(true|false)", name)
+        given = declared[1] if declared else name
+        label, _, path = ("", "", given) if Path(given).exists() else given.partition("=")
         if path and Path(path).exists():
-            return local_spec(Path(path), label)
+            return local_spec(Path(path), label, declared[2] == "true" if declared else None)
     return find_spec(name, specs)
 
 

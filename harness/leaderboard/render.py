@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -213,9 +214,8 @@ _MEANS = (("wins", 2), ("mean", 4), ("weighted", 4))
 
 
 def one_line(reason: str) -> str:
-    """A reason without line breaks, shortened."""
-    text = " ".join(reason.split())
-    return text if len(text) <= MAX_REASON else f"{text[: MAX_REASON - 3]}..."
+    """A reason without line breaks, shortened between two words."""
+    return textwrap.shorten(reason, MAX_REASON, placeholder=" ...")
 
 
 def _text(value: Any, digits: int) -> str:

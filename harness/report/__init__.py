@@ -96,12 +96,15 @@ def _write_site(
         text = site.get_template(template).render(links=links, page=page, lacking=lacking, **content)
         inside(folder, page).write_text(text, encoding="utf-8", errors="backslashreplace")
 
-    write("index.html", "index.html.j2", **overview(cells))
+    contests = {
+        name: contest([cell for cell in cells if cell.dataset == name], draws=draws, seed=seed)
+        for name in track(names, "Comparing scorers", len(names))
+    }
+    write("index.html", "index.html.j2", **overview(cells, contests))
     write("versions.html", "versions.html.j2", **versions(cells))
-    for name in track(names, "Comparing scorers", len(names)):
+    for name in names:
         own = [cell for cell in cells if cell.dataset == name]
-        compared = contest(own, draws=draws, seed=seed)
-        content = dataset_page(name, own, compared, gallery, specs.get(name))
+        content = dataset_page(name, own, contests[name], gallery, specs.get(name))
         write(terms.dataset_page(name), "dataset.html.j2", **content)
     for cell in track(cells, "Drawing cells", len(cells)):
         write(cell.page, "cell.html.j2", **cell_page(cell, gallery))

@@ -130,12 +130,20 @@ class Whisker:
     zero: float | None
 
 
-def whiskers(figures: Sequence[Mapping[str, Any]], width: float = 120) -> list[Whisker | None]:
-    """One whisker per figure, all on one axis; none where a figure is undefined."""
+WHISKER_WIDTH = 120
+
+
+def whisker_axis(figures: Sequence[Mapping[str, Any]]) -> Axis | None:
+    """The axis that the whiskers of figures share, with a few ticks; none where all are undefined."""
     known = [f[k] for f in figures for k in ("value", "low", "high") if f.get(k) is not None]
-    if not known:
+    return axis(known, 10, WHISKER_WIDTH - 10, margin=0.02, count=3) if known else None
+
+
+def whiskers(figures: Sequence[Mapping[str, Any]]) -> list[Whisker | None]:
+    """One whisker per figure, all on the axis of :func:`whisker_axis`; none where a figure is undefined."""
+    shared = whisker_axis(figures)
+    if shared is None:
         return [None for _ in figures]
-    shared = axis(known, 4, width - 4, margin=0.02)
     zero = shared.at(0) if shared.low <= 0 <= shared.high else None
     return [_whisker(figure, shared, zero) for figure in figures]
 
@@ -226,19 +234,16 @@ class LadderPlot:
 
 
 def ladder_plots(cell: Cell, width: float = 210, height: float = 130) -> list[LadderPlot]:
-    """A small plot per distortion type, worst order first, all with the scorer's own range."""
+    """A small plot per distortion type, worst order first, each on its own axis: mild types would be flat lines."""
     if not cell.measured:
         return []
     ladders = ladder_rows(cell.rows)
     scores = cell.rows["score"].to_numpy(dtype=float)
     levels = cell.rows["level"].to_numpy(dtype=float, na_value=np.nan)
-    used = [i for indices in ladders.values() for i in indices]
-    if not used:
-        return []
-    y = axis(scores[used], height - 18, 6, count=3)
     plots = []
     for kind in sorted({kind for kind, _ in ladders}):
         own = {content: indices for (name, content), indices in ladders.items() if name == kind}
+        y = axis(scores[np.concatenate(list(own.values()))], height - 18, 6, count=3)
         x = _level_axis(levels[np.concatenate(list(own.values()))], 40, width - 6)
         lines = [
             (content, path([(x.at(levels[i]), y.at(scores[i])) for i in indices])) for content, indices in own.items()

@@ -15,6 +15,7 @@ from harness.leaderboard import table as leaderboard
 from harness.results.measure import Directions, images_of, join_scores
 from harness.results.store import ScoreKey, Store, StoreError, slug
 from harness.statistics.checks import Floats
+from harness.statistics.registry import whole_ladders
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -300,7 +301,7 @@ def ladder_rows(rows: pd.DataFrame) -> dict[tuple[str, str], NDArray[np.intp]]:
     # A pristine image that names a distortion starts that ladder alone, one that names none every ladder without.
     pristine = {(kinds[i], contents[i]): int(i) for i in np.flatnonzero(levels == 0)}
     ladders: dict[tuple[str, str], list[int]] = {}
-    for i in np.flatnonzero(images_of(rows, Directions(False, False)).in_ladder):
+    for i in np.flatnonzero(whole_ladders(levels, contents, kinds)):
         kind, content = kinds[i], contents[i]
         start = pristine.get((kind, content), pristine.get(("", content)))
         ladders.setdefault((kind, content), [] if start is None else [start]).append(int(i))

@@ -43,7 +43,9 @@ def dataset(
         "matrices": _matrices(compared, order),
         "by_distortion": _by_distortion(order, main),
         "compared": compared,
-        "gmad": _gmad(compared, gallery),
+        "axis": charts.whisker_axis([cell.figure(main) for cell in order]),
+        "ceiling": _ceiling(order),
+        "gmad": _gmad(compared, gallery, [cell.scorer for cell in order]),
     }
 
 
@@ -121,7 +123,14 @@ def _by_distortion(cells: Sequence[Cell], main: str) -> dict[str, Any] | None:
     return {"scorers": [cell.scorer for cell in measured], "rows": rows}
 
 
-def _gmad(compared: Contest | None, gallery: Gallery) -> list[dict[str, Any]]:
+def _ceiling(cells: Sequence[Cell]) -> list[tuple[str, float]]:
+    """What the opinions themselves reach in the tests of severity."""
+    found = next((c.content["subsets"]["all"].get("ceiling") for c in cells if c.has_figures), None) or {}
+    return [(FIGURE_NAMES[key], value) for key, value in found.items()]
+
+
+def _gmad(compared: Contest | None, gallery: Gallery, order: Sequence[str]) -> list[dict[str, Any]]:
+    """Pairs for every two scorers, the best ones first: these are what the page opens on."""
     if compared is None:
         return []
     files = compared.rows["file_name"].tolist()
@@ -135,16 +144,17 @@ def _gmad(compared: Contest | None, gallery: Gallery) -> list[dict[str, Any]]:
         {
             "defender": rival.defender,
             "attacker": rival.attacker,
+            "images": len(files),
             "pairs": [
                 {
                     "level": pair.level,
                     "preferred": side(pair.preferred),
                     "rejected": side(pair.rejected),
-                    "gap": round(pair.gap, 3),
-                    "own": round(pair.defender_gap, 3),
+                    "gap": round(pair.gap * (len(files) - 1)),
+                    "own": round(pair.defender_gap * (len(files) - 1)),
                 }
                 for pair in rival.pairs
             ],
         }
-        for rival in compared.rivals
+        for rival in sorted(compared.rivals, key=lambda r: (order.index(r.defender), order.index(r.attacker)))
     ]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Container, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
+from harness import statistics as st
 from harness.leaderboard import table as leaderboard
 from harness.report import charts
-from harness.report.data import Cell
+from harness.report.data import Cell, Contest
 from harness.report.terms import BLOCKS, FIGURE_NAMES, MEANINGS, dataset_page
 
 MEANS = ("wins", "mean", "weighted")
@@ -17,8 +19,13 @@ MEANS = ("wins", "mean", "weighted")
 NEVER_RATED = "never run on a dataset with human scores"
 
 
-def overview(cells: Sequence[Cell]) -> dict[str, Any]:
-    """The leaderboard over all datasets, in one block per kind of training."""
+def overview(cells: Sequence[Cell], contests: Mapping[str, Contest | None] = MappingProxyType({})) -> dict[str, Any]:
+    """Which scorer is ahead on each dataset and how sure that is; then all of them, a block per kind of training.
+
+    Args:
+        cells: All of them.
+        contests: Dataset to its scorers against each other.
+    """
     datasets = sorted({cell.dataset for cell in cells}, key=lambda name: (not _rated(cells, name), name))
     means = _means(cells)
     whiskers = _whiskers(cells)
@@ -33,10 +40,14 @@ def overview(cells: Sequence[Cell]) -> dict[str, Any]:
             blocks.append({"title": title, "text": text, "rows": mark_best(rows)})
     figures = {name: "srcc" if _rated(cells, name) else "l_test" for name in datasets}
     columns = [
-        {"name": name, "page": dataset_page(name), "figure": FIGURE_NAMES[figure]} for name, figure in figures.items()
+        {"name": name, "page": dataset_page(name), "figure": FIGURE_NAMES[figure], "axis": _axis(cells, name)}
+        for name, figure in figures.items()
     ]
     shown = dict.fromkeys(figures.values())
     return {
+        "rankings": [
+            _ranking(name, [cell for cell in cells if cell.dataset == name], contests.get(name)) for name in datasets
+        ],
         "columns": columns,
         "blocks": blocks,
         "with_means": bool(means),
@@ -50,13 +61,83 @@ def short(cell: Cell, figure: str = "") -> dict[str, Any]:
     found = dict(cell.figure(figure or cell.main_figure))
     reason = found.get("reason", "") or ("" if found else str(cell.content.get("reason", "")))
     marks = []
-    if cell.has_opinions and cell.seen is not False:
+    # Nobody's opinion of a ladder can have been seen, its photographs can.
+    if cell.seen or (cell.has_opinions and cell.seen is None):
         marks.append("seen in training" if cell.seen else "training sets not all known")
     if cell.measured and not cell.complete:
         marks.append(str(cell.content["status"]))
     ends = {end: found.get(end) for end in ("value", "low", "high")}
     n = (cell.content["subsets"].get("all") or {}).get("n", 0)
     return {**ends, "n": n, "reason": reason, "marks": marks, "page": cell.page}
+
+
+def _ranking(name: str, cells: Sequence[Cell], compared: Contest | None) -> dict[str, Any]:
+    """The scorers of one dataset, best first, with the ranks that tests leave open."""
+    shown = sorted((cell for cell in cells if value_of(cell) is not None), key=lambda cell: -(value_of(cell) or 0.0))
+    figure = shown[0].main_figure if shown else "srcc"
+    matrix = compared.matrices[0] if compared and compared.matrices else None
+    tested = [cell.scorer for cell in shown if matrix and cell.scorer in matrix.names]
+    ranks = st.rank_ranges(matrix) if matrix else {}
+    letters = st.compact_letters(matrix, tested) if matrix and tested else {}
+    rows = [
+        {
+            "scorer": cell.scorer,
+            "rank": _rank(ranks.get(cell.scorer)),
+            "letters": letters.get(cell.scorer, ""),
+            "cell": short(cell),
+            "whisker": whisker,
+            "trained_on": _training(cell),
+            "cost": _cost(cell),
+        }
+        for cell, whisker in zip(shown, charts.whiskers([cell.figure(figure) for cell in shown]), strict=True)
+    ]
+    return {
+        "name": name,
+        "page": dataset_page(name),
+        "figure": FIGURE_NAMES[figure],
+        "axis": charts.whisker_axis([cell.figure(figure) for cell in shown]),
+        "rows": rows,
+        "verdict": _verdict(tested, letters, matrix),
+    }
+
+
+def value_of(cell: Cell) -> float | None:
+    """The figure that a cell is ranked by; none where it has none."""
+    value = cell.figure(cell.main_figure).get("value")
+    return None if value is None else float(value)
+
+
+def _verdict(tested: Sequence[str], letters: Mapping[str, str], matrix: st.SignificanceMatrix | None) -> str:
+    """One sentence on how sure the order is."""
+    if matrix is None or len(tested) < 2:
+        return "" if matrix is None else "One scorer has a value here: there is nothing to compare."
+    if matrix.undecidable:
+        return f"{matrix.undecidable}."
+    first = tested[0]
+    rivals = [name for name in tested[1:] if set(letters[name]) & set(letters[first])]
+    if rivals:
+        return f"{first} has the highest value, but nothing is decided between it and {', '.join(rivals)}."
+    return f"{first} is ahead of every other scorer here, and tests decide it."
+
+
+def _rank(ends: tuple[int, int] | None) -> str:
+    if ends is None:
+        return ""
+    low, high = ends
+    return str(low) if low == high else f"{low}\N{EN DASH}{high}"
+
+
+def _training(cell: Cell) -> str:
+    scorer = cell.content["scorer"]
+    if scorer.get("opinion_aware") is None:
+        return "not recorded"
+    return " ".join(scorer.get("trained_on") or ()) if scorer["opinion_aware"] else "no human scores"
+
+
+def _cost(cell: Cell) -> float | None:
+    """Milliseconds per image in the scorer; none where it was not measured."""
+    images = cell.content["subsets"]["all"]["n"]
+    return 1000 * cell.content["seconds"] / images if images and cell.content["seconds"] else None
 
 
 def mark_best(rows: list[dict[str, Any]], part: str = "cells", lower: Container[int] = ()) -> list[dict[str, Any]]:
@@ -174,6 +255,10 @@ def _whiskers(cells: Sequence[Cell]) -> dict[tuple[str, str], charts.Whisker | N
         drawn = charts.whiskers([cell.figure(cell.main_figure) for cell in own])
         found |= {(cell.scorer, dataset): whisker for cell, whisker in zip(own, drawn, strict=True)}
     return found
+
+
+def _axis(cells: Sequence[Cell], dataset: str) -> charts.Axis | None:
+    return charts.whisker_axis([cell.figure(cell.main_figure) for cell in cells if cell.dataset == dataset])
 
 
 def _rated(cells: Sequence[Cell], dataset: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -198,6 +199,8 @@ def unavailable_cell(name: str, dataset: str, reason: str) -> dict[str, Any]:
         known = facts(name)
     except ScorerError:
         known = Facts()
+    # The number of a system's error says nothing that its words do not.
+    reason = re.sub(r"\[Errno -?\d+\] ?", "", reason)
     home = os.path.expanduser("~").rstrip("/")  # empty in many containers, where it is the root
     return {
         "schema_version": SCHEMA_VERSION,

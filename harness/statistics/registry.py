@@ -86,13 +86,7 @@ class Images:
     @cached_property
     def in_ladder(self) -> NDArray[np.bool_]:
         """Which images belong to a ladder (one content, one type) of at least three levels, (N,)."""
-        place = np.flatnonzero((self.levels > 0) & (self.kinds != "") & (self.contents != ""))
-        names = np.char.add(np.char.add(self.contents[place], "\0"), self.kinds[place])
-        _, ladder = np.unique(names, return_inverse=True)
-        steps = np.unique(np.column_stack([ladder, self.levels[place]]), axis=0)[:, 0].astype(np.intp)
-        found = np.zeros(len(self), dtype=bool)
-        found[place] = np.bincount(steps, minlength=1)[ladder] >= MIN_IMAGES
-        return found
+        return whole_ladders(self.levels, self.contents, self.kinds)
 
     @cached_property
     def pairs(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -103,6 +97,17 @@ class Images:
         """The chosen images."""
         kept = (getattr(self, name)[chosen] for name in ("opinions", "contents", "kinds", "levels"))
         return Images(*kept, self.qualities[:, chosen], self.margins, self.form)
+
+
+def whole_ladders(levels: Floats, contents: NDArray[np.str_], kinds: NDArray[np.str_]) -> NDArray[np.bool_]:
+    """Which images belong to a ladder of at least three levels above 0, (N,)."""
+    place = np.flatnonzero((levels > 0) & (kinds != "") & (contents != ""))
+    names = np.char.add(np.char.add(contents[place], "\0"), kinds[place])
+    _, ladder = np.unique(names, return_inverse=True)
+    steps = np.unique(np.column_stack([ladder, levels[place]]), axis=0)[:, 0].astype(np.intp)
+    found = np.zeros(len(levels), dtype=bool)
+    found[place] = np.bincount(steps, minlength=1)[ladder] >= MIN_IMAGES
+    return found
 
 
 def rated(opinions: ArrayLike, contents: ArrayLike | None = None, *, form: Form = "logistic4") -> Images:

@@ -159,8 +159,14 @@ function side(title, entry) {
   return figure;
 }
 
-function percent(share) {
-  return `${Math.round(100 * share)}\u00a0%`.replace("-", "\u2212");
+function places(count) {
+  return `${count} ${count === 1 ? "place" : "places"}`;
+}
+
+function apart(rival, pair) {
+  const same = pair.own === 0 ? "gives both the same place"
+    : `has the ${pair.own > 0 ? "left" : "right"} one ${places(Math.abs(pair.own))} higher`;
+  return `Of ${rival.images} images, ${rival.attacker} has the left one ${places(pair.gap)} higher; ${rival.defender} ${same}.`;
 }
 
 function showDuel(rivals, defender, attacker) {
@@ -170,8 +176,7 @@ function showDuel(rivals, defender, attacker) {
     element("h3", { textContent: `${names[pair.level]} third of ${defender}` }),
     element("div", { className: "side" },
       side(`${attacker} prefers`, pair.preferred), side(`${attacker} rejects`, pair.rejected)),
-    element("p", { className: "gap", textContent: `Apart by ${percent(pair.gap)} of the ranks of ${attacker} and `
-      + `${percent(pair.own)} of those of ${defender}.` })));
+    element("p", { className: "gap", textContent: apart(rival, pair) })));
   if (!cards.length) cards.push(element("p", { textContent: `${attacker} sees no difference within any third.` }));
   document.getElementById("pairs").replaceChildren(...cards);
 }

@@ -185,8 +185,8 @@ def test_figures_are_not_mixed_with_labels_that_a_later_run_wrote(tmp_path: Path
     scorers = [fake_scorer(brightness, name) for name in ("one", "two", "three")]
     harness.evaluate(scorers[:2], str(folder), **options)
     # The same opinions under the other name: read with the direction stored before, every correlation turns round.
-    metadata = pd.read_csv(folder / "metadata.csv").rename(columns={"mos": "dmos"})
-    metadata.assign(dmos=-metadata["dmos"]).to_csv(folder / "metadata.csv", index=False)
+    metadata = pd.read_csv(folder / "metadata.csv").rename(columns={"mos": "dmos_lower_better"})
+    metadata.assign(dmos_lower_better=-metadata["dmos_lower_better"]).to_csv(folder / "metadata.csv", index=False)
     harness.evaluate(scorers[2], str(folder), **options)
     row = harness.compare("one", "two", output=tmp_path / "results").iloc[0]
     assert row["reason"].startswith("one: its figures are of other labels")

@@ -120,7 +120,13 @@ def test_jsonl_and_subfolders(tmp_path: Path) -> None:
     write_images(tmp_path / "test", 2)
     write_images(tmp_path / "train", 2)
     rows = [
-        {"file_name": f"{split}/{index}.png", "dmos": index, "split": split, "reference": "a", "level": 1}
+        {
+            "file_name": f"{split}/{index}.png",
+            "dmos_lower_better": index,
+            "split": split,
+            "reference": "a",
+            "level": 1,
+        }
         for split in ("test", "train")
         for index in range(2)
     ]
@@ -418,19 +424,16 @@ def small_ladders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DatasetSpe
     return shipped_specs()["ladders"]
 
 
-def test_ladders_hold_every_distortion_at_every_level(small_ladders: DatasetSpec) -> None:
-    from qualiclip_plugin.distortions import DISTORTIONS
-
+def test_ladders_hold_every_type_at_every_strength(small_ladders: DatasetSpec) -> None:
     table = open_dataset("ladders").table
-    steps = sum(len(kind.strengths) for kind in DISTORTIONS.values())
-    assert len(table) == 2 * (1 + steps)
+    assert len(table) == 2 * (1 + 3 * len(ladders.KINDS))
     counts = table[table["level"] > 0].groupby(["reference", "distortion"])["level"].apply(list)
-    assert {tuple(levels) for levels in counts} == {(1, 2, 3, 4, 5)}
+    assert {tuple(levels) for levels in counts} == {(1, 2, 3)}
     qualities = table[table["level"] > 0][[f"full_reference_{name}" for name in ("psnr", "ssim", "gmsd")]]
     assert np.isfinite(qualities.to_numpy()).all()
     assert (qualities["full_reference_gmsd"] < 0).mean() > 0.99
     assert table[table["level"] == 0]["full_reference_psnr"].isna().all()
-    assert set(counts.index) == {(photo, kind) for photo in ("chelsea", "coffee") for kind in DISTORTIONS}
+    assert set(counts.index) == {(photo, kind) for photo in ("chelsea", "coffee") for kind in ladders.KINDS}
 
 
 def test_ladders_are_generated_once_and_the_same_again(small_ladders: DatasetSpec) -> None:
@@ -447,6 +450,50 @@ def test_ladders_are_generated_once_and_the_same_again(small_ladders: DatasetSpe
     folder.rmdir()
     again = ladders.generate(small_ladders)
     assert {path.name: path.read_bytes() for path in again.rglob("*.png")} == first
+
+
+def test_a_new_type_of_distortion_does_not_enter_the_ladders(
+    small_ladders: DatasetSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qualiclip_plugin import distortions
+
+    photographs = {"chelsea": ladders.photograph("chelsea")}
+    before = ladders.recipe_hash(small_ladders, photographs)
+    more = {**distortions.DISTORTIONS, "another": next(iter(distortions.DISTORTIONS.values()))}
+    monkeypatch.setattr(distortions, "DISTORTIONS", more)
+    assert ladders.recipe_hash(small_ladders, photographs) == before
+
+
+def test_every_photograph_of_the_ladders_is_in_an_installed_package() -> None:
+    assert {ladders.photograph(name).shape for name in ladders.PHOTOGRAPHS} <= {(320, 320, 3), (300, 320, 3)}
+
+
+@pytest.mark.parametrize(
+    ("column", "flag", "lower_better"),
+    [
+        ("mos", "", False),
+        ("dmos_lower_better", "", True),
+        ("dmos_higher_better", "", False),
+        ("dmos", "@lower_better=true", True),
+        ("dmos", "@lower_better=false", False),
+    ],
+)
+def test_a_dmos_has_the_direction_that_is_declared(
+    tmp_path: Path, column: str, flag: str, lower_better: bool
+) -> None:
+    names = write_images(tmp_path / "set", 3)
+    write_metadata(tmp_path / "set", [{"file_name": n, column: i} for i, n in enumerate(names)])
+    spec = open_dataset(f"named={tmp_path / 'set'}{flag}").spec
+    assert spec.opinion is not None
+    assert (spec.name, spec.opinion.lower_better) == ("named", lower_better)
+    if column == "dmos":
+        with pytest.raises(
+            DatasetError, match=r"name it dmos_lower_better or dmos_higher_better.*@lower_better=true"
+        ):
+            open_dataset(str(tmp_path / "set"))
+    else:
+        with pytest.raises(DatasetError, match="is for a column dmos"):
+            open_dataset(f"{tmp_path / 'set'}@lower_better=true")
 
 
 def test_a_new_version_of_the_ladders_is_another_recipe(small_ladders: DatasetSpec) -> None:
