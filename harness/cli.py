@@ -235,7 +235,7 @@ def compare(
     if frame.empty:
         raise QualiCLIPError(f"{output}: no dataset has stored scores of both {first} and {second}")
     shown = frame.astype(object).where(frame.notna(), None).rename(columns={"first": first, "second": second})
-    for column in (name for name in shown.columns if name.startswith("p_")):
+    for column in (name for name in shown.columns if name.split("_")[0] == "p"):
         shown[column] = [_p_value(value) for value in shown[column]]
     shown = shown.map(lambda value: printable(value) if isinstance(value, str) else value)
     typer.echo(shown.to_markdown(index=False, floatfmt=".4f", missingval=""))

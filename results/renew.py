@@ -71,7 +71,7 @@ def lite(shared: Path) -> None:
 
 
 def picture(shared: Path) -> None:
-    """Parts of the report on the ladders beside each other, light and dark. All photographs are scikit-image's."""
+    """Parts of the report on the ladders beside each other, light and dark. All photographs are free to share."""
     from harness.report import write_report
 
     with tempfile.TemporaryDirectory() as place:

@@ -94,5 +94,7 @@ def test_a_picture_without_a_row_in_the_metadata(tmp_path: Path) -> None:
     notes: list[str] = []
     reporter = Silent()
     reporter.note = notes.append  # type: ignore[method-assign]
-    run_all(RunRequest((fake_scorer(),), (str(folder),), tmp_path / "out", settings=Settings(intervals=False)), reporter)
+    run_all(
+        RunRequest((fake_scorer(),), (str(folder),), tmp_path / "out", settings=Settings(intervals=False)), reporter
+    )
     assert notes[0] == "set: 2 images have no row in the metadata and no score: more/extra.png, more/new.jxl"

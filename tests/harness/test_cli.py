@@ -153,7 +153,7 @@ def test_a_scorer_that_cannot_start_keeps_the_measured_row(
 
 def test_a_run_that_left_something_out_ends_with_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = opinion_folder(tmp_path / "photos", 4)
-    options = ["run", "--dataset", str(folder), "--output", str(tmp_path / "r"), "--draws", "0", "--quiet"]
+    options = ["run", "--dataset", str(folder), "--output", str(tmp_path / "r"), "--no-intervals", "--quiet"]
     call(*options, "--scorer", FUNCTION)
     failed = CliRunner().invoke(app, [*options, "--scorer", "tests.support.harness_data:undefined"])
     assert failed.exit_code == 1
@@ -178,8 +178,7 @@ def test_a_part_of_a_dataset_is_marked_and_enters_no_table(tmp_path: Path) -> No
         str(folder),
         "--output",
         str(output),
-        "--draws",
-        "0",
+        "--no-intervals",
         "--quiet",
     ]
     assert "the first 5 images alone" in call(*options, "--limit", "5")
@@ -194,13 +193,13 @@ def test_a_part_of_a_dataset_is_marked_and_enters_no_table(tmp_path: Path) -> No
 
 def test_a_label_names_a_scorer_of_any_kind(tmp_path: Path) -> None:
     folder = opinion_folder(tmp_path / "photos", 5)
-    options = ["run", "--dataset", str(folder), "--output", str(tmp_path / "r"), "--draws", "0", "--quiet"]
+    options = ["run", "--dataset", str(folder), "--output", str(tmp_path / "r"), "--no-intervals", "--quiet"]
     printed = call(*options, "--scorer", f"bright={FUNCTION}", "--scorer", f"dark={FUNCTION}@lower_better=true")
     assert FUNCTION not in printed
     assert {cell["scorer"]["name"] for cell in Store(tmp_path / "r").cells()} == {"bright", "dark"}
     compared = call("compare", "bright", "dark", "--output", str(tmp_path / "r"), "--draws", "100")
     columns = [word.strip() for word in compared.splitlines()[0].split("|")]
-    assert columns[4:6] == ["bright", "dark"]
+    assert columns[5:7] == ["bright", "dark"]
     for wrong, reason in (
         ([f"niqe={FUNCTION}"], "niqe is the name of a metric"),
         (["a=piqe", "a=niqe"], "named 'a'"),
