@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -136,7 +136,11 @@ WHISKER_WIDTH = 120
 def whisker_axis(figures: Sequence[Mapping[str, Any]]) -> Axis | None:
     """The axis that the whiskers of figures share, with a few ticks; none where all are undefined."""
     known = [f[k] for f in figures for k in ("value", "low", "high") if f.get(k) is not None]
-    return axis(known, 10, WHISKER_WIDTH - 10, margin=0.02, count=3) if known else None
+    if not known:
+        return None
+    made = axis(known, 14, WHISKER_WIDTH - 14, margin=0.02, count=2)
+    # Labels such as "-0.25" need a third of the width each.
+    return replace(made, ticks=made.ticks[:: -(-len(made.ticks) // 3) or 1])
 
 
 def whiskers(figures: Sequence[Mapping[str, Any]]) -> list[Whisker | None]:

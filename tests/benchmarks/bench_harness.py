@@ -3,8 +3,8 @@
     python tests/benchmarks/bench_harness.py                 # both, about ten minutes on two cores
     python tests/benchmarks/bench_harness.py --images 200    # a quick look
 
-Prints one Markdown table. The overhead is that of a whole run (open, hash, decode, score, store, figures with 2000
-bootstrap draws) over a plain loop that reads the same files and calls the same scorer on one image at a time, in
+Prints one Markdown table. The overhead is that of a whole run (open, hash, decode, score, store, figures with
+intervals) over a plain loop that reads the same files and calls the same scorer on one image at a time, in
 turns. The start is that of a new process with everything stored, over one with ten images. Beside the clock stands
 processor time, which other programs on the machine disturb less.
 """
