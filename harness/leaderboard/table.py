@@ -127,7 +127,7 @@ def _block_rows(
     grid = _grid(by_place, scorers, datasets, statistic)
     rows = []
     for number, (scorer, standing) in enumerate(st.standings(grid).items()):
-        seen_sets = [datasets[i] for i in np.flatnonzero(grid.seen[number])]
+        seen_sets = [dataset for dataset, own in zip(datasets, grid.seen[number], strict=True) if own]
         why = reasons.get(scorer, standing.mean.reason)
         values = (standing.mean.value, standing.weighted.value, standing.wins.value)
         rows.append((scorer, name, *values, " ".join(standing.sets), " ".join(seen_sets), why))

@@ -138,7 +138,8 @@ def group_figures(rows: pd.DataFrame, directions: Directions, settings: Settings
         intervals = st.intervals(defined, scores, images, level=settings.level)
     figures = {key: as_json(estimate, intervals.get(key)) for key, estimate in estimates.items()}
     if figures["p_test"]["value"] is not None:
-        figures["p_test"]["pairs"] = len(images.part(np.isfinite(images.qualities).all(axis=0)).pairs[0])
+        known = np.asarray(np.isfinite(images.qualities).all(axis=0), dtype=bool)
+        figures["p_test"]["pairs"] = len(images.part(known).pairs[0])
     fit = st.fit_logistic(settings.form, scores, opinions) if opinions is not None else None
     return {
         "n": len(good),

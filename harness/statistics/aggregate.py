@@ -100,7 +100,7 @@ def standings(table: Cells) -> dict[str, Standing]:
     Returns:
         Scorer to its standing; what does not exist is undefined with its reason.
     """
-    common = ~table.seen.any(axis=0)
+    common = np.asarray(~table.seen.any(axis=0), dtype=bool)
     sets = tuple(name for name, kept in zip(table.datasets, common, strict=True) if kept)
     return {
         name: Standing(*_means(table, row, common), _wins(table, row), sets) for row, name in enumerate(table.scorers)

@@ -6,7 +6,7 @@ A record is all that figures, intervals, comparisons, tables and the report need
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -95,8 +95,8 @@ class Images:
 
     def part(self, chosen: NDArray[np.bool_]) -> Images:
         """The chosen images."""
-        kept = (getattr(self, name)[chosen] for name in ("opinions", "contents", "kinds", "levels"))
-        return Images(*kept, self.qualities[:, chosen], self.margins, self.form)
+        kept = {name: getattr(self, name)[chosen] for name in ("opinions", "contents", "kinds", "levels")}
+        return replace(self, **kept, qualities=self.qualities[:, chosen])
 
 
 def whole_ladders(levels: Floats, contents: NDArray[np.str_], kinds: NDArray[np.str_]) -> NDArray[np.bool_]:
@@ -190,7 +190,7 @@ def _laddered(images: Images) -> NDArray[np.bool_] | str:
 
 
 def _compared(images: Images) -> NDArray[np.bool_] | str:
-    known = np.isfinite(images.qualities).all(axis=0)
+    known = np.asarray(np.isfinite(images.qualities).all(axis=0), dtype=bool)
     return known if len(images.margins) and known.any() else NO_FULL_REFERENCE
 
 

@@ -129,6 +129,21 @@ def test_evaluate_and_compare_from_python(tmp_path: Path) -> None:
         harness.compare("good", "missing", output=tmp_path / "results")
 
 
+def test_stored_scores_come_with_file_names_and_labels(tmp_path: Path) -> None:
+    folder = opinion_folder(tmp_path / "set", 6)
+    (folder / "3.png").write_bytes(b"no image")
+    options = {"output": tmp_path / "results", "settings": Settings(intervals=False)}
+    harness.evaluate(fake_scorer(brightness, "dark", lower_better=True), str(folder), **options)
+    rows = harness.load_scores("dark", "set", output=tmp_path / "results")
+    assert rows["file_name"].tolist() == [f"{i}.png" for i in range(6)]
+    assert rows["opinion"].tolist() == [1, 0, 2, 3, 4, 5]
+    assert rows["score"].isna().tolist() == [False, False, False, True, False, False]
+    assert rows["error"][3]
+    assert rows.attrs == {"scorer_lower_better": True, "opinion_lower_better": False}
+    with pytest.raises(StoreError, match=r"no stored scores of 'dark' on 'other'; there are some on set"):
+        harness.load_scores("dark", "other", output=tmp_path / "results")
+
+
 def test_errors_are_compared_after_the_fit_that_the_cells_were_made_with(tmp_path: Path) -> None:
     folder = opinion_folder(tmp_path / "set", 16)
     scorers = [

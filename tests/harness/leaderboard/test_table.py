@@ -154,6 +154,26 @@ def test_ladder_tests_of_a_perfect_a_blind_and_a_reversed_scorer() -> None:
     assert values(ladder_rows(lambda photo, kind, level: level), lower_better=True)["l_test"] == pytest.approx(1.0)
 
 
+def test_types_whose_level_is_no_severity_take_no_part_in_tests_of_severity() -> None:
+    frame = ladder_rows(lambda photo, kind, level: level if kind == "noise" else -level)
+    opinion = [-row.level if row.distortion == "blur" else 0.1 * row.Index for row in frame.itertuples()]
+    rated = frame.assign(opinion=opinion)
+    labels = rated.drop(columns=["score", "error"])
+    scores = rated[["image_hash", "score", "error"]]
+    plain, declared = (
+        cell(join_scores(labels, scores, unordered))["subsets"]["all"] for unordered in ((), ("noise",))
+    )
+    assert plain["figures"]["l_test"]["value"] == pytest.approx(0)
+    assert declared["figures"]["l_test"]["value"] == declared["figures"]["d_test"]["value"] == pytest.approx(1)
+    # What the opinions themselves reach.
+    assert plain["ceiling"]["l_test"] == pytest.approx(0)
+    assert declared["ceiling"]["l_test"] == pytest.approx(1)
+    assert (
+        "stand for severity"
+        in cell(join_scores(labels, scores, ("noise", "blur")))["subsets"]["all"]["figures"]["l_test"]["reason"]
+    )
+
+
 def test_a_ladder_with_failures_counts_as_long_as_three_levels_are_left() -> None:
     frame = ladder_rows(lambda photo, kind, level: -level)
     frame.loc[(frame["reference"] == "a") & (frame["level"].isin([1, 2])), "error"] = "broken"

@@ -153,6 +153,19 @@ def test_the_leaderboard_shows_the_stored_figures(results: Path, site: Path) -> 
     assert "weights &lt;missing&gt; &amp; gone" in text
 
 
+def test_the_first_page_says_which_is_ahead_and_how_sure_that_is(results: Path) -> None:
+    cells = [cell for cell in data.load_cells(Store(results / "results")) if cell.dataset == "single"]
+    compared = data.contest(cells, draws=100)
+    (ranking,) = overview(cells, {"single": compared})["rankings"]
+    assert [row["rank"] for row in ranking["rows"]] == ["1\N{EN DASH}2"] * 2
+    assert [row["letters"] for row in ranking["rows"]] == ["a"] * 2
+    best, other = (row["scorer"] for row in ranking["rows"])
+    assert ranking["verdict"] == f"{best} has the highest value, but nothing is decided between it and {other}."
+    values = [row["cell"]["value"] for row in ranking["rows"]]
+    assert values == sorted(values, reverse=True)
+    assert all(row["cost"] > 0 and row["trained_on"] == "not recorded" for row in ranking["rows"])
+
+
 def test_versions_page_names_what_identifies_each_cell(results: Path, site: Path) -> None:
     text = pages(site)["versions.html"]
     content = cell_of(results, "bright", "rated").content
@@ -498,6 +511,7 @@ def test_gmad_pairs_follow_the_choice_of_scorers(visit: Callable[..., Any]) -> N
     assert pairs.count() == 3
     assert "bright prefers" in pairs.first.inner_text()
     assert page.locator("#pairs img").count() == 6
+    assert re.search(r"Of 28 images, bright has the left one \d+ places? higher; rough ", pairs.first.inner_text())
     assert "rough" not in page.eval_on_selector_all("#attacker option", "all => all.map(o => o.value)")
     page.select_option("#attacker", f"red{HOSTILE}")
     assert HOSTILE in pairs.first.inner_text()
