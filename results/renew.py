@@ -45,13 +45,17 @@ def leaderboard(shared: Path) -> None:
 
 
 def prune(store: Store) -> None:
-    """Remove scores of fingerprints that no cell has any more."""
+    """Remove scores of fingerprints and labels of versions that no cell has any more."""
     cells = [cell for cell in store.cells() if cell["subsets"]]
     kept = {cell["scorer"]["fingerprint"][:16] for cell in cells}
     for folder in store.root.glob("scores/*/*/*"):
         if folder.name not in kept:
             print(f"{folder.relative_to(store.root)}: removed, of an earlier version")
             shutil.rmtree(folder)
+    labels = {store.labels_path(f"{cell['dataset']['name']}@{cell['dataset']['version']}") for cell in cells}
+    for path in set(store.root.glob("datasets/*.parquet")) - labels:
+        print(f"{path.relative_to(store.root)}: removed, of an earlier version")
+        path.unlink()
 
 
 def baseline(shared: Path) -> None:

@@ -42,7 +42,7 @@ FIT = {
 NO_FIT: Schema = {"type": "object", "maxProperties": 0}
 GROUP = record(
     {"n": COUNT, "n_failed": COUNT, "figures": mapping(FIGURE)},
-    {"fit": {"anyOf": [NO_FIT, FIT]}, "krasula": {"type": "object"}},
+    {"fit": {"anyOf": [NO_FIT, FIT]}, "krasula": {"type": "object"}, "ceiling": mapping(NUMBER)},
 )
 SCORER = record({"name": TEXT}, {"opinion_aware": some(FLAG), "trained_on": some(TEXTS), "licence": some(TEXT)})
 
@@ -85,7 +85,7 @@ MEASURED = record(
                 "labels_hash": TEXT,
                 "opinion": some(record({"kind": TEXT, "lower_better": FLAG})),
             },
-            {"seen_by": TEXTS},
+            {"seen_by": TEXTS, "unordered": TEXTS},
         ),
         "subsets": {**mapping(GROUP), "required": ["all"]},
         "distortions": mapping(GROUP),

@@ -227,7 +227,7 @@ def test_a_results_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_lists() -> None:
-    assert "ladders@2" in call("list", "datasets")
+    assert "ladders@3" in call("list", "datasets")
     scorers = call("list", "scorers")
     assert "qualiclip-lite" in scorers
     assert "koniq10k" in scorers
