@@ -28,20 +28,18 @@ def overview(cells: Sequence[Cell], contests: Mapping[str, Contest | None] = Map
     """
     datasets = sorted({cell.dataset for cell in cells}, key=lambda name: (not _rated(cells, name), name))
     means = _means(cells)
-    whiskers = _whiskers(cells)
     blocks = []
     for aware, title, text in BLOCKS:
         chosen = [cell for cell in cells if cell.content["scorer"].get("opinion_aware") is aware]
         names = dict.fromkeys(cell.scorer for cell in chosen)
-        rows = [_row(name, chosen, datasets, means, whiskers) for name in names]
+        rows = [_row(name, chosen, datasets, means) for name in names]
         rows.sort(key=_order)
         if rows:
             mark_best(rows, "means")
             blocks.append({"title": title, "text": text, "rows": mark_best(rows)})
     figures = {name: "srcc" if _rated(cells, name) else "l_test" for name in datasets}
     columns = [
-        {"name": name, "page": dataset_page(name), "figure": FIGURE_NAMES[figure], "axis": _axis(cells, name)}
-        for name, figure in figures.items()
+        {"name": name, "page": dataset_page(name), "figure": FIGURE_NAMES[figure]} for name, figure in figures.items()
     ]
     shown = dict.fromkeys(figures.values())
     return {
@@ -224,13 +222,9 @@ def _row(
     cells: Sequence[Cell],
     datasets: Sequence[str],
     means: Mapping[str, list[dict[str, Any]]],
-    whiskers: Mapping[tuple[str, str], charts.Whisker | None],
 ) -> dict[str, Any]:
     own = {cell.dataset: cell for cell in cells if cell.scorer == scorer}
-    shown = [
-        {**short(own[name]), "whisker": whiskers[scorer, name]} if name in own else _nothing("never run")
-        for name in datasets
-    ]
+    shown = [short(own[name]) if name in own else _nothing("never run") for name in datasets]
     reasons = {cell["reason"] for cell in shown if cell["value"] is None}
     stopped = all(cell["value"] is None for cell in shown) and len(reasons) == 1
     return {
@@ -247,26 +241,12 @@ def _order(row: Mapping[str, Any]) -> list[float]:
     return [2.0 if value is None else -value for value in values]
 
 
-def _whiskers(cells: Sequence[Cell]) -> dict[tuple[str, str], charts.Whisker | None]:
-    """A whisker for every cell, on one axis for each dataset."""
-    found: dict[tuple[str, str], charts.Whisker | None] = {}
-    for dataset in {cell.dataset for cell in cells}:
-        own = [cell for cell in cells if cell.dataset == dataset]
-        drawn = charts.whiskers([cell.figure(cell.main_figure) for cell in own])
-        found |= {(cell.scorer, dataset): whisker for cell, whisker in zip(own, drawn, strict=True)}
-    return found
-
-
-def _axis(cells: Sequence[Cell], dataset: str) -> charts.Axis | None:
-    return charts.whisker_axis([cell.figure(cell.main_figure) for cell in cells if cell.dataset == dataset])
-
-
 def _rated(cells: Sequence[Cell], dataset: str) -> bool:
     return any(cell.has_opinions for cell in cells if cell.dataset == dataset)
 
 
 def _nothing(reason: str) -> dict[str, Any]:
-    return {"value": None, "low": None, "high": None, "reason": reason, "marks": [], "page": "", "whisker": None}
+    return {"value": None, "low": None, "high": None, "reason": reason, "marks": [], "page": ""}
 
 
 def _mean(value: float | None, reason: str) -> dict[str, Any]:
