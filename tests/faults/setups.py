@@ -10,7 +10,6 @@ import datasets
 import torch
 
 from harness.data import ladders
-from qualiclip_plugin import distortions
 from qualiclip_plugin.utils import download
 from qualiclip_plugin.weights import loading as weights
 
@@ -35,7 +34,7 @@ def small_ladders() -> None:
     ladders.PHOTOGRAPHS = {"coffee": ladders.PHOTOGRAPHS["coffee"]}  # type: ignore[misc]
     ladders.SIDE = 64
     kept = ("gaussian_blur", "jpeg")
-    distortions.DISTORTIONS = {name: distortions.DISTORTIONS[name] for name in kept}  # type: ignore[misc]
+    ladders.KINDS = {name: ladders.KINDS[name] for name in kept}  # type: ignore[misc]
 
 
 def impatient(seconds: float) -> None:
