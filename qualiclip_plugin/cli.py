@@ -1,4 +1,4 @@
-"""Command line: ``qualiclip score | map | degrade | train | export | bench | weights | doctor``; imports wait."""
+"""Command line: ``qualiclip score | map | gallery | degrade | train | export | bench | weights | doctor``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -111,6 +111,9 @@ def score(
         Path | None,
         typer.Option(help="Also write the table to a .csv, .jsonl or .parquet file; with --engine ray: folder."),
     ] = None,
+    gallery: Annotated[
+        Path | None, typer.Option(help="Also write a page that shows the pictures, worst first, to this folder.")
+    ] = None,
     engine: Annotated[
         Engine, typer.Option(help="local: this process. ray: all GPUs or cores of a Ray cluster, resumable.")
     ] = Engine.local,
@@ -162,6 +165,8 @@ def score(
         icc,
     )
     if engine is Engine.ray:
+        if gallery is not None:
+            raise ConfigError("--gallery shows files of this machine: it does not go with --engine ray")
         with _shard_progress() as advance:
             summary = score_on_ray(
                 paths,
@@ -185,9 +190,17 @@ def score(
     warnings.filterwarnings("ignore", module=r"PIL\.")
     if output is not None:
         check_output(output)
+    if gallery is not None:
+        from qualiclip_plugin.gallery import check_gallery
+
+        check_gallery(gallery)
     files = images_in(paths)
     frame = _score_here(files, request, check_device(device), workers, output)
-    _print_table(frame)
+    try:
+        if gallery is not None:
+            _show(frame, gallery, files, workers, exif=exif, icc=icc, background=colour, max_pixels=max_pixels)
+    finally:
+        _print_table(frame)
     _exit_if_failed(int(frame["error"].notna().sum()), len(frame))
 
 
@@ -210,6 +223,23 @@ def _score_here(
             write_scores(frame, output)
             unfinished.remove()
     return frame
+
+
+def _show(
+    frame: DataFrame,
+    folder: Path,
+    files: Sequence[Path] | None,
+    workers: int,
+    large: int | None = None,
+    **choices: Any,
+) -> None:
+    """Write the gallery and say where it is."""
+    from qualiclip_plugin.gallery import LARGE_PICTURES, write_gallery
+    from qualiclip_plugin.utils.images import read_image
+
+    read, large = partial(read_image, **choices), LARGE_PICTURES if large is None else large
+    page = write_gallery(frame, folder, files=files, read=read, large=large, workers=max(workers, 1))
+    typer.echo(f"gallery: {printable(page)}", err=True)
 
 
 def _unfinished(
@@ -365,6 +395,35 @@ def map_images(
         except OSError as error:
             raise ConfigError(f"{output}: cannot be written: {error.strerror or error}") from error
     _exit_if_failed(failed, len(files))
+
+
+@app.command("gallery")
+def gallery_command(
+    scores: Annotated[Path, typer.Argument(metavar="SCORES", help="What 'qualiclip score --output' wrote.")],
+    output: Annotated[Path, typer.Option(help="Folder of the page; an earlier gallery there is replaced.")],
+    large: Annotated[
+        int | None,
+        typer.Option(min=0, help="Pictures, from the worst on, that can be looked at closely. [default: 1000]"),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Threads that read pictures.")] = 2,
+    background: Annotated[str, typer.Option(help="As for 'qualiclip score'.")] = "white",
+    exif: Annotated[bool, typer.Option(help="As for 'qualiclip score'.")] = True,
+    icc: Annotated[bool, typer.Option(help="As for 'qualiclip score'.")] = True,
+    max_pixels: Annotated[int, typer.Option(min=0, help="As for 'qualiclip score'.")] = 0,
+) -> None:
+    """Write a page that shows scored pictures, worst first: to look at, filter, mark, and save lists of names.
+
+    It opens from the folder, without a server and without a network. Relative paths in SCORES start from the current
+    folder.
+    """
+    from qualiclip_plugin.gallery import check_gallery
+    from qualiclip_plugin.scoring.table import read_scores
+    from qualiclip_plugin.utils.images import MAX_PIXELS
+
+    check_gallery(output)
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    choices = {"exif": exif, "icc": icc, "background": _colour(background), "max_pixels": max_pixels or MAX_PIXELS}
+    _show(read_scores(scores), output, None, workers, large, **choices)
 
 
 @app.command()

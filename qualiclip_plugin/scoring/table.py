@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -12,11 +13,16 @@ import pandas as pd
 
 from qualiclip_plugin.scoring.local import ScoredImage
 from qualiclip_plugin.utils.atomic import atomic_write
-from qualiclip_plugin.utils.errors import ConfigError
+from qualiclip_plugin.utils.errors import ConfigError, first_line
+from qualiclip_plugin.utils.regular_files import open_regular
 from qualiclip_plugin.utils.shown import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+
+BEFORE, AFTER = ("path", "score"), ("width", "height", "error", "note")
+"""Columns of every table; those of the attributes stand between them."""
 
 
 def to_frame(rows: Iterable[ScoredImage], attributes: Sequence[str] = ()) -> pd.DataFrame:
@@ -38,13 +44,18 @@ def to_frame(rows: Iterable[ScoredImage], attributes: Sequence[str] = ()) -> pd.
         }
         for row in rows
     ]
-    frame = pd.DataFrame.from_records(
-        records, columns=["path", "score", *attributes, "width", "height", "error", "note"]
-    )
+    return _typed(pd.DataFrame.from_records(records, columns=[*BEFORE, *attributes, *AFTER]))
+
+
+def attribute_columns(frame: pd.DataFrame) -> list[str]:
+    """Names of the columns with the scores of single prompt pairs."""
+    return [str(name) for name in frame.columns if name not in {*BEFORE, *AFTER}]
+
+
+def _typed(frame: pd.DataFrame) -> pd.DataFrame:
     text = dict.fromkeys(("path", "error", "note"), "string")
-    return frame.astype(
-        text | dict.fromkeys(("score", *attributes), "float64") | dict.fromkeys(("width", "height"), "Int64")
-    )
+    numbers = dict.fromkeys(("score", *attribute_columns(frame)), "float64")
+    return frame.astype(text | numbers | dict.fromkeys(("width", "height"), "Int64"))
 
 
 def _write_csv(frame: pd.DataFrame, file: IO[bytes]) -> None:
@@ -65,6 +76,47 @@ WRITERS: dict[str, Callable[[pd.DataFrame, IO[bytes]], None]] = {
     ".jsonl": _write_jsonl,
     ".parquet": _write_parquet,
 }
+
+
+def _read_csv(file: IO[bytes]) -> pd.DataFrame:
+    # A name such as "NA" is a name, and an empty field is nothing.
+    return pd.read_csv(
+        file, dtype=dict.fromkeys(("path", "error", "note"), "string"), keep_default_na=False, na_values=[""]
+    )
+
+
+def _read_jsonl(file: IO[bytes]) -> pd.DataFrame:
+    return pd.DataFrame.from_records([json.loads(line) for line in file])
+
+
+READERS: dict[str, Callable[[IO[bytes]], pd.DataFrame]] = {
+    ".csv": _read_csv,
+    ".jsonl": _read_jsonl,
+    ".parquet": pd.read_parquet,
+}
+
+
+def read_scores(path: str | os.PathLike[str]) -> pd.DataFrame:
+    """Read what :func:`write_scores` wrote; same columns and types as :func:`to_frame`.
+
+    Raises:
+        ConfigError: Unknown suffix, or not a table of scores; the message names the file and what is wrong.
+    """
+    source = Path(path)
+    reader = READERS.get(source.suffix.lower())
+    if reader is None:
+        raise ConfigError(f"{printable(source)}: the name must end in {', '.join(READERS)}")
+    try:
+        with open_regular(source) as file:
+            frame = reader(file)
+        lacking = [name for name in (*BEFORE, *AFTER) if name not in frame.columns]
+        if lacking:
+            raise ConfigError(f"{printable(source)}: not a table of scores: has no column {', '.join(lacking)}")
+        return _typed(frame)
+    except OSError as error:
+        raise ConfigError(f"{printable(source)}: cannot be read: {error.strerror or first_line(error)}") from error
+    except (ValueError, TypeError, OverflowError) as error:  # what pandas and pyarrow raise for other content
+        raise ConfigError(f"{printable(source)}: not a table of scores: {first_line(error)}") from error
 
 
 def check_output(path: str | os.PathLike[str]) -> Path:
