@@ -119,7 +119,7 @@ def to_junit(comparison: Comparison) -> str:
 
 def to_html(comparison: Comparison, pictures: Pictures) -> str:
     """One web page that needs no other file, with a small picture of every image that is named and there."""
-    from harness.report import TEMPLATES, environment
+    from harness.report import environment, stylesheet
 
     shown = comparison.findings[:MOST_ROWS]
     named = {finding.name for finding in shown} | {figure.image for figure in comparison.figures}
@@ -138,17 +138,20 @@ def to_html(comparison: Comparison, pictures: Pictures) -> str:
             figures=[{**_figure(figure, str), "image": figure.image} for figure in comparison.figures],
             thumbnails={name: _thumbnail(pictures, name) for name in named & {*pictures.names}},
             circumstances=_differing(comparison),
-            style=(TEMPLATES / "style.css").read_text(encoding="utf-8"),
+            style=stylesheet(),
         )
     )
 
 
 def _thumbnail(pictures: Pictures, name: str) -> str:
     """A picture as an address that holds it; empty where it cannot be read."""
-    from harness.report.pictures import jpeg
+    from harness.report.pictures import SIZES
+    from qualiclip_plugin.gallery.thumbnails import jpeg
 
     try:
-        return f"data:image/jpeg;base64,{base64.b64encode(jpeg(pictures.pixels(name), 'small')).decode('ascii')}"
+        return (
+            f"data:image/jpeg;base64,{base64.b64encode(jpeg(pictures.pixels(name), *SIZES['small'])).decode('ascii')}"
+        )
     except ImageError:
         return ""
 

@@ -6,9 +6,7 @@ the pointer and picks gMAD pairs. All text from files and metadata is escaped by
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +19,10 @@ from harness.report.overview import overview, versions
 from harness.report.pictures import Gallery, open_sources
 from harness.results.store import Store, StoreError, no_results
 from harness.run.progress import track
-from qualiclip_plugin.utils.atomic import atomic_folder, inside
+from qualiclip_plugin.gallery import TEMPLATES as THEME
+from qualiclip_plugin.utils.atomic import inside
 from qualiclip_plugin.utils.errors import ConfigError
-from qualiclip_plugin.utils.json_yaml import read_json
+from qualiclip_plugin.utils.page_folder import check_page_folder, page_folder
 from qualiclip_plugin.utils.shown import printable
 
 if TYPE_CHECKING:
@@ -32,9 +31,7 @@ if TYPE_CHECKING:
     from harness.data.spec import DatasetSpec
 
 TEMPLATES = Path(__file__).parent / "templates"
-ASSETS = ("style.css", "app.js")
-MANIFEST = "report.json"
-MADE_BY = "iqa-harness report"
+KIND, MADE_BY = "report", "iqa-harness report"
 
 
 def write_report(
@@ -64,7 +61,7 @@ def write_report(
     from harness.data.spec import catalogue
 
     target = Path(output)
-    _check_target(target)
+    check_page_folder(target, KIND, MADE_BY)
     cells = load_cells(Store(results))
     if not cells:
         raise ConfigError(no_results(results))
@@ -72,7 +69,7 @@ def write_report(
     specs = catalogue(include)
     sources, lacking = open_sources(datasets, specs, names)
     try:
-        with atomic_folder(target.absolute(), replace=True) as partial:
+        with page_folder(target, KIND, MADE_BY) as partial:
             _write_site(partial, cells, Gallery(partial, sources), lacking, specs, draws, seed)
     except OSError as error:
         raise StoreError(f"{target}: cannot be written: {error.strerror or error}") from error
@@ -108,10 +105,8 @@ def _write_site(
         write(terms.dataset_page(name), "dataset.html.j2", **content)
     for cell in track(cells, "Drawing cells", len(cells)):
         write(cell.page, "cell.html.j2", **cell_page(cell, gallery))
-    for asset in ASSETS:
-        shutil.copyfile(TEMPLATES / asset, folder / asset)
-    manifest = {"made_by": MADE_BY, "files": _files(folder)}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    (folder / "style.css").write_text(stylesheet(), encoding="utf-8")
+    (folder / "app.js").write_text(_joined(THEME / "theme.js", TEMPLATES / "app.js"), encoding="utf-8")
 
 
 def environment() -> Environment:
@@ -132,25 +127,10 @@ def environment() -> Environment:
     return site
 
 
-def _check_target(target: Path) -> None:
-    if target.exists() and not target.is_dir():
-        raise ConfigError(f"{target}: is a file, a folder is needed")
-    known = _earlier_report(target)
-    strangers = [name for name in _files(target) if name not in known]
-    if strangers:
-        raise ConfigError(f"{target}: holds {strangers[0]}, which is no part of a report; choose another --output")
+def stylesheet() -> str:
+    """The style of the report's pages: the colours and elements that all pages of this project have, and its own."""
+    return _joined(THEME / "theme.css", TEMPLATES / "style.css")
 
 
-def _earlier_report(folder: Path) -> set[str]:
-    """The files of a report; none where there is no report."""
-    try:
-        manifest = read_json(folder / MANIFEST, ConfigError, "a report")
-    except ConfigError:
-        return set()
-    files = manifest.get("files")
-    return {MANIFEST, *map(str, files)} if manifest.get("made_by") == MADE_BY and isinstance(files, list) else set()
-
-
-def _files(folder: Path) -> list[str]:
-    """All files below a folder, by their paths there."""
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+def _joined(*files: Path) -> str:
+    return "".join(file.read_text(encoding="utf-8") for file in files)

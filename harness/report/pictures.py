@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from harness.data.open import ImageSet, open_dataset, open_datasets
 from harness.data.rows import Stream, image_bytes
 from harness.data.spec import DatasetSpec
+from qualiclip_plugin.gallery.thumbnails import jpeg
 from qualiclip_plugin.utils.atomic import inside
 from qualiclip_plugin.utils.errors import QualiCLIPError
 from qualiclip_plugin.utils.images import read_image
@@ -55,26 +52,8 @@ class Gallery:
         except (QualiCLIPError, OSError):
             return False
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(jpeg(pixels.permute(1, 2, 0).numpy(), size))
+        target.write_bytes(jpeg(pixels.permute(1, 2, 0).numpy(), *SIZES[size]))
         return True
-
-
-def jpeg(pixels: NDArray[np.uint8], size: str) -> bytes:
-    """A picture as a JPEG file.
-
-    Args:
-        pixels: RGB, (H, W, 3).
-        size: A key of ``SIZES``.
-    """
-    from PIL import Image
-
-    side, quality = SIZES[size]
-    picture = Image.fromarray(pixels)
-    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    # 4:4:4, since colour subsampling would blur the very distortions that are to be seen.
-    picture.save(buffer, "JPEG", quality=quality, subsampling=0)
-    return buffer.getvalue()
 
 
 def open_sources(

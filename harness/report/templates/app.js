@@ -1,36 +1,4 @@
-"use strict";
-
-// Nothing here uses innerHTML: file names and metadata enter the page as text only.
-
 const tip = document.getElementById("tip");
-
-function element(name, content, ...children) {
-  const made = document.createElement(name);
-  for (const [key, value] of Object.entries(content)) made[key] = value;
-  made.append(...children);
-  return made;
-}
-
-// --- theme ---------------------------------------------------------------------------------------------
-
-function remembered() {
-  // Storage may be refused for pages opened from a file.
-  try { return localStorage.getItem("theme"); } catch { return null; }
-}
-
-function remember(theme) {
-  try { localStorage.setItem("theme", theme); } catch { /* the choice then lasts for this page */ }
-}
-
-function applyTheme(theme) {
-  const dark = theme ? theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-  if (theme) document.documentElement.dataset.theme = theme;
-  const button = document.getElementById("theme");
-  button.textContent = dark ? "Light" : "Dark";
-  button.setAttribute("aria-label", `Switch to ${dark ? "light" : "dark"} colours`);
-  button.onclick = () => { const next = dark ? "light" : "dark"; remember(next); applyTheme(next); };
-  button.hidden = false;
-}
 
 // --- sortable tables -----------------------------------------------------------------------------------
 
@@ -199,5 +167,3 @@ if (duel) {
   duel.hidden = false;
   choose();
 }
-
-applyTheme(remembered());

@@ -9,7 +9,10 @@ const WORDS = ["not marked", "keep", "drop"];
 
 function pathOf(row) { return TABLE.prefix + paths[row]; }
 function shownPath(row) { return TABLE.shown[row] ?? pathOf(row); }
-function shownName(row) { return TABLE.shown[row] === undefined ? paths[row] : shownPath(row); }
+function shownName(row) {
+  const path = shownPath(row);
+  return path.startsWith(TABLE.prefix) ? path.slice(TABLE.prefix.length) : path;
+}
 function digits(value, count = 3) { return value.toFixed(count).replace("-", "\u2212"); }
 function counted(count, word) { return `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`; }
 function picture(size, row) { return `${size}/${Math.floor(row / SHARD)}/${row}.jpg`; }

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from qualiclip_plugin.gallery import check_gallery, page_data, write_gallery
+from qualiclip_plugin.gallery.thumbnails import picture_path
 from qualiclip_plugin.scoring.local import ScoredImage
 from qualiclip_plugin.scoring.table import WRITERS, read_scores, to_frame, write_scores
 from qualiclip_plugin.utils.errors import ConfigError
@@ -249,11 +250,15 @@ def test_a_hundred_thousand_pictures_stay_few_elements(browser: Any, tmp_path: P
     site = write_gallery(frame.iloc[:1], tmp_path / "out", files=[tmp_path / "one.jpg"], large=0).parent
     data = page_data(frame.sort_values("score"), [None] * count, 0)
     (site / "data.js").write_text(f"const TABLE = {json.dumps(data)};\n")
-    for shard in range(count // 1000):
-        (site / f"thumbnails/{shard}").mkdir(exist_ok=True)
-        for row in range(shard * 1000, (shard + 1) * 1000):
-            if row:
-                os.link(site / "thumbnails/0/0.jpg", site / f"thumbnails/{shard}/{row}.jpg")
+    thumbnail = (site / "thumbnails/0/0.jpg").read_bytes()
+    for row in range(count):
+        path = site / picture_path("thumbnails", row)
+        if row % 1000 == 0:
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(thumbnail)
+            first = path
+        else:
+            os.link(first, path)
     problems: list[str] = []
     page = visit(browser, site, problems)
     for place in (0.3, 0.8, 1.0):
