@@ -195,6 +195,10 @@ def score(
 
         check_gallery(gallery)
     files = images_in(paths)
+    if gallery is not None and any(
+        Path(os.path.abspath(file)).is_relative_to(os.path.abspath(gallery)) for file in files
+    ):
+        raise ConfigError(f"{printable(gallery)}: lies among the images, and its thumbnails would be scored")
     frame = _score_here(files, request, check_device(device), workers, output)
     try:
         if gallery is not None:

@@ -104,17 +104,13 @@ function save(mark, file) {
 
 let measure = measures[0], view = [], current = 0;
 
-function selected(except) {
-  const status = by("status").value, marked = by("marked").value, text = by("name").value.toLowerCase();
-  const active = measures.filter((one) => one.side && one !== except);
-  const rows = [];
-  for (let row = 0; row < COUNT; row++) {
-    if (status && (status === "failed") !== Number.isNaN(measures[0].values[row])) continue;
-    if (marked && marks[row] !== Number(marked)) continue;
-    if (text && !shownPath(row).toLowerCase().includes(text)) continue;
-    if (active.every((one) => passes(one, row))) rows.push(row);
-  }
-  return rows;
+const orders = new Map();
+
+/** All rows in the chosen order; kept, since a threshold that is dragged asks for it in every frame. */
+function ordered() {
+  const key = `${by("direction").value} ${measures.indexOf(measure)}`;
+  if (!orders.has(key)) orders.set(key, sort(Array.from(paths, (_, row) => row)));
+  return orders.get(key);
 }
 
 function sort(rows) {
@@ -126,11 +122,20 @@ function sort(rows) {
   return rows.sort((a, b) => none(a) - none(b) || (none(a) ? 0 : sign * (values[a] - values[b])) || a - b);
 }
 
+function selected(except) {
+  const status = by("status").value, marked = by("marked").value, text = by("name").value.toLowerCase();
+  const active = measures.filter((one) => one.side && one !== except);
+  return ordered().filter((row) => (!status || (status === "failed") === Number.isNaN(measures[0].values[row]))
+    && (!marked || marks[row] === Number(marked))
+    && (!text || shownPath(row).toLowerCase().includes(text))
+    && active.every((one) => passes(one, row)));
+}
+
 function apply({ stay = false } = {}) {
   const row = view[current];
   const others = selected(measure);
   drawHistogram(others);
-  view = sort(others.filter((one) => passes(measure, one)));
+  view = others.filter((one) => passes(measure, one));
   current = Math.max(0, stay ? view.indexOf(row) : 0);
   showFilters();
   summarize();
@@ -211,8 +216,8 @@ function summarize() {
   by("summary").replaceChildren(element("b", { textContent: view.length.toLocaleString("en") }),
     ` of ${counted(COUNT, "picture")} shown`);
   by("shown-count").textContent = view.length.toLocaleString("en");
-  for (const [id, word, count] of [["save-keep", "keep", keep], ["save-drop", "drop", drop]]) {
-    by(id).textContent = `Save ${word} list (${count.toLocaleString("en")})`;
+  for (const [id, word, count] of [["save-keep", "kept", keep], ["save-drop", "dropped", drop]]) {
+    by(id).textContent = `Save ${word} (${count.toLocaleString("en")})`;
     by(id).disabled = !count;
   }
   by("undo").disabled = !earlier.length;

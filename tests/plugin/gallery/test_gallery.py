@@ -151,8 +151,9 @@ def test_score_writes_a_gallery_and_so_does_gallery_from_its_table(
     assert run_main(monkeypatch, "qualiclip", "gallery", "s.csv", "--output", "two") in (0, None)
     assert "gallery: one/index.html" in capsys.readouterr().err
     assert table_of(Path("one")) == table_of(Path("two"))
-    with pytest.MonkeyPatch.context() as patch:
-        assert run_main(patch, "qualiclip", "score", "a.png", "--engine", "ray", "--gallery", "one") == 2
+    assert run_main(monkeypatch, "qualiclip", "score", "a.png", "--engine", "ray", "--gallery", "one") == 2
+    assert run_main(monkeypatch, "qualiclip", "score", ".", "--gallery", "one") == 2
+    assert "its thumbnails would be scored" in capsys.readouterr().err
 
 
 # --- in a browser -------------------------------------------------------------------------------------
