@@ -60,7 +60,7 @@ def test_links_of_the_documents_lead_somewhere() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", sorted((ROOT / ".github").rglob("*.yml")) + [ROOT / "CITATION.cff"], ids=lambda path: path.name
+    "path", [*sorted((ROOT / ".github").rglob("*.yml")), ROOT / "CITATION.cff"], ids=lambda path: path.name
 )
 def test_files_of_the_repository_are_whole_yaml(path: Path) -> None:
     assert isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict)
