@@ -123,8 +123,9 @@ def per_pixel(found: QualityMap) -> np.ndarray:
     total, weight = (np.zeros(found.pixels.shape[:2], dtype=np.float32) for _ in range(2))
     height, width = found.window
     tent = np.outer(_tent(height), _tent(width))
-    starts = (window_starts(*sizes, found.stride) for sizes in zip(total.shape, found.window, strict=True))
-    for (top, left), value in zip(product(*starts), found.values.flat, strict=True):
+    tops = window_starts(total.shape[0], height, found.stride)
+    lefts = window_starts(total.shape[1], width, found.stride)
+    for (top, left), value in zip(product(tops, lefts), found.values.flat, strict=True):
         place = slice(top, top + height), slice(left, left + width)
         total[place] += value * tent
         weight[place] += tent
@@ -170,5 +171,6 @@ def draw(found: QualityMap) -> Figure:
     for axes in (left, right):
         axes.set_axis_off()
     bar = figure.colorbar(overlay, ax=right, fraction=0.05, label="0 bad, 1 good")
-    bar.solids.set_alpha(1)
+    if bar.solids is not None:
+        bar.solids.set_alpha(1)
     return figure
