@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from qualiclip_plugin.utils.errors import ImageError
+from qualiclip_plugin.utils.errors import ImageError, out_of_memory
 from qualiclip_plugin.utils.images.formats import FORMATS, HEAD_BYTES, has_heif, read_format, unread_kind
 from qualiclip_plugin.utils.images.pixels import Choices, rgb_pixels
 from qualiclip_plugin.utils.images.png import without_ballast
@@ -134,9 +134,9 @@ def _decode(file: IO[bytes], name: str, choices: Choices, max_pixels: int) -> De
         raise ImageError(f"{name}: {error}") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name}: {_too_large('', max_pixels)}") from error
-    except MemoryError as error:
-        raise ImageError(f"{name}: not enough memory to decode it") from error
     except Exception as error:
+        if out_of_memory(error):
+            raise ImageError(f"{name}: not enough memory to decode it") from error
         # Decoders meet hostile bytes with whatever they please: struct.error, SyntaxError, KeyError, zlib.error.
         raise ImageError(f"{name}: {_why_not(read_format(head), error)}") from error
 
@@ -152,7 +152,7 @@ def _opened(file: IO[bytes], head: bytes, max_pixels: int, notes: list[str]) -> 
     if found == "PNG":
         file, profile = without_ballast(file, notes)
     failures: list[tuple[str, Exception]] = []
-    for plugin in _formats():
+    for plugin in _formats(found):
         opener, accepts = Image.OPEN[plugin]
         # Not by `Image.open`, which keeps the reason to itself and warns of sizes that `max_pixels` allows.
         try:
@@ -213,10 +213,11 @@ def _jpeg_scans(file: IO[bytes]) -> int:
     return scans
 
 
-def _formats() -> tuple[str, ...]:
+def _formats(found: str | None) -> tuple[str, ...]:
     # Pillow can be built without some decoders, and asking it for a missing one is an error of its own.
     Image.init()
-    if has_heif() and "HEIF" not in Image.OPEN:
+    # The library of HEIF is large: no other file waits for it, or fails where it has no room.
+    if found == "HEIF" and has_heif() and "HEIF" not in Image.OPEN:
         from pillow_heif import register_heif_opener
 
         register_heif_opener()
