@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import os
+import signal
+import sys
 import tarfile
 import time
 import zipfile
@@ -67,11 +69,14 @@ undefined.lower_better = False  # type: ignore[attr-defined]
 
 
 def slow_brightness(images: torch.Tensor) -> torch.Tensor:
-    """Brightness that takes some time and logs every image that it scores."""
+    """Brightness that takes some time, logs every image that it scores, and kills its process where it is told to."""
     time.sleep(0.02)
     if log := os.environ.get("HARNESS_TEST_LOG"):
         with open(log, "a", encoding="utf-8") as file:
             file.write("x" * len(images))
+            written = file.tell()
+        if written >= int(os.environ.get("HARNESS_TEST_KILL_AT", sys.maxsize)):
+            os.kill(os.getpid(), signal.SIGKILL)
     return brightness(images)
 
 

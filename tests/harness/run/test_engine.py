@@ -334,12 +334,9 @@ def test_kill_and_rerun_computes_only_what_was_lost_and_gives_the_same_table(
     number = 120
     folder = opinion_folder(tmp_path / "set", number)
     output, log = tmp_path / "killed", tmp_path / "log"
-    run = start_run(folder, output, log)
-    deadline = time.monotonic() + 60
-    while len(list(output.rglob("part-*.parquet"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    run.send_signal(signal.SIGKILL)
-    assert run.wait() == -signal.SIGKILL
+    monkeypatch.setenv("HARNESS_TEST_KILL_AT", "60")
+    assert start_run(folder, output, log).wait() == -signal.SIGKILL
+    monkeypatch.delenv("HARNESS_TEST_KILL_AT")
     scored = len(log.read_text())
     parts = list(output.rglob("part-*.parquet"))
     assert len(parts) > 0

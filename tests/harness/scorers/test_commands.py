@@ -70,7 +70,9 @@ def test_a_changed_helper_changes_the_identity(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "kit" / "__init__.py").write_text("")
     (tmp_path / "kit" / "deep.py").write_text("factor = 1\n")
     (tmp_path / "kit" / "near.py").write_text("def f():\n    from .deep import factor\n    return factor\n")
-    (tmp_path / "own_scorer.py").write_text("import torch\nfrom kit import near\ndef score(x):\n    return x\n")
+    (tmp_path / "own_scorer.py").write_text(
+        "import torch\nfrom kit import near\ndef score(x):\n    return x.mean((1, 2, 3))\n"
+    )
     names = ["own_scorer:score@lower_better=false", f"cmd:{sys.executable} own_scorer.py@lower_better=false"]
     files = ["own_scorer.py", "kit/near.py", "kit/deep.py", "kit/__init__.py"]
     assert {str(file.relative_to(tmp_path)) for file in own_files(Path("own_scorer.py"))} == set(files)
