@@ -120,7 +120,7 @@ def main() -> None:
 
 
 def features(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Pooled features of the training crops, of the ladders of the held-out photographs and of the scored images."""
+    """Pooled features of the training crops, of ladders of the held-out photographs and of the scored images."""
     config, model = load_config("lite"), starting_model()
     if arguments.batches:
         config = load_config("lite", [f"head.batches={arguments.batches}"])
@@ -128,26 +128,23 @@ def features(arguments: argparse.Namespace) -> dict[str, Any]:
     model.eval()
     prepare_for_inference(model.image_encoder)
     crops = torch.stack([centre_crop(arguments.photos / name) for name in arguments.names.read_text().split()])
-    table = pd.read_csv(arguments.scored / "metadata.csv")
-    images = [to_float(read_image(arguments.scored / name))[None] for name in table.file_name]
-    return {
-        "seen": seen.features,
-        "kinds": list(seen.kinds),
-        "relevant": seen.relevant,
-        "held_out": torch.stack(
-            [torch.stack([pooled(model, step) for step in kind], 1) for kind in ladder_images(crops)]
-        ),
-        "scored": torch.cat([pooled(model, image) for image in images]),
-        "mos": torch.tensor(table.mos.to_numpy()),
-    }
+    held_out = [torch.stack([pooled(model, step) for step in kind], 1) for kind in ladder_images(crops, KINDS)]
+    panels = {panel.name: panel_features(model, panel) for panel in arguments.panels}
+    return {"seen": dataclasses.asdict(seen), "held_out": torch.stack(held_out), "panels": panels}
+
+
+def panel_features(model: QualiCLIP, panel: Path) -> Tensor:
+    images = (to_float(read_image(panel / name))[None] for name in scored_table(panel).file_name)
+    return torch.cat([pooled(model, image) for image in images])
 
 
 def training_features(config: TrainConfig, model: QualiCLIP, photos: str) -> LadderFeatures:
     skipped = SkipList()
     display = Display(skipped, enabled=True)
+    assert config.head is not None  # noqa: S101 (narrows the type: the configuration has one)
     with ThreadPoolExecutor(config.workers) as pool, display.counting("features", config.head.batches) as notice:
         crops = TrainingPhotos(config, photos, pool, skipped, display).fitting_crops(config.head.batches)
-        return collect_ladders(model, crops, config, torch.device("cpu"), notice)
+        return collect_ladders(model, crops, config, config.head.encoded, torch.device("cpu"), notice)
 
 
 @torch.inference_mode()

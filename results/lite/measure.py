@@ -1,6 +1,6 @@
 """Measure the lite model for its card: ladders, attributes, opinions, precision, speed.
 
-    python results/lite/measure.py --photos FOLDER --names held_out.txt --scored IMAGEFOLDER
+    python results/lite/measure.py --photos FOLDER --names held_out.txt --panels IMAGEFOLDER ...
 
 Writes ``figures.json``, ``attributes.csv`` and ``attributes.png`` beside this file.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--weights", default="lite")
     parser.add_argument("--photos", type=Path, required=True, help="folder of photographs")
     parser.add_argument("--names", type=Path, required=True, help="names of those not trained on, one a line")
-    parser.add_argument("--scored", type=Path, help="imagefolder with metadata.csv (file_name, mos)")
+    parser.add_argument("--panels", type=Path, nargs="*", default=[], help="imagefolders with human scores")
     arguments = parser.parse_args()
     model = load_model(arguments.weights)
     crops = [centre_crop(arguments.photos / name) for name in arguments.names.read_text().split()]
@@ -48,8 +48,7 @@ def main() -> None:
         "precision": precision(arguments.weights, crops),
     }
     figures["images_per_second_512x384_2_threads"] = speed(model)
-    if arguments.scored:
-        figures["opinions"] = opinions(model, arguments.scored)
+    figures["opinions"] = {panel.name: opinions(model, panel) for panel in arguments.panels}
     figures |= {"device": "CPU", "date": time.strftime("%Y-%m-%d"), "versions": versions()}
     (HERE / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
     matrix = attribute_matrix(attributes)
@@ -65,10 +64,10 @@ def centre_crop(path: Path) -> Tensor:
     return image[:, top : top + SIDE, left : left + SIDE]
 
 
-def ladder_images(crops: Tensor) -> Iterator[list[Tensor]]:
+def ladder_images(crops: Tensor, kinds: Sequence[str] = tuple(DISTORTIONS)) -> Iterator[list[Tensor]]:
     """Per kind, the pristine crops and their five levels."""
     seeds = torch.arange(len(crops))
-    for kind in DISTORTIONS.values():
+    for kind in (DISTORTIONS[name] for name in kinds):
         strengths = [torch.full((len(crops),), kind.strength(level)) for level in range(1, 6)]
         yield [crops, *(kind.apply(crops, strength, seeds) for strength in strengths)]
 
@@ -128,17 +127,30 @@ def speed(model: QualiCLIP) -> float:
     return float(1 / np.median(times))
 
 
-def opinions(model: QualiCLIP, folder: Path) -> dict[str, float]:
-    table = pd.read_csv(folder / "metadata.csv")
-    scores = [measure(model, to_float(read_image(folder / name))[None])[0].item() for name in table.file_name]
+def scored_table(panel: Path) -> pd.DataFrame:
+    """Files and human scores (``file_name``, ``mos``) of an imagefolder."""
+    return pd.read_csv(panel / "metadata.csv")
+
+
+def opinions(model: QualiCLIP, panel: Path) -> dict[str, float]:
+    table = scored_table(panel)
+    scores = [measure(model, to_float(read_image(panel / name))[None])[0].item() for name in table.file_name]
+    return agreement(np.array(scores), table)
+
+
+def agreement(scores: np.ndarray, table: pd.DataFrame) -> dict[str, float]:
+    """Agreement with people over all images, and the mean over images of one kind of file."""
     ranks = interval("srcc", scores, rated(table.mos))
+    suffixes = table.file_name.str.lower().str.rsplit(".", n=1).str[-1]
+    within = [srcc(scores[rows], table.mos[rows]).value for rows in (suffixes == kind for kind in suffixes.unique())]
     low, high = np.percentile(scores, [5, 95])
     return {
         "n": len(scores),
         "srcc": srcc(scores, table.mos).value,
-        "plcc_raw": plcc(scores, table.mos).value,
         "srcc_low": ranks.low,
         "srcc_high": ranks.high,
+        "srcc_within_kinds_of_files": float(np.mean(within)),
+        "plcc_raw": plcc(scores, table.mos).value,
         "score_5th_percentile": float(low),
         "score_95th_percentile": float(high),
     }

@@ -15,6 +15,7 @@ class HeadConfig:
 
     Attributes:
         batches: Batches of crops, one ladder of degradations each, that it is fitted to.
+        encoded: Share of the ladders that carry a mild encoding (``encodings.py``) on all their levels.
         pairs: For each of the seven prompt pairs the distortion kinds that it names, with their weights.
         stages: Stages whose features the linear part regresses on; the bent part sees all that the tower pools.
         named, unnamed: Weights of the named and of all other kinds against the variety of contents.
@@ -25,6 +26,7 @@ class HeadConfig:
         epochs, batch_size, learning_rate, weight_decay, dropout: Of the bent part's training (AdamW, one cycle).
         ranking_margin: By how much the score's logit falls between any two levels of a ladder.
         pristine_weight: Weight of the order between pristine and degraded crops of all photographs.
+        twin_weight: Weight of the squared difference between a pristine crop's logits with and without encoding.
         attribute_weight: Weight of the loss by which ``attribute_kinds`` move the pairs that name them most.
         attribute_margin: By how much further the scores of these pairs fall than those of the others.
         restraint: Weight of the bent part's squared size: how strongly it keeps to what is linear.
@@ -33,10 +35,11 @@ class HeadConfig:
     batches: int
     pairs: Mapping[str, Mapping[str, float]]
     stages: tuple[int, ...]
+    encoded: float = 0.6
     named: float = 0.3
     unnamed: float = 1.0
     slope: float = 0.1
-    penalty: float = 0.5
+    penalty: float = 2.0
     gains: Mapping[str, float] = field(default_factory=dict)
     epochs: int = 20
     batch_size: int = 64
@@ -45,6 +48,7 @@ class HeadConfig:
     dropout: float = 0.3
     ranking_margin: float = 0.5
     pristine_weight: float = 0.1
+    twin_weight: float = 0.1
     attribute_weight: float = 1.0
     attribute_margin: float = 0.1
     restraint: float = 0.01
@@ -61,6 +65,8 @@ class HeadConfig:
                 raise ConfigError(f"head: {name} must be at least 1, not {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"head: dropout must be in [0, 1), not {self.dropout}")
+        if self.encoded > 1:
+            raise ConfigError(f"head: encoded is a share of the ladders, at most 1, not {self.encoded}")
         weights = [weight for kinds in self.pairs.values() for weight in kinds.values()]
         numbers = [value for value in vars(self).values() if isinstance(value, float)]
         if not all(0 <= value < float("inf") for value in [*weights, *self.gains.values(), *numbers]):

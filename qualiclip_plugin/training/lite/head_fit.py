@@ -67,7 +67,7 @@ def fit_head(
         raise ConfigError("head: there are no settings to fit it with")
     # First, because collecting takes most of the time: stages that the tower does not pool are refused here.
     columns = stage_pool_tower(model).columns(config.head.stages)
-    seen = collect_ladders(model, crops, config, device, notice)
+    seen = collect_ladders(model, crops, config, config.head.encoded, device, notice)
     weight, bias = fit_directions(ladder_moments(seen, columns), config.head, config.levels)
     hidden = stage_pool_tower(model).hidden
     layer = None

@@ -56,9 +56,10 @@ def train_hidden_layer(
     """
     head = config.head
     assert head is not None  # noqa: S101 (narrows the type; only called with a head)
-    linear = (seen.features.double() @ weight.T + bias).float()
+    crops = torch.cat([seen.features, seen.twins[:, None]], dim=1)
+    linear = (crops.double() @ weight.T + bias).float()
     mean, deviation = seen.features.mean((0, 1)), seen.features.std((0, 1)) + 1e-6
-    features = (seen.features - mean) / deviation
+    features = (crops - mean) / deviation
     with preserved_generators():
         torch.manual_seed(derive_seed(config.seed, "head"))
         layer = HiddenLayer(features.shape[-1], width, len(bias), head.dropout)
@@ -80,10 +81,10 @@ def train_hidden_layer(
 
 
 def ladder_loss(qualities: Tensor, relevant: Tensor, config: HeadConfig) -> Tensor:
-    """Order within ladders, between pristine and degraded crops, and between prompt pairs.
+    """Order within ladders, between pristine and degraded crops, and between prompt pairs; equal twins.
 
     Args:
-        qualities: Arguments of the pairs' sigmoids, (B, L + 1, P), the pristine crop first.
+        qualities: Arguments of the pairs' sigmoids, (B, L + 2, P), the pristine crop first, its twin last.
         relevant: Pairs that name a ladder's distortion, (B, P) bool; ladders without any take no part in the last.
         config: Margins and weights.
 
@@ -92,11 +93,18 @@ def ladder_loss(qualities: Tensor, relevant: Tensor, config: HeadConfig) -> Tens
     """
     scores = torch.sigmoid(qualities)
     logits = torch.logit(scores.mean(-1), eps=1e-6)
-    ranking = torch.relu(config.ranking_margin - falls(logits, 1)).mean()
-    gaps = logits[:, 0, None] - logits[:, 1:].flatten()
+    ladders, twins = logits[:, :-1], logits[:, -1]
+    ranking = torch.relu(config.ranking_margin - falls(ladders, 1)).mean()
+    gaps = torch.cat([ladders[:, 0], twins])[:, None] - ladders[:, 1:].flatten()
     pristine = torch.relu(PRISTINE_MARGIN - gaps).mean()
-    attributes = named_fall_loss(scores[:, 0] - scores[:, -1], relevant, config.attribute_margin)
-    return ranking + config.pristine_weight * pristine + config.attribute_weight * attributes
+    apart = (ladders[:, 0] - twins).square().mean()
+    attributes = named_fall_loss(scores[:, 0] - scores[:, -2], relevant, config.attribute_margin)
+    return (
+        ranking
+        + config.pristine_weight * pristine
+        + config.twin_weight * apart
+        + config.attribute_weight * attributes
+    )
 
 
 def _on_raw_features(layer: HiddenLayer, mean: Tensor, deviation: Tensor) -> HiddenLayer:

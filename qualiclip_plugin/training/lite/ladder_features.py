@@ -14,7 +14,9 @@ from qualiclip_plugin.models.precision import prepare_for_inference
 from qualiclip_plugin.models.qualiclip import QualiCLIP
 from qualiclip_plugin.training.config import TrainConfig
 from qualiclip_plugin.training.draws import draw_plan, relevant_pairs
+from qualiclip_plugin.training.encodings import encode_ladders
 from qualiclip_plugin.training.sampling import degrade
+from qualiclip_plugin.training.seeds import generator
 from qualiclip_plugin.utils.errors import ConfigError
 from qualiclip_plugin.utils.images import to_float
 
@@ -27,11 +29,13 @@ class LadderFeatures:
         features: (M, L + 1, C), fp32.
         kinds: Name of each ladder's distortion.
         relevant: Prompt pairs that ``attribute_kinds`` says name it, (M, P) bool.
+        twins: The pristine crops once more, (M, C): plain where the ladder carries a mild encoding, else with one.
     """
 
     features: Tensor
     kinds: tuple[str, ...]
     relevant: Tensor
+    twins: Tensor
 
 
 def stage_pool_tower(model: QualiCLIP) -> StagePoolTower:
@@ -45,6 +49,7 @@ def collect_ladders(
     model: QualiCLIP,
     crops: Iterable[Tensor],
     config: TrainConfig,
+    encoded: float,
     device: torch.device,
     notice: Callable[[int], None],
 ) -> LadderFeatures:
@@ -54,6 +59,7 @@ def collect_ladders(
         model: Its image encoder is a ``StagePoolTower``.
         crops: Crop pairs of step 0, 1, ..., uint8 (B, 2, 3, S, S).
         config: Degradations and ``attribute_kinds``.
+        encoded: Share of the ladders that carry a mild encoding on all their levels.
         device: Where the features are computed.
         notice: Is told the number of batches done.
 
@@ -63,17 +69,19 @@ def collect_ladders(
     fast = deepcopy(model).to(device)
     prepare_for_inference(fast)
     tower = stage_pool_tower(fast)
-    features, kinds, relevant = [], [], []
+    features, twins, kinds, relevant = [], [], [], []
     for step, batch in enumerate(crops):
         plan = draw_plan(config, step)
         if any(len(names) > 1 for names in plan.kinds):
             raise ConfigError("head: a ladder has one distortion, so compositions must be 1")
         with torch.inference_mode():
             # The second crop of a pair would tell little that is new about the photograph.
-            images = degrade(to_float(batch[:, 0].to(device)), plan, include_pristine=True)
-            pooled = tower.pool(fast.normalise(images.flatten(0, 1)))
-        features.append(pooled.unflatten(0, images.shape[:2]).cpu().clone())
+            ladders = degrade(to_float(batch[:, 0].to(device)), plan, include_pristine=True)
+            images = encode_ladders(ladders, encoded, generator(config.seed, "encodings", step))
+            pooled = tower.pool(fast.normalise(images.flatten(0, 1))).unflatten(0, images.shape[:2]).cpu()
+        features.append(pooled[:, :-1].clone())
+        twins.append(pooled[:, -1].clone())
         kinds += [names[0] for names in plan.kinds]
         relevant.append(relevant_pairs(plan, config))
         notice(step + 1)
-    return LadderFeatures(torch.cat(features), tuple(kinds), torch.cat(relevant))
+    return LadderFeatures(torch.cat(features), tuple(kinds), torch.cat(relevant), torch.cat(twins))
