@@ -1,8 +1,8 @@
 """Fit the head of the lite model in other ways, from the same features, and measure every variant.
 
-    python results/lite/ablate.py --photos FOLDER --names held_out.txt --scored IMAGEFOLDER --features FILE.pt
+    python results/lite/ablate.py --photos FOLDER --names held_out.txt --panels IMAGEFOLDER ... --features FILE.pt
 
-Writes ``ablation.csv`` and ``ablation_head.md`` beside this file. The features of the training crops are those that
+Writes ``panels.csv`` and ``panels.md`` beside this file. The features of the training crops are those that
 ``qualiclip train --config lite`` fits to; they take most of the time and are kept in FILE for the next run. Human
 scores are looked at and enter no fit.
 """
@@ -19,10 +19,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from measure import LADDER_SETS, attribute_matrix, centre_crop, dl_tests, ladder_images
+from measure import (
+    LADDER_SETS,
+    agreement,
+    attribute_matrix,
+    centre_crop,
+    dl_tests,
+    ladder_images,
+    scored_table,
+)
 from torch import Tensor
 
-from harness.statistics import srcc
 from qualiclip_plugin.distortions import DISTORTIONS
 from qualiclip_plugin.models.precision import prepare_for_inference
 from qualiclip_plugin.models.qualiclip import QualiCLIP
@@ -37,6 +44,7 @@ from qualiclip_plugin.training.usable_photos import SkipList
 from qualiclip_plugin.utils.images import read_image, to_float
 
 HERE = Path(__file__).parent
+KINDS = [name for name, kind in DISTORTIONS.items() if kind.group in ("blur", "noise", "compression")]
 Qualities = Callable[[Tensor], Tensor]
 """Pooled features (..., C) -> arguments of the pairs' sigmoids, (..., 7)."""
 
@@ -59,42 +67,6 @@ class Trial(NamedTuple):
 
 TRIALS: dict[str, Trial] = {
     "as shipped": Trial(),
-    "another seed": Trial(("seed=1",)),
-    "linear part alone": Trial(hidden=0),
-    "linear part alone, other kinds ignored": Trial(("head.unnamed=0",), hidden=0),
-    "linear part alone, contents ignored (named kinds weigh 100)": Trial(("head.named=100",), hidden=0),
-    "linear part alone, stages 4 to 6": Trial(("head.stages=[4,5,6]",), hidden=0),
-    "linear part alone, stages 2 to 6": Trial(("head.stages=[2,3,4,5,6]",), hidden=0),
-    "other kinds ignored": Trial(("head.unnamed=0",)),
-    "other kinds as steep as the named ones": Trial(("head.slope=1",)),
-    "ridge .1": Trial(("head.penalty=0.1",)),
-    "ridge 2": Trial(("head.penalty=2",)),
-    "hidden 32": Trial(hidden=32),
-    "hidden 512": Trial(hidden=512),
-    "hidden layer unrestrained": Trial(("head.restraint=0",)),
-    "hidden layer restrained, .1": Trial(("head.restraint=0.1",)),
-    "5 epochs": Trial(("head.epochs=5",)),
-    "60 epochs": Trial(("head.epochs=60",)),
-    "learning rate 3e-4": Trial(("head.learning_rate=3e-4",)),
-    "learning rate 3e-3": Trial(("head.learning_rate=3e-3",)),
-    "no dropout": Trial(("head.dropout=0",)),
-    "ranking margin .25": Trial(("head.ranking_margin=0.25",)),
-    "ranking margin 1": Trial(("head.ranking_margin=1",)),
-    "no order between contents": Trial(("head.pristine_weight=0",)),
-    "order between contents .5": Trial(("head.pristine_weight=0.5",)),
-    "pairs need not mean anything": Trial(("head.attribute_weight=0",)),
-    "pairs apart by .3": Trial(("head.attribute_margin=0.3",)),
-    "towards the D-test: ranking margin .35, order .4, pairs apart by .2": Trial(
-        ("head.ranking_margin=0.35", "head.pristine_weight=0.4", "head.attribute_margin=0.2")
-    ),
-    "further: ranking margin .25, order .5, pairs apart by .2": Trial(
-        ("head.ranking_margin=0.25", "head.pristine_weight=0.5", "head.attribute_margin=0.2")
-    ),
-    "half of the crops": Trial(share=0.5),
-    "a quarter of the crops": Trial(share=0.25),
-    "without camera shake": Trial(without=("camera_shake",)),
-    "without motion blur and camera shake": Trial(without=("motion_blur", "camera_shake")),
-    "without little light and exposure": Trial(without=("low_light", "underexposure", "overexposure", "haze")),
 }
 
 
@@ -102,21 +74,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True, help="folder of photographs")
     parser.add_argument("--names", type=Path, required=True, help="names of those not trained on, one a line")
-    parser.add_argument("--scored", type=Path, required=True, help="imagefolder with metadata.csv (file_name, mos)")
+    parser.add_argument("--panels", type=Path, nargs="+", required=True, help="imagefolders with human scores")
     parser.add_argument("--features", type=Path, required=True, help="file that keeps the features (.pt)")
     parser.add_argument("--batches", type=int, help="of crops, for a quick look; default: those of the recipe")
     arguments = parser.parse_args()
     if not arguments.features.exists():
         torch.save(features(arguments), arguments.features)
     known = torch.load(arguments.features, weights_only=True)
-    seen = LadderFeatures(known["seen"], tuple(known["kinds"]), known["relevant"])
+    known["tables"] = {panel.name: scored_table(panel) for panel in arguments.panels}
+    seen = LadderFeatures(**known["seen"])
     rows = []
     for name, trial in TRIALS.items():
         rows.append({"variant": name, **figures(fitted(seen, trial), known)})
         print(rows[-1], flush=True)
         table = pd.DataFrame(rows)
-        table.round(4).to_csv(HERE / "ablation.csv", index=False)
-        (HERE / "ablation_head.md").write_text(table.to_markdown(index=False, floatfmt=".3f") + "\n")
+        table.round(4).to_csv(HERE / "panels.csv", index=False)
+        (HERE / "panels.md").write_text(table.to_markdown(index=False, floatfmt=".3f") + "\n")
 
 
 def features(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -156,7 +129,8 @@ def fitted(seen: LadderFeatures, trial: Trial) -> Qualities:
     """Fit as ``fit_head`` does."""
     kept = torch.tensor([kind not in trial.without for kind in seen.kinds]).nonzero().flatten()
     kept = kept[: round(trial.share * len(kept))]
-    seen = LadderFeatures(seen.features[kept], tuple(seen.kinds[row] for row in kept), seen.relevant[kept])
+    kinds = tuple(seen.kinds[row] for row in kept)
+    seen = LadderFeatures(seen.features[kept], kinds, seen.relevant[kept], seen.twins[kept])
     config = load_config("lite", trial.settings)
     pairs = {
         pair: {kind: weight for kind, weight in kinds.items() if kind not in trial.without}
@@ -175,19 +149,22 @@ def fitted(seen: LadderFeatures, trial: Trial) -> Qualities:
 
 
 def figures(qualities: Qualities, known: dict[str, Any]) -> dict[str, float]:
-    """Agreement with people, D- and L-test, spread, and how much further the pairs that name a group fall."""
+    """Agreement with people on every panel, D- and L-test, spread, and how far the pairs that name a group stand out."""
+    scores = {name: torch.sigmoid(qualities(seen)).mean(1).numpy() for name, seen in known["panels"].items()}
+    found = {name: agreement(score, known["tables"][name]) for name, score in scores.items()}
+    ranks = [panel["srcc"] for panel in found.values()]
+    row = {name.removesuffix("_panel"): panel["srcc"] for name, panel in found.items()}
+    row |= {"mean": float(np.mean(ranks)), "worst": min(ranks)}
+    row["within files"] = found["livec_panel"]["srcc_within_kinds_of_files"]
+    row["spread"] = float(np.subtract(*np.percentile(scores["livec_panel"], [95, 5])))
     pairs = torch.sigmoid(qualities(known["held_out"])).numpy()
-    scores = torch.sigmoid(qualities(known["scored"])).mean(1).numpy()
-    row = {"srcc": srcc(scores, known["mos"].numpy()).value}
-    for name, kinds in LADDER_SETS.items():
-        indices = [list(DISTORTIONS).index(kind) for kind in kinds]
-        row |= {f"{name} {test}": value for test, value in dl_tests(pairs[indices].mean(-1)).items()}
-    low, high = np.percentile(scores, [5, 95])
-    matrix = attribute_matrix(pairs)
+    waterloo = dl_tests(pairs[[KINDS.index(kind) for kind in LADDER_SETS["waterloo"]]].mean(-1))
+    row |= {"D": waterloo["d_test"], "L": waterloo["l_test"]}
+    matrix = attribute_matrix(pairs, KINDS)
     for group, named in {"blur": "sharp_image", "noise": "noise_free", "compression": "high_quality"}.items():
         others = matrix.loc[group].drop([named, "sharp_edges"] if group == "blur" else [named])
         row[f"{group} apart"] = float(matrix.loc[group, named] - others.max())
-    return row | {"5th": float(low), "95th": float(high)}
+    return row
 
 
 if __name__ == "__main__":

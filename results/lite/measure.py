@@ -100,10 +100,10 @@ def dl_tests(scores: np.ndarray) -> dict[str, float]:
     }
 
 
-def attribute_matrix(attributes: np.ndarray) -> pd.DataFrame:
+def attribute_matrix(attributes: np.ndarray, kinds: Sequence[str] = tuple(DISTORTIONS)) -> pd.DataFrame:
     """Mean fall of each pair's score from the pristine crop to level 5, by distortion group."""
     fall = (attributes[:, :, 0] - attributes[:, :, 5]).mean(1)
-    groups = [kind.group for kind in DISTORTIONS.values()]
+    groups = [DISTORTIONS[name].group for name in kinds]
     table = pd.DataFrame(fall, columns=list(ATTRIBUTES)).groupby(groups).mean()
     return table.loc[[group for group in GROUPS if group in table.index]]
 

@@ -14,7 +14,7 @@ from qualiclip_plugin.models.precision import prepare_for_inference
 from qualiclip_plugin.models.qualiclip import QualiCLIP
 from qualiclip_plugin.training.config import TrainConfig
 from qualiclip_plugin.training.draws import draw_plan, relevant_pairs
-from qualiclip_plugin.training.encodings import encode_ladders
+from qualiclip_plugin.training.lite.encodings import encode_ladders
 from qualiclip_plugin.training.sampling import degrade
 from qualiclip_plugin.training.seeds import generator
 from qualiclip_plugin.utils.errors import ConfigError

@@ -17,6 +17,7 @@ from qualiclip_plugin.models.qualiclip import QualiCLIP
 from qualiclip_plugin.training import losses
 from qualiclip_plugin.training.config import TrainConfig, load_config
 from qualiclip_plugin.training.lite.config import HeadConfig
+from qualiclip_plugin.training.lite.encodings import encode_ladders
 from qualiclip_plugin.training.lite.head_fit import (
     fit_directions,
     fit_head,
@@ -26,6 +27,7 @@ from qualiclip_plugin.training.lite.head_fit import (
 )
 from qualiclip_plugin.training.lite.head_ranking import HiddenLayer, ladder_loss, train_hidden_layer
 from qualiclip_plugin.training.lite.ladder_features import LadderFeatures
+from qualiclip_plugin.training.seeds import generator
 from qualiclip_plugin.utils.errors import ConfigError
 from qualiclip_plugin.weights.checkpoint import build_model, read_weights, save_checkpoint
 from qualiclip_plugin.weights.loading import get_card, load_model
@@ -102,7 +104,7 @@ def ladders_of(count: int, width: int) -> LadderFeatures:
     features = content + shift + 0.02 * torch.randn(count, 6, width)
     relevant = torch.zeros(count, 7, dtype=torch.bool)
     relevant[~blurred, ATTRIBUTES.index("noise_free")] = True
-    return LadderFeatures(features, kinds, relevant)
+    return LadderFeatures(features, kinds, relevant, features[:, 0])
 
 
 def test_directions_follow_the_named_kinds_and_turn_from_contents() -> None:
@@ -157,7 +159,9 @@ def ordered_by_content(count: int) -> LadderFeatures:
     features = torch.zeros(count, 6, 2)
     features[..., 0] = sides[:, None]
     features[..., 1] = sides[:, None] * torch.linspace(0, 1, 6) + 0.05 * torch.randn(count, 1)
-    return LadderFeatures(features, ("gaussian_blur",) * count, torch.zeros(count, 7, dtype=torch.bool))
+    return LadderFeatures(
+        features, ("gaussian_blur",) * count, torch.zeros(count, 7, dtype=torch.bool), features[:, 0]
+    )
 
 
 def hidden_layer(seen: LadderFeatures) -> HiddenLayer:
@@ -181,27 +185,46 @@ def test_the_hidden_layer_is_decided_by_the_seed() -> None:
 
 
 def test_ladder_loss_by_hand() -> None:
-    # Two levels, all pairs alike, so the score's logit is the pairs' argument.
-    qualities = torch.tensor([2.0, 1.0, 0.8])[None, :, None].expand(1, 3, 7)
+    # Two levels and the twin, all pairs alike, so the score's logit is the pairs' argument.
+    qualities = torch.tensor([2.0, 1.0, 0.8, 1.5])[None, :, None].expand(1, 4, 7)
     relevant = torch.zeros(1, 7, dtype=torch.bool)
-    config = dataclasses.replace(HEAD, ranking_margin=0.5, pristine_weight=0.3)
-    # Of three pairs of levels one misses its margin of .5, by .3; the pristine crop is 1 and 1.2 above the others.
-    assert ladder_loss(qualities, relevant, config).item() == pytest.approx(0.1, abs=1e-5)
+    config = dataclasses.replace(HEAD, ranking_margin=0.5, pristine_weight=0.3, twin_weight=0.2)
+    # Of three pairs of levels one misses its margin of .5, by .3. The pristine crop is 1 and 1.2 above the degraded
+    # ones, its twin .5 and .7; the two are .5 apart.
+    ladder = 0.3 * (0.5 + 0.3) / 4 + 0.2 * 0.25
+    assert ladder_loss(qualities, relevant, config).item() == pytest.approx(0.1 + ladder, abs=1e-5)
     # A second ladder at 0: pristine crops of one ladder are compared with the degraded ones of both.
-    both = torch.cat([qualities, torch.zeros(1, 3, 7)])
-    gaps = [max(0.0, 1 - gap) for gap in (1, 1.2, 2, 2, -1, -0.8, 0, 0)]
-    expected = (0.3 + 3 * 0.5) / 6 + 0.3 * sum(gaps) / 8
+    both = torch.cat([qualities, torch.zeros(1, 4, 7)])
+    gaps = [above - below for above in (2, 0, 1.5, 0) for below in (1, 0.8, 0, 0)]
+    misses = [max(0.0, 1 - gap) for gap in gaps]
+    expected = (0.3 + 3 * 0.5) / 6 + 0.3 * sum(misses) / 16 + 0.2 * 0.25 / 2
     assert ladder_loss(both, relevant.expand(2, 7), config).item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_ladder_loss_asks_the_named_pairs_to_fall_further() -> None:
     seen = ladders_of(8, 4)
-    config = dataclasses.replace(HEAD, ranking_margin=0.0, pristine_weight=0.0, attribute_margin=0.1)
-    even = torch.linspace(2, -2, 6)[None, :, None].expand(8, 6, 7)
+    config = dataclasses.replace(HEAD, ranking_margin=0.0, pristine_weight=0.0, twin_weight=0.0, attribute_margin=0.1)
+    even = torch.tensor([2.0, 1.2, 0.4, -0.4, -1.2, -2.0, 2.0])[None, :, None].expand(8, 7, 7)
     # Half of the ladders are noise: their named pair falls no further than the others, so the margin is missing.
     assert ladder_loss(even, seen.relevant, config).item() == pytest.approx(
         losses.named_fall_loss(torch.zeros(8, 7), seen.relevant, 0.1).item(), abs=1e-6
     )
+
+
+def test_an_encoding_is_carried_by_every_level_of_a_ladder() -> None:
+    torch.manual_seed(0)
+    ladders = torch.rand(24, 3, 3, 32, 32)
+    images = encode_ladders(ladders, 0.5, generator(1))
+    carried = ~(images[:, :-1] == ladders).flatten(1).all(1)
+    assert 6 < carried.sum() < 18
+    # Where the ladder is plain its pristine crop has an encoded twin, and the other way round.
+    assert torch.equal(images[carried, -1], ladders[carried, 0])
+    assert not (images[~carried, -1] == ladders[~carried, 0]).flatten(1).all(1).any()
+    assert (images[carried, :-1] != ladders[carried]).flatten(2).any(2).all()
+    assert images.min() >= 0
+    assert images.max() <= 1
+    assert torch.equal(encode_ladders(ladders, 0.5, generator(1)), images)
+    assert torch.equal(encode_ladders(ladders, 0.0, generator(1))[:, :-1], ladders)
 
 
 def test_head_gives_the_fitted_qualities_back(network: QualiCLIP) -> None:
@@ -253,6 +276,7 @@ def test_fit_refuses_stages_before_it_reads_a_crop(network: QualiCLIP) -> None:
         ({"batches": 0}, "batches"),
         ({"dropout": 1.0}, "dropout"),
         ({"penalty": -1.0}, "at least 0"),
+        ({"encoded": 1.5}, "at most 1"),
     ],
 )
 def test_head_settings_that_mean_nothing_are_refused(change: dict[str, Any], message: str) -> None:
