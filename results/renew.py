@@ -5,8 +5,9 @@
 
 Steps, in this order:
 
-- ``leaderboard``: the default scorers on ``ladders``, and on ``livec_dev`` where ``--shared`` has it; only scores
-  that the present code, weights and versions do not have yet are computed, and those of earlier ones are removed;
+- ``leaderboard``: five scorers on ``ladders``, and on the panels with human scores where ``--shared``
+  has them; only scores that the present code, weights and versions do not have yet are computed, and those of earlier
+  ones are removed;
 - ``baseline``: the scores on the guard pictures (``iqa-harness check --update``, which says what changed);
 - ``lite``: what the card of the lite model states (``results/lite/measure.py``), where ``--shared`` has photographs;
 - ``picture``: ``docs/report.png``, the report on ``ladders`` in a headless Chromium.
@@ -35,11 +36,20 @@ WIDTH, HEIGHT, SIDE = 1180, 1240, 640
 """Of the picture before it is made smaller, and of its dark column."""
 
 
+SCORERS = ("qualiclip-lite", "niqe", "brisque", "piqe", "entropy")
+"""Those that start with parameter files alone; IL-NIQE does as well and takes many seconds an image."""
+
+
+def panels(shared: Path) -> list[Path]:
+    """The folders of images with human scores that are at hand."""
+    return sorted(path for path in (shared / "data").glob("*_panel") if path.is_dir())
+
+
 def leaderboard(shared: Path) -> None:
     """Scores, cells and tables."""
-    scored = shared / "data" / "livec_dev"
-    datasets = ["ladders", *([str(scored)] if scored.is_dir() else [])]
+    datasets = ["ladders", *map(str, panels(shared))]
     asked = [word for name in datasets for word in ("--dataset", name)]
+    asked += [word for name in SCORERS for word in ("--scorer", name)]
     _run("-m", "harness", "run", "--output", str(RESULTS), *asked)
     prune(Store(RESULTS))
 
@@ -65,12 +75,12 @@ def baseline(shared: Path) -> None:
 
 def lite(shared: Path) -> None:
     """Figures of the lite model's card."""
-    folder, scored = shared / "photos" / "pristine", shared / "data" / "livec_dev"
+    folder = shared / "photos" / "pristine"
     names = RESULTS / "lite" / "held_out.txt"
     if not folder.is_dir():
         print(f"lite: left out, {folder} is not here")
         return
-    options = ["--scored", str(scored)] if scored.is_dir() else []
+    options = ["--panels", *map(str, panels(shared))]
     _run(str(RESULTS / "lite" / "measure.py"), "--photos", str(folder), "--names", str(names), *options)
 
 

@@ -67,6 +67,23 @@ class Trial(NamedTuple):
 
 TRIALS: dict[str, Trial] = {
     "as shipped": Trial(),
+    "another seed": Trial(("seed=1",)),
+    "linear part alone": Trial(hidden=0),
+    "linear part alone, stages 4 to 6": Trial(("head.stages=[4,5,6]",), hidden=0),
+    "twins may differ": Trial(("head.twin_weight=0",)),
+    "twins weigh .3": Trial(("head.twin_weight=0.3",)),
+    "named kinds weigh .3": Trial(("head.named=0.3",)),
+    "other kinds weigh .3": Trial(("head.unnamed=0.3",)),
+    "other kinds .3 as steep as the named ones": Trial(("head.slope=0.3",)),
+    "ridge .5": Trial(("head.penalty=0.5",)),
+    "ridge 1": Trial(("head.penalty=1",)),
+    "ridge 4": Trial(("head.penalty=4",)),
+    "order between contents .5": Trial(("head.pristine_weight=0.5",)),
+    "hidden layer unrestrained": Trial(("head.restraint=0",)),
+    "hidden layer restrained, .1": Trial(("head.restraint=0.1",)),
+    "pairs need not mean anything": Trial(("head.attribute_weight=0",)),
+    "half of the crops": Trial(share=0.5),
+    "without motion blur and camera shake": Trial(without=("motion_blur", "camera_shake")),
 }
 
 
@@ -149,7 +166,7 @@ def fitted(seen: LadderFeatures, trial: Trial) -> Qualities:
 
 
 def figures(qualities: Qualities, known: dict[str, Any]) -> dict[str, float]:
-    """Agreement with people on every panel, D- and L-test, spread, and how far the pairs that name a group stand out."""
+    """Agreement with people on every panel, D- and L-test, spread, and how far pairs that name a group stand out."""
     scores = {name: torch.sigmoid(qualities(seen)).mean(1).numpy() for name, seen in known["panels"].items()}
     found = {name: agreement(score, known["tables"][name]) for name, score in scores.items()}
     ranks = [panel["srcc"] for panel in found.values()]

@@ -50,7 +50,7 @@ PLANTS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "altered weight": (alter_a_weight, "qualiclip-lite", "score"),
     "changed resize": (
         edit(
-            "qualiclip_plugin/utils/images.py",
+            "qualiclip_plugin/utils/images/decode.py",
             "return pixels.to(torch.float32) / 255",
             "return torch.nn.functional.interpolate(pixels.float() / 255, scale_factor=0.9, mode='bilinear')",
         ),

@@ -216,7 +216,7 @@ def test_an_encoding_is_carried_by_every_level_of_a_ladder() -> None:
     ladders = torch.rand(24, 3, 3, 32, 32)
     images = encode_ladders(ladders, 0.5, generator(1))
     carried = ~(images[:, :-1] == ladders).flatten(1).all(1)
-    assert 6 < carried.sum() < 18
+    assert 0 < carried.sum() < 24
     # Where the ladder is plain its pristine crop has an encoded twin, and the other way round.
     assert torch.equal(images[carried, -1], ladders[carried, 0])
     assert not (images[~carried, -1] == ladders[~carried, 0]).flatten(1).all(1).any()
