@@ -130,7 +130,8 @@ def write_picture(shots: list[bytes], target: Path) -> None:
     inside = SIDE - 32
     sheet = Image.new("RGB", (WIDTH + SIDE, HEIGHT), curves.getpixel((0, 0)))
     sheet.paste(table, (0, 0))
-    sheet.paste(_scaled(curves, inside).crop((0, 0, inside, 690)), (WIDTH + 16, 16))
+    shown = _scaled(curves, inside)
+    sheet.paste(shown.crop((0, 0, inside, min(690, shown.height))), (WIDTH + 16, 16))
     sheet.paste(_scaled(pairs, inside), (WIDTH + 16, 730))
     small = _scaled(sheet, 1456).quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=3)
     note = PngImagePlugin.PngInfo()
