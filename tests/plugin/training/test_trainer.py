@@ -166,7 +166,8 @@ def test_two_processes_equal_one(run_settings, photo_folder: str, tmp_path: Path
         "steps": 4,
         # Adam would hide a gradient that is too large by a factor.
         "optimizer": "sgd",
-        "learning_rate": 1e-2,
+        # Larger steps leave the start so far that rounding grows from step to step.
+        "learning_rate": 1e-3,
         "pristine": True,
         "content_weight": 0.5,
         "content_mild": 0,
@@ -187,7 +188,7 @@ def test_two_processes_equal_one(run_settings, photo_folder: str, tmp_path: Path
             assert float(first[part]) == pytest.approx(float(second[part]), abs=1e-5), (part, first["step"])
     start = load_file(tmp_path / "one" / "start.safetensors")
     alone, together = weights(tmp_path / "one"), weights(tmp_path / "two")
-    assert max((alone[name] - start[name]).abs().max() for name in alone) > 1e-3
+    assert max((alone[name] - start[name]).abs().max() for name in alone) > 1e-4
     for name, value in alone.items():
         torch.testing.assert_close(value, together[name], atol=1e-5, rtol=0)
     assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2

@@ -103,7 +103,7 @@ def test_scored_data_is_read_as_the_harness_reads_it(tmp_path: Path, pool: Threa
         (b"", "no rows"),
         (b"file_name,mos\n", "no rows"),
         (b"file_name,mos\n0.png,1\n\xe4.png,2\n2.png,3\n", "cannot be read: 'utf-8'"),
-        (b"file_name,mos\n0.png,1\n,2\n2.png,3\n", "line 3: file name ''"),
+        (b"file_name,mos\n0.png,1\n,2\n2.png,3\n", "line 3: '' leads out of the folder"),
         (b"file_name,mos\n0.png,1\n1.png,2,3\n2.png,3\n", "line 3: more cells than the 2 columns"),
         (b"file_name,mos\n0.png,1\n1.png\n2.png,3\n", "line 3: no value for mos"),
         (b"file_name,mos\n0.png,1\n1.png,good\n2.png,3\n", r"line 3 \(1.png\): mos is 'good', a number is needed"),
@@ -111,7 +111,7 @@ def test_scored_data_is_read_as_the_harness_reads_it(tmp_path: Path, pool: Threa
         (b"file_name,mos\n0.png,1\n1.png,2\n", "2 images, at least 3 are needed"),
         (b"file_name,mos\n0.png,2\n1.png,2\n2.png,2.0\n", "all mos are 2"),
         (b"name,mos\n0.png,1\n1.png,2\n2.png,3\n", "no column file_name"),
-        (b"file_name,dmos\n0.png,1\n1.png,2\n2.png,3\n", "no column mos, which validation compares with"),
+        (b"file_name,dmos\n0.png,1\n1.png,2\n2.png,3\n", "a column dmos does not say whether lower is better"),
     ],
 )
 def test_metadata_that_cannot_be_used_is_named(
