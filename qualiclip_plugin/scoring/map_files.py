@@ -120,11 +120,12 @@ def map_of_file(
 
 def per_pixel(found: QualityMap) -> np.ndarray:
     """The mean score of the windows that cover each pixel, those around it most, float32, (H, W)."""
-    total, weight = (np.zeros(found.pixels.shape[:2], dtype=np.float32) for _ in range(2))
+    image_height, image_width, _ = found.pixels.shape
+    total, weight = (np.zeros((image_height, image_width), dtype=np.float32) for _ in range(2))
     height, width = found.window
     tent = np.outer(_tent(height), _tent(width))
-    tops = window_starts(total.shape[0], height, found.stride)
-    lefts = window_starts(total.shape[1], width, found.stride)
+    tops = window_starts(image_height, height, found.stride)
+    lefts = window_starts(image_width, width, found.stride)
     for (top, left), value in zip(product(tops, lefts), found.values.flat, strict=True):
         place = slice(top, top + height), slice(left, left + width)
         total[place] += value * tent
