@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 
+from torch import nn
+
+from qualiclip_plugin.models.qualiclip import QualiCLIP
+
 UNIT_ROUNDOFF = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
 DEVIATIONS = 4
 
@@ -28,3 +32,16 @@ def score_bound(precision: str, *, logit_scale: float = 50.0, dimension: int = 1
     features = math.sqrt(layers) * UNIT_ROUNDOFF[precision]
     cosines = math.sqrt(2 / dimension) * features
     return DEVIATIONS * logit_scale / 4 * cosines
+
+
+def bound_of(model: QualiCLIP, precision: str = "fp32") -> float:
+    """:func:`score_bound` of one model, which also holds for its attributes.
+
+    Args:
+        model: Its factor, its embedding and the number of its convolutions and matrix products count.
+        precision: As for :func:`score_bound`.
+    """
+    layers = sum(isinstance(module, nn.Conv2d | nn.Linear) for module in model.image_encoder.modules())
+    return score_bound(
+        precision, logit_scale=float(model.logit_scale), dimension=model.text_features.shape[-1], layers=layers
+    )

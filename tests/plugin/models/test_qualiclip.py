@@ -32,7 +32,7 @@ from qualiclip_plugin.weights.checkpoint import (
 )
 from qualiclip_plugin.weights.loading import load_model
 from tests.conftest import calibrate, needs_openvino
-from tests.support.rounding import score_bound
+from tests.support.rounding import bound_of, score_bound
 
 SIZES = [(224, 224), (384, 512), (768, 1024), (517, 333)]
 
@@ -92,7 +92,7 @@ def test_scores_with_positional_embedding_equal_pyiqa(reference, monkeypatch, im
     trainable = load_model("official", positional_embedding=True, inference=False)
     save_checkpoint(tmp_path / "saved.safetensors", trainable, {})
     again = load_model(str(tmp_path / "saved.safetensors"))
-    torch.testing.assert_close(again(images[:2]), ours(images[:2]), rtol=0, atol=1e-6)
+    torch.testing.assert_close(again(images[:2]), ours(images[:2]), rtol=0, atol=bound_of(ours))
 
 
 @pytest.mark.usefixtures("official_plus")
@@ -242,7 +242,7 @@ def test_threads_encode_images_of_different_sizes_with_one_vit():
 def test_lower_precision_stays_near_fp32(tiny_checkpoint, images, precision):
     exact, fast = load_model(tiny_checkpoint), load_model(tiny_checkpoint, precision=precision)
     assert fast(images).dtype == torch.float32
-    bound = score_bound(precision, dimension=exact.text_features.shape[-1])
+    bound = bound_of(exact, precision)
     torch.testing.assert_close(fast(images), exact(images), rtol=0, atol=bound)
 
 
@@ -261,8 +261,8 @@ def test_autocast_lowers_a_network_that_trains_but_not_its_similarities(tiny_che
 def test_scores_do_not_depend_on_the_batch(tiny_checkpoint, images):
     model = load_model(tiny_checkpoint)
     alone = torch.cat([model(image[None]) for image in images])
-    torch.testing.assert_close(model(images), alone, rtol=0, atol=1e-6)
-    torch.testing.assert_close(model(images.flip(0)).flip(0), alone, rtol=0, atol=1e-6)
+    torch.testing.assert_close(model(images), alone, rtol=0, atol=bound_of(model))
+    torch.testing.assert_close(model(images.flip(0)).flip(0), alone, rtol=0, atol=bound_of(model))
 
 
 def test_inference_model_is_frozen_and_training_model_is_not(tiny_checkpoint):
@@ -344,7 +344,9 @@ def test_the_range_is_left_to_the_caller_of_a_loss_a_graph_and_training(tiny_che
     trained = load_model(tiny_checkpoint, inference=False).train()
     trained(overshooting.detach()).sum().backward()
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    torch.testing.assert_close(model(overshooting.detach()), model(overshooting).detach(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        model(overshooting.detach()), model(overshooting).detach(), rtol=0, atol=bound_of(model)
+    )
 
 
 def test_every_model_is_handed_out_in_evaluation_mode(tiny_checkpoint):
