@@ -33,7 +33,8 @@ def numbers(text: str) -> list[float]:
 def test_the_quickstart_prints_what_the_readme_shows(program: dict[str, Any]) -> None:
     shown, printed = FRONT["quickstart"], program["quickstart"]()
     assert re.sub(r"\d+\.\d+", "N", printed) == re.sub(r"\d+\.\d+", "N", shown), RENEW
-    assert numbers(printed) == pytest.approx(numbers(shown), abs=1e-4), RENEW
+    # The fourth decimal, the last one that is printed, may be rounded otherwise on another processor.
+    assert numbers(printed) == pytest.approx(numbers(shown), abs=1.5e-4), RENEW
     for arguments in program["QUICKSTART"]:
         assert f"\nqualiclip {' '.join(arguments)}\n" in README
 
