@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from qualiclip_plugin.models.backbones import backbone_config, build_image_encod
 from qualiclip_plugin.models.prompts import ATTRIBUTES
 from qualiclip_plugin.models.qualiclip import QualiCLIP
 from qualiclip_plugin.runtimes import check_openvino
+from qualiclip_plugin.runtimes.export import ONNX_SINCE, export_onnx
 from qualiclip_plugin.utils.errors import ConfigError
 from qualiclip_plugin.weights.checkpoint import CLIP_MEAN, CLIP_STD, build_text_side, read_weights, save_checkpoint
 from qualiclip_plugin.weights.loading import load_model
@@ -27,6 +29,16 @@ from tests.support.local_server import LocalServer, serving
 os.environ.pop("QUALICLIP_WEIGHTS", None)
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+CHROMIUM_FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+]
 TINY_BACKBONE = {
     "embed_dim": 16,
     "quick_gelu": True,
@@ -41,6 +53,29 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium."""
+    if CHROMIUM is None:
+        pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")
+    api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    with api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="session")
+def lite_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``qualiclip-lite`` as ONNX."""
+    if torch.__version__ < ONNX_SINCE:
+        pytest.skip(f"ONNX graphs need torch {ONNX_SINCE}")
+    pytest.importorskip("onnxscript", reason="needs the extra onnx")
+    path = tmp_path_factory.mktemp("onnx") / "lite.onnx"
+    export_onnx(load_model("lite"), path)
+    return path
 
 
 def load_photographs() -> list[np.ndarray]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
@@ -22,6 +23,9 @@ MIN_EXPORT_SIZE = 64
 
 POOLS_SINCE = "2.13"
 """The first version of torch that does not fix in a graph whether an average pool leaves a row over."""
+
+HALVED_FROM = 1024
+"""Bytes of a weight in fp32 from which on it is worth a cast in an ONNX graph."""
 
 ONNX_SINCE = "2.9"
 """The first version of torch whose ONNX graphs are tested; that of 2.6 is one that onnxruntime cannot load."""
@@ -59,10 +63,10 @@ class _Refusing(nn.Module):
         self.model = model
         self.train(model.training)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         last_needed = images[:, :1, MIN_EXPORT_SIZE - 1, MIN_EXPORT_SIZE - 1]
-        scores: Tensor = self.model(images) + 0 * last_needed
-        return scores
+        scores, named = self.model(images, attributes=True)
+        return scores + 0 * last_needed, torch.stack(list(named.values()), dim=1)
 
 
 def _check_torch(since: str, what: str) -> None:
@@ -83,7 +87,10 @@ def export_torch(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
 
 def export_onnx(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write a model loaded for inference as one ONNX file, input ``images``, output ``scores``.
+    """Write a model loaded for inference as one ONNX file.
+
+    Its input is ``images`` (N, 3, H, W), its outputs are ``scores`` (N, 1) and ``attributes`` (N, P), the scores of
+    the prompt pairs in the order of ``model.attributes``.
 
     Raises:
         ConfigError: See :func:`check_name` and :func:`export_program`; or the packages of the extra ``onnx`` are
@@ -100,13 +107,34 @@ def export_onnx(model: nn.Module, path: str | os.PathLike[str]) -> None:
         program = torch.onnx.export(
             export_program(_Refusing(model)),
             input_names=["images"],
-            output_names=["scores"],
+            output_names=["scores", "attributes"],
             dynamo=True,
             external_data=False,
             verbose=False,
         )
         assert program is not None  # noqa: S101 (narrows the type: no file was given)
-        file.write(program.model_proto.SerializeToString())
+        file.write(_halved(program.model_proto).SerializeToString())
+
+
+def _halved(graph: Any) -> Any:
+    """Keep weights that fp16 holds exactly in fp16, with a cast to fp32: the same numbers in half the bytes."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    casts = []
+    for weight in graph.graph.initializer:
+        values = numpy_helper.to_array(weight)
+        if values.dtype != np.float32 or values.nbytes < HALVED_FROM:
+            continue
+        half = values.astype(np.float16)
+        if not np.array_equal(half.astype(np.float32), values):
+            continue
+        name = weight.name
+        weight.CopyFrom(numpy_helper.from_array(half, f"{name}_fp16"))
+        casts.append(helper.make_node("Cast", [weight.name], [name], to=TensorProto.FLOAT))
+    nodes = [*casts, *graph.graph.node]
+    del graph.graph.node[:]
+    graph.graph.node.extend(nodes)
+    return graph
 
 
 EXPORTERS = {"onnx": export_onnx, "torch-export": export_torch}

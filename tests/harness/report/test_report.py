@@ -32,17 +32,6 @@ from qualiclip_plugin.utils.errors import ConfigError
 from tests.support.harness_data import brightness, fake_scorer, picture, write_images, write_metadata
 
 HOSTILE = """<img src=x onerror="alert(1)">&'<b>"""
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 def roughness(images: torch.Tensor) -> torch.Tensor:
@@ -415,18 +404,6 @@ def test_number(value: Any, text: str) -> None:
 
 
 # --- in a browser -------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """A headless Chromium."""
-    if CHROMIUM is None:
-        pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")
-    api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-    with api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield running
-        running.close()
 
 
 @pytest.fixture

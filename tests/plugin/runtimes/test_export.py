@@ -17,11 +17,11 @@ from huggingface_hub.errors import EntryNotFoundError
 from torch.torch_version import TorchVersion
 
 from qualiclip_plugin.integrations.hub import FILE_NAME, HubQualiCLIP
-from qualiclip_plugin.runtimes.export import EXPORTERS, ONNX_SINCE, POOLS_SINCE, export_onnx, export_program
+from qualiclip_plugin.runtimes.export import EXPORTERS, POOLS_SINCE, export_onnx, export_program
 from qualiclip_plugin.utils.errors import ConfigError, WeightsError
 from qualiclip_plugin.utils.images import read_image
 from qualiclip_plugin.weights.checkpoint import read_weights
-from qualiclip_plugin.weights.loading import load_model
+from qualiclip_plugin.weights.loading import load_cards, load_model
 from tests.support import fake_hub
 from tests.support.commands import run_main
 from tests.support.rounding import bound_of
@@ -72,21 +72,40 @@ def export(monkeypatch, *arguments):
     return run_main(monkeypatch, "qualiclip", "export", *arguments)
 
 
-@pytest.mark.skipif(torch.__version__ < ONNX_SINCE, reason=f"ONNX graphs need torch {ONNX_SINCE}")
-@pytest.mark.parametrize("name", ["lite", pytest.param("clip", marks=pytest.mark.slow)])
-def test_onnx_scores_equal_at_any_size(models, pictures, tiny_checkpoint, tmp_path, monkeypatch, capsys, name):
-    runtime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
-    weights = tiny_checkpoint if name == "clip" else name
-    assert export(monkeypatch, tmp_path / "model.onnx", "--weights", weights) == 0
+@pytest.fixture
+def onnx_file(request, tiny_checkpoint, tmp_path, monkeypatch, capsys):
+    """The tiny CLIP ResNet as the command writes it, the packaged network as the function does."""
+    if request.param == "lite":
+        return request.getfixturevalue("lite_onnx")
+    if torch.__version__ < POOLS_SINCE:
+        pytest.skip(f"average pools in ONNX graphs need torch {POOLS_SINCE}")
+    assert export(monkeypatch, tmp_path / "model.onnx", "--weights", tiny_checkpoint) == 0
     assert capsys.readouterr().out.strip().splitlines()[-1] == str(tmp_path / "model.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
-    session = runtime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    return tmp_path / "model.onnx"
+
+
+@pytest.mark.parametrize(
+    ("name", "onnx_file"),
+    [("lite", "lite"), pytest.param("clip", "clip", marks=pytest.mark.slow)],
+    indirect=["onnx_file"],
+)
+def test_onnx_scores_equal_at_any_size(models, pictures, onnx_file, name):
+    runtime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+    session = runtime.InferenceSession(onnx_file, providers=["CPUExecutionProvider"])
     for batch in pictures:
-        (scores,) = session.run(["scores"], {"images": batch.numpy()})
-        torch.testing.assert_close(torch.from_numpy(scores), models[name](batch), rtol=0, atol=1e-5)
+        scores, attributes = map(torch.from_numpy, session.run(["scores", "attributes"], {"images": batch.numpy()}))
+        expected, named = models[name](batch, attributes=True)
+        torch.testing.assert_close(scores, expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(attributes, torch.stack(list(named.values()), dim=1), rtol=0, atol=1e-5)
     for height, width in ((63, 64), (64, 63), (16, 16)):
         with pytest.raises(Exception, match="out of data bounds, idx=63"):
             session.run(["scores"], {"images": np.zeros((1, 3, height, width), np.float32)})
+
+
+def test_an_onnx_graph_is_as_large_as_its_weights(lite_onnx):
+    weights = Path(load_cards()["lite"].path)
+    assert lite_onnx.stat().st_size < 1.05 * weights.stat().st_size
 
 
 @pytest.mark.parametrize("name", EXPORTABLE)
