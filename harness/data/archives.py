@@ -9,13 +9,14 @@ from pathlib import Path
 
 from harness.data.cache import cache_folder, check_cached
 from harness.data.download import fetch
-from harness.data.metadata import Placed, Row, check_rows, read_rows
+from harness.data.metadata import check_rows
 from harness.data.patterns import Pattern
 from harness.data.sources import Source, from_files
 from harness.data.spec import ANYWHERE, Archive, DatasetSpec, RemoteFile, Skip
 from harness.data.unpack import check_archive, unpack
 from qualiclip_plugin.utils.atomic import inside, is_relative, recorded_sha256, sha256_file
 from qualiclip_plugin.utils.errors import DatasetError
+from qualiclip_plugin.utils.tables import Placed, Row, read_rows
 
 
 def open_archive(spec: DatasetSpec) -> Source:

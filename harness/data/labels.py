@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.data.parquet import DamagedError, frame_from, read_bounded
 from harness.data.spec import DatasetSpec
-from harness.results.parquet import DamagedError, frame_from, read_bounded
 from qualiclip_plugin.utils.shown import portable
 
 if TYPE_CHECKING:

@@ -17,14 +17,15 @@ from harness.data.archives import open_archive
 from harness.data.cache import check_cached
 from harness.data.labels import labels_hash
 from harness.data.ladders import generate
-from harness.data.metadata import find_metadata, local_spec
+from harness.data.metadata import local_spec
 from harness.data.rows import image_bytes
 from harness.data.sources import Source, load_hub, load_local, load_parquet
 from harness.data.spec import DatasetSpec, catalogue, find_spec
 from harness.data.streams import open_stream
-from harness.statistics import MIN_IMAGES
 from qualiclip_plugin.utils.atomic import sha256_file
 from qualiclip_plugin.utils.errors import DatasetError, MachineError, out_of_room
+from qualiclip_plugin.utils.metadata import find_metadata
+from qualiclip_plugin.utils.statistics import MIN_IMAGES
 
 if TYPE_CHECKING:
     import datasets

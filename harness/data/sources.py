@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.data.labels import label_table
-from harness.data.metadata import Placed, check_rows, find_metadata, local_rows
+from harness.data.metadata import check_rows
 from harness.data.rows import Files
 from harness.data.spec import DatasetSpec
 from harness.data.unpack import check_parquet
 from qualiclip_plugin.utils.atomic import inside
 from qualiclip_plugin.utils.errors import DatasetError, ImageError, first_line
+from qualiclip_plugin.utils.metadata import find_metadata, local_rows
 from qualiclip_plugin.utils.shown import portable
+from qualiclip_plugin.utils.tables import Placed
 
 if TYPE_CHECKING:
     import datasets
@@ -53,7 +55,7 @@ def load_local(path: Path, spec: DatasetSpec) -> Source:
     """Load an ``imagefolder`` with metadata, or a CSV or JSON-lines file of any name beside its images."""
     folder = path if path.is_dir() else path.parent
     files = find_metadata(path) if path.is_dir() else [path]
-    rows = local_rows(folder, files, spec)
+    rows = check_rows(path if len(files) > 1 else files[0], local_rows(folder, files, spec.columns, spec.asked), spec)
     found = from_files(rows, folder, spec)
     return replace(found, unlisted=_unlisted(folder, rows, spec)) if path.is_dir() else found
 

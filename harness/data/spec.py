@@ -6,7 +6,7 @@ import dataclasses
 import re
 import types
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -15,36 +15,12 @@ from harness.data.patterns import Pattern, fields
 from qualiclip_plugin.utils.atomic import is_relative
 from qualiclip_plugin.utils.config import read_settings
 from qualiclip_plugin.utils.errors import ConfigError, DatasetError, did_you_mean
+from qualiclip_plugin.utils.metadata import Columns
 
 ANYWHERE = "**/"
 """At the start of a path inside an archive: in any folder."""
 
 SHIPPED = Path(__file__).parent / "catalogue"
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Names of the columns in the dataset's own table; empty where it has none.
-
-    Attributes:
-        image: Image, or file name of the image.
-        opinion: Human opinion score.
-        std: Standard deviation of the opinions of one image.
-        votes: Number of opinions of one image.
-        reference: Content: which photograph a distorted image comes from.
-        distortion: Kind of distortion.
-        level: Severity, 0 pristine, higher worse.
-        split: Official part of the dataset a row belongs to.
-    """
-
-    image: str = "file_name"
-    opinion: str = ""
-    std: str = ""
-    votes: str = ""
-    reference: str = ""
-    distortion: str = ""
-    level: str = ""
-    split: str = ""
 
 
 @dataclass(frozen=True)
@@ -203,7 +179,7 @@ class DatasetSpec:
     licence: str
     citation: str
     images: int = 0
-    columns: Columns = Columns()
+    columns: Columns = field(default_factory=Columns)
     derive: Derive | None = None
     opinion: Opinion | None = None
     hub: Hub | None = None

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from harness.report.data import Cell, ladder_rows
-from harness.statistics.checks import Floats
+from qualiclip_plugin.utils.statistics import Floats
 
 TICK_ROOM = 50
 """Units of a bar chart's axis that one tick takes: a label such as "-0.25" with air around it."""

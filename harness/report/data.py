@@ -14,8 +14,8 @@ from harness.data.labels import labels_hash
 from harness.leaderboard import table as leaderboard
 from harness.results.measure import Directions, images_of, join_scores
 from harness.results.store import ScoreKey, Store, StoreError, slug
-from harness.statistics.checks import Floats
 from harness.statistics.registry import whole_ladders
+from qualiclip_plugin.utils.statistics import Floats
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.data.labels import pack_labels, unpack_labels
-from harness.results.parquet import DamagedError, StoreError, frame_from, read_bounded
+from harness.data.parquet import DamagedError, StoreError, frame_from, read_bounded
 from harness.results.schemas import CELL
 from qualiclip_plugin.utils.atomic import atomic_write, inside, remove_leftovers
 from qualiclip_plugin.utils.json_yaml import check_json, read_json, sealed

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.data.open import ImageSet
+from harness.data.parquet import DamagedError
 from harness.results.measure import FIGURES_VERSION, Directions, Settings, cell_figures, join_scores
-from harness.results.parquet import DamagedError
 from harness.results.store import SCHEMA_VERSION, ScoreKey, Store
 from harness.run.progress import Reporter, Silent
 from harness.run.ray import cluster_rows

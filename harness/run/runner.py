@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.data.open import ImageSet, open_datasets
+from harness.data.parquet import DamagedError
 from harness.data.spec import catalogue
 from harness.leaderboard.render import render
 from harness.leaderboard.table import table, timings, to_csv
 from harness.results.measure import Settings
-from harness.results.parquet import DamagedError
 from harness.results.store import Store
 from harness.run.engine import evaluate, unavailable_cell
 from harness.run.progress import Reporter

@@ -6,8 +6,7 @@ images) is an :class:`Estimate` of NaN with its reason. Everything random takes 
 """
 
 from harness.statistics.aggregate import Cells, Standing, cells, standings
-from harness.statistics.checks import MIN_IMAGES, Estimate, StatisticsError, oriented, undefined
-from harness.statistics.correlation import krcc, plcc, rmse, srcc
+from harness.statistics.correlation import krcc, plcc, rmse
 from harness.statistics.fitting import (
     LogisticFit,
     fit_logistic,
@@ -21,14 +20,6 @@ from harness.statistics.fitting import (
 from harness.statistics.gmad import GmadPair, gmad_pairs, misjudged
 from harness.statistics.intervals import Interval, interval, intervals
 from harness.statistics.krasula import Krasula, auc, krasula
-from harness.statistics.ladders import (
-    Ladders,
-    d_test,
-    discriminable_pairs,
-    l_test,
-    ladder_correlations,
-    p_test,
-)
 from harness.statistics.matrix import (
     METHODS,
     SignificanceMatrix,
@@ -36,6 +27,7 @@ from harness.statistics.matrix import (
     rank_ranges,
     significance_matrix,
 )
+from harness.statistics.pairs import discriminable_pairs, p_test
 from harness.statistics.registry import STATISTICS, Images, Statistic, measure, rated
 from harness.statistics.significance import (
     Outcome,
@@ -47,6 +39,18 @@ from harness.statistics.significance import (
     williams_test,
 )
 from harness.statistics.splits import SplitSummary, content_splits, split_summary
+from qualiclip_plugin.utils.statistics import (
+    MIN_IMAGES,
+    Estimate,
+    Ladders,
+    StatisticsError,
+    d_test,
+    l_test,
+    ladder_correlations,
+    oriented,
+    srcc,
+    undefined,
+)
 
 __all__ = [
     "METHODS",

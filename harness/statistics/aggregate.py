@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from harness.statistics.checks import Estimate, Floats, StatisticsError, undefined
+from qualiclip_plugin.utils.statistics import Estimate, Floats, StatisticsError, undefined
 
 
 @dataclass(frozen=True)

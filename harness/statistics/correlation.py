@@ -10,26 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from harness.statistics.checks import Estimate, Floats, finite_vectors, undefined, why_undefined
-
-
-def srcc(scores: ArrayLike, opinions: ArrayLike) -> Estimate:
-    """Spearman's rank correlation: Pearson's correlation of average ranks.
-
-    Args:
-        scores: Scores, higher is better, (N,).
-        opinions: Opinions, higher is better, (N,).
-
-    Returns:
-        Value in [-1, 1]; undefined for fewer than 3 images or a constant array.
-
-    Raises:
-        StatisticsError: NaN, infinite values or different lengths.
-    """
-    x, y = finite_vectors(scores=scores, opinions=opinions)
-    if reason := why_undefined(scores=x, opinions=y):
-        return undefined(reason)
-    return Estimate(_pearson(stats.rankdata(x), stats.rankdata(y)))
+from qualiclip_plugin.utils.statistics import Estimate, finite_vectors, pearson, undefined, why_undefined
 
 
 def krcc(scores: ArrayLike, opinions: ArrayLike) -> Estimate:
@@ -69,7 +50,7 @@ def plcc(scores: ArrayLike, opinions: ArrayLike) -> Estimate:
     x, y = finite_vectors(scores=scores, opinions=opinions)
     if reason := why_undefined(scores=x, opinions=y):
         return undefined(reason)
-    return Estimate(_pearson(x, y))
+    return Estimate(pearson(x, y))
 
 
 def rmse(predictions: ArrayLike, opinions: ArrayLike) -> Estimate:
@@ -89,17 +70,3 @@ def rmse(predictions: ArrayLike, opinions: ArrayLike) -> Estimate:
     if not len(x):
         return undefined("no images")
     return Estimate(float(np.sqrt(np.mean(np.square(x - y)))))
-
-
-def _pearson(x: Floats, y: Floats) -> float:
-    a, b = _unit(x), _unit(y)
-    # Rounding may step one unit in the last place outside.
-    return float(np.clip(a @ b, -1.0, 1.0))
-
-
-def _unit(values: Floats) -> Floats:
-    # Dividing by the largest deviation first keeps squares of tiny or huge scores representable.
-    centred = values / np.abs(values).max()
-    centred = centred - centred.mean()
-    centred = centred / np.abs(centred).max()
-    return centred / np.linalg.norm(centred)

@@ -15,7 +15,8 @@ from numpy.typing import ArrayLike
 from scipy.optimize import least_squares
 from scipy.special import expit
 
-from harness.statistics.checks import (
+from harness.statistics.correlation import plcc, rmse
+from qualiclip_plugin.utils.statistics import (
     Estimate,
     Floats,
     finite_vector,
@@ -23,7 +24,6 @@ from harness.statistics.checks import (
     undefined,
     why_undefined,
 )
-from harness.statistics.correlation import plcc, rmse
 
 Form = Literal["logistic4", "logistic5"]
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from harness.statistics.checks import StatisticsError, finite_vectors
 from harness.statistics.fitting import LogisticFit
+from qualiclip_plugin.utils.statistics import StatisticsError, finite_vectors
 
 
 class GmadPair(NamedTuple):

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from harness.statistics.checks import MIN_IMAGES, Floats, StatisticsError
 from harness.statistics.registry import Images, Statistic, find, used
 from harness.statistics.resampling import leave_one_out
+from qualiclip_plugin.utils.statistics import MIN_IMAGES, Floats, StatisticsError
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from harness.statistics.checks import Estimate, Floats, StatisticsError, finite_vectors, undefined, why_undefined
+from qualiclip_plugin.utils.statistics import (
+    Estimate,
+    Floats,
+    StatisticsError,
+    finite_vectors,
+    undefined,
+    why_undefined,
+)
 
 _MAX_PAIRS = 5_000_000
 

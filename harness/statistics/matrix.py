@@ -12,7 +12,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from harness.statistics.checks import Floats, StatisticsError
 from harness.statistics.fitting import fit_logistic
 from harness.statistics.intervals import pseudo_values, t_half_width, without_each
 from harness.statistics.registry import Images, find, measure, used
@@ -25,6 +24,7 @@ from harness.statistics.significance import (
     sign_flip_p,
     williams_test,
 )
+from qualiclip_plugin.utils.statistics import Floats, StatisticsError
 
 Method = Literal["flip", "williams", "pitman"]
 Verdict = Literal["better", "worse", "undecided", ""]

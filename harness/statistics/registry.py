@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from harness.statistics.checks import MIN_IMAGES, Estimate, Floats, StatisticsError, finite_vectors, undefined
-from harness.statistics.correlation import krcc, plcc, srcc
+from harness.statistics.correlation import krcc, plcc
 from harness.statistics.fitting import Form, fit_logistic, plcc_fitted, rmse_fitted
-from harness.statistics.ladders import d_test, discriminable_pairs, l_test, p_test
+from harness.statistics.pairs import discriminable_pairs, p_test
 from harness.statistics.resampling import (
     Resampled,
     resampled_d_test,
@@ -26,6 +25,17 @@ from harness.statistics.resampling import (
     resampled_p_test,
     resampled_plcc,
     resampled_srcc,
+)
+from qualiclip_plugin.utils.statistics import (
+    MIN_IMAGES,
+    Estimate,
+    Floats,
+    StatisticsError,
+    d_test,
+    finite_vectors,
+    l_test,
+    srcc,
+    undefined,
 )
 
 NO_OPINION = "no human scores"

@@ -13,14 +13,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from harness.statistics.checks import (
+from harness.statistics.fitting import CURVES, Form, LogisticFit, fit_logistic
+from qualiclip_plugin.utils.statistics import (
     MIN_IMAGES,
     Floats,
+    d_threshold,
     finite_vector,
     finite_vectors,
+    ladder_correlations,
 )
-from harness.statistics.fitting import CURVES, Form, LogisticFit, fit_logistic
-from harness.statistics.ladders import d_threshold, ladder_correlations
 
 Resampled = Callable[[Floats], Floats]
 """Counts (B, N) -> the statistic of each row (B,), or several (B, K); NaN where it is undefined."""

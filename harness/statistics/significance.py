@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from harness.statistics.checks import MIN_IMAGES, Floats, StatisticsError, finite_vectors
-from harness.statistics.correlation import plcc, srcc
+from harness.statistics.correlation import plcc
+from qualiclip_plugin.utils.statistics import MIN_IMAGES, Floats, StatisticsError, finite_vectors, srcc
 
 EXACT_CONTENTS = 13
 """Up to so many contents all sign patterns are tried: 2^13 = 8192."""

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from harness.statistics.checks import Estimate, Floats, StatisticsError, finite_vectors, group_indices
-from harness.statistics.correlation import srcc
+from qualiclip_plugin.utils.statistics import Estimate, Floats, StatisticsError, finite_vectors, group_indices, srcc
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +22,8 @@ from qualiclip_plugin.training.sampling import degrade, sample_plan
 from qualiclip_plugin.training.seeds import generator
 from qualiclip_plugin.utils.errors import ConfigError, DatasetError, ImageError
 from qualiclip_plugin.utils.images import read_image, to_float
-
-if TYPE_CHECKING:
-    from harness.statistics import Estimate
+from qualiclip_plugin.utils.metadata import check_labels, find_metadata, local_columns, local_rows
+from qualiclip_plugin.utils.statistics import Estimate, d_test, l_test, srcc
 
 BATCH = 32
 
@@ -50,17 +49,17 @@ def read_scored_data(folder: str, pool: Executor) -> ScoredData:
         pool: Threads that decode every image once: a run may reach its first validation after days.
 
     Raises:
-        DatasetError: As ``harness.data.metadata.local_rows``; or the scores are not ``mos``, or all the same.
+        DatasetError: As :func:`~qualiclip_plugin.utils.metadata.check_labels`; or the scores are not ``mos``,
+            or all the same.
         ImageError: An image is not there, cannot be decoded or is too small.
     """
-    from harness.data.metadata import find_metadata, local_rows, local_spec
-
     place = Path(folder)
     tables = find_metadata(place)
-    spec = local_spec(place)
-    if spec.columns.opinion != "mos":
+    columns, _ = local_columns(place)
+    if columns.opinion != "mos":
         raise DatasetError(f"{tables[0]}: no column mos, which validation compares with")
-    rows = [row for _, row in local_rows(place, tables, spec)]
+    origin = place if len(tables) > 1 else tables[0]
+    rows = [row for _, row in check_labels(origin, local_rows(place, tables, columns), columns)]
     data = ScoredData([place / row["file_name"] for row in rows], np.array([float(row["mos"]) for row in rows]))
     if data.mos.min() == data.mos.max():
         raise DatasetError(f"{tables[0]}: all mos are {data.mos[0]:g}, and nothing correlates with that")
@@ -160,8 +159,6 @@ def validate(
 
 
 def _ladder_figures(ladders: dict[str, np.ndarray]) -> dict[str, Any]:
-    from harness.statistics import d_test, l_test
-
     scores = np.stack(list(ladders.values()))
     kinds, contents, levels = (index.ravel() for index in np.indices(scores.shape))
     # The pristine crop is the same in every ladder; D counts it once.
@@ -189,7 +186,5 @@ def _defined(estimates: Mapping[str, Estimate]) -> dict[str, float]:
 @torch.no_grad()
 def correlation(model: QualiCLIP, scored: ScoredData, device: torch.device) -> Estimate:
     """SRCC of the whole images' scores with the opinion scores."""
-    from harness.statistics import srcc
-
     scores = [model(to_float(read_image(file))[None].to(device)).item() for file in scored.files]
     return srcc(_finite(np.array(scores)), scored.mos)

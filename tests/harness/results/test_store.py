@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from harness.data.labels import label_table
+from harness.data.parquet import DamagedError
 from harness.data.spec import Columns, DatasetSpec
-from harness.results.parquet import DamagedError
 from harness.results.store import DTYPES, ScoreKey, Store, StoreError, slug
 from harness.run.engine import unavailable_cell
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from harness.check.snapshot import read_baseline
-from harness.data.metadata import read_rows
 from harness.data.spec import read_spec
 from harness.results.store import Store
 from qualiclip_plugin.training.run_folder import RunFolder, read_csv
@@ -17,6 +16,7 @@ from qualiclip_plugin.utils.atomic import recorded_sha256, sha256_file
 from qualiclip_plugin.utils.environment import user_cache
 from qualiclip_plugin.utils.errors import ConfigError, QualiCLIPError
 from qualiclip_plugin.utils.regular_files import read_regular
+from qualiclip_plugin.utils.tables import read_rows
 from qualiclip_plugin.weights.pickles import load_pickle
 
 READERS: dict[str, Callable[[Path], object]] = {

@@ -1,29 +1,175 @@
-"""Tests that need no human opinion: ordering along known degradations.
+"""What every statistic shares: checked arrays, one place for direction, results that may be undefined.
 
-Ma et al., "Waterloo Exploration Database: New Challenges for Image Quality Assessment Models",
-IEEE TIP 2017: discriminability (D), listwise ranking consistency (L), pairwise preference (P).
-Scores are oriented so that higher is better; level 0 is pristine and a higher level is worse.
+And the statistics that training validates with: SRCC, and the D- and L-test of Ma et al., "Waterloo Exploration
+Database: New Challenges for Image Quality Assessment Models", IEEE TIP 2017. They expect scores that :func:`oriented`
+turned so that higher is better; level 0 is pristine and a higher level is worse.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from harness.statistics.checks import (
-    MIN_IMAGES,
-    Estimate,
-    Floats,
-    StatisticsError,
-    finite_vector,
-    finite_vectors,
-    group_indices,
-    undefined,
-)
+from qualiclip_plugin.utils.errors import QualiCLIPError
+
+Floats = NDArray[np.float64]
+
+MIN_IMAGES = 3
+"""Fewest images for which a correlation says anything: two always correlate perfectly."""
+
+
+class StatisticsError(QualiCLIPError, ValueError):
+    """The arrays given to a statistic cannot be used (NaN, infinite, different lengths)."""
+
+
+class Estimate(NamedTuple):
+    """A number, or NaN and the reason why there is none.
+
+    Attributes:
+        value: The statistic; NaN where it is undefined.
+        reason: Empty where the statistic is defined.
+    """
+
+    value: float
+    reason: str = ""
+
+    def __float__(self) -> float:
+        return self.value
+
+    @property
+    def defined(self) -> bool:
+        """Whether there is a value."""
+        return not self.reason
+
+
+def undefined(reason: str) -> Estimate:
+    """An estimate without a value."""
+    return Estimate(float("nan"), reason)
+
+
+def oriented(values: ArrayLike, *, lower_better: bool) -> Floats:
+    """Turn scores or opinions so that higher is better: the only place where a direction is applied.
+
+    Every other statistic expects arrays that went through here once, and never takes an
+    absolute value: a scorer that runs against its declared direction keeps its negative correlation.
+
+    Args:
+        values: Scores or opinions, (N,).
+        lower_better: The declared direction (true for NIQE, PIQE and for a real DMOS).
+
+    Returns:
+        ``values`` or ``-values`` as float64, (N,).
+    """
+    array = np.asarray(values, dtype=np.float64)
+    return -array if lower_better else array
+
+
+def finite_vector(name: str, values: ArrayLike) -> Floats:
+    """Check that ``values`` is one finite row of numbers.
+
+    Raises:
+        StatisticsError: Not one-dimensional, or NaN or infinite at some index (named).
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1:
+        raise StatisticsError(f"{name}: expected one dimension, got shape {array.shape}")
+    bad = np.flatnonzero(~np.isfinite(array))
+    if bad.size:
+        more = f" (and {bad.size - 1} more)" if bad.size > 1 else ""
+        raise StatisticsError(f"{name}: {array[bad[0]]} at index {bad[0]}{more}")
+    return array
+
+
+def finite_vectors(**arrays: ArrayLike) -> tuple[Floats, ...]:
+    """Check that all arrays are finite, one-dimensional and of one length.
+
+    Raises:
+        StatisticsError: One of them is not.
+    """
+    checked = {name: finite_vector(name, values) for name, values in arrays.items()}
+    same_length(**checked)
+    return tuple(checked.values())
+
+
+def same_length(**arrays: NDArray[Any]) -> int:
+    """The common length of the arrays.
+
+    Raises:
+        StatisticsError: They differ.
+    """
+    lengths = {name: len(array) for name, array in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        raise StatisticsError("lengths differ: " + ", ".join(f"{k} has {v}" for k, v in lengths.items()))
+    return next(iter(lengths.values()))
+
+
+def why_undefined(**vectors: Floats) -> str:
+    """Why no correlation exists between checked vectors; empty where one does."""
+    for name, vector in vectors.items():
+        if len(vector) < MIN_IMAGES:
+            return f"{len(vector)} images, {MIN_IMAGES} needed"
+        if vector.max() == vector.min():
+            return f"all {name} are {vector[0]:g}"
+    return ""
+
+
+def group_indices(values: ArrayLike, name: str, length: int) -> tuple[NDArray[Any], NDArray[np.intp]]:
+    """Distinct labels and the index of each item's label.
+
+    Args:
+        values: One label per item (strings or numbers), (N,).
+        name: What the labels are, for the error.
+        length: The expected N.
+
+    Returns:
+        Labels (G,), sorted, and indices (N,) into them.
+
+    Raises:
+        StatisticsError: Not one label per item.
+    """
+    array = np.asarray(values)
+    if array.shape != (length,):
+        raise StatisticsError(f"{name}: expected {length} labels, got shape {array.shape}")
+    labels, indices = np.unique(array, return_inverse=True)
+    return labels, indices
+
+
+def srcc(scores: ArrayLike, opinions: ArrayLike) -> Estimate:
+    """Spearman's rank correlation: Pearson's correlation of average ranks.
+
+    Args:
+        scores: Scores, higher is better, (N,).
+        opinions: Opinions, higher is better, (N,).
+
+    Returns:
+        Value in [-1, 1]; undefined for fewer than 3 images or a constant array.
+
+    Raises:
+        StatisticsError: NaN, infinite values or different lengths.
+    """
+    x, y = finite_vectors(scores=scores, opinions=opinions)
+    if reason := why_undefined(scores=x, opinions=y):
+        return undefined(reason)
+    return Estimate(pearson(stats.rankdata(x), stats.rankdata(y)))
+
+
+def pearson(x: Floats, y: Floats) -> float:
+    """Linear correlation of checked vectors that are not constant."""
+    a, b = _unit(x), _unit(y)
+    # Rounding may step one unit in the last place outside.
+    return float(np.clip(a @ b, -1.0, 1.0))
+
+
+def _unit(values: Floats) -> Floats:
+    # Dividing by the largest deviation first keeps squares of tiny or huge scores representable.
+    centred = values / np.abs(values).max()
+    centred = centred - centred.mean()
+    centred = centred / np.abs(centred).max()
+    return centred / np.linalg.norm(centred)
 
 
 def d_test(scores: ArrayLike, pristine: ArrayLike) -> Estimate:
@@ -159,55 +305,3 @@ def l_test(scores: ArrayLike, levels: ArrayLike, contents: ArrayLike, kinds: Arr
     if ladders.tied == len(ladders.values):
         return undefined("all scores of every ladder are the same")
     return Estimate(float(ladders.credited.mean()))
-
-
-def p_test(scores: ArrayLike, better: ArrayLike, worse: ArrayLike) -> Estimate:
-    """Share of quality-discriminable pairs that the scorer orders correctly.
-
-    Args:
-        scores: Scores, higher is better, (N,).
-        better: Index of the better image of each pair, (M,) integers; see :func:`discriminable_pairs`.
-        worse: Index of the worse image of each pair, (M,) integers.
-
-    Returns:
-        Value in [0, 1]; a tie counts as not ordered. Undefined without pairs.
-
-    Raises:
-        StatisticsError: NaN, different lengths, or an index that is not there.
-    """
-    q = finite_vector("scores", scores)
-    first, second = np.asarray(better, dtype=np.intp), np.asarray(worse, dtype=np.intp)
-    if first.shape != second.shape or first.ndim != 1:
-        raise StatisticsError(f"pairs: shapes {first.shape} and {second.shape}, one row each needed")
-    both = np.concatenate([first, second])
-    if both.size and (both.min() < 0 or both.max() >= len(q)):
-        raise StatisticsError(f"pairs: index outside 0..{len(q) - 1}")
-    return Estimate(float(np.mean(q[first] > q[second]))) if len(first) else undefined("no pair")
-
-
-def discriminable_pairs(references: ArrayLike, margin: ArrayLike) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """All pairs that every full-reference metric separates by its margin, in the same direction.
-
-    Args:
-        references: Full-reference scores, higher is better, (R, N).
-        margin: Smallest difference that counts, per metric, (R,), each > 0.
-
-    Returns:
-        Indices of the better and of the worse image, (M,) each.
-
-    Raises:
-        StatisticsError: Wrong shapes, NaN, or a margin that is not positive.
-    """
-    table = np.asarray(references, dtype=np.float64)
-    if table.ndim != 2:
-        raise StatisticsError(f"references: expected (metrics, images), got shape {table.shape}")
-    for index, row in enumerate(table):
-        finite_vector(f"references of metric {index}", row)
-    margins = finite_vector("margin", margin)
-    if len(margins) != len(table) or not len(table) or margins.min() <= 0:
-        raise StatisticsError(f"margin: one positive number for each of {len(table)} metrics needed")
-    agreed = np.ones((table.shape[1], table.shape[1]), dtype=bool)
-    for row, least in zip(table, margins, strict=True):
-        agreed &= row[:, None] - row[None, :] >= least
-    better, worse = np.nonzero(agreed)
-    return better, worse
