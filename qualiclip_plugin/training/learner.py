@@ -22,7 +22,7 @@ from qualiclip_plugin.training.config import TrainConfig
 from qualiclip_plugin.training.distributed import CropEncoder
 from qualiclip_plugin.training.draws import relevant_pairs
 from qualiclip_plugin.training.layers import movement, pull_to_start, set_training_mode
-from qualiclip_plugin.training.objective import objective, ranking_accuracy
+from qualiclip_plugin.training.objective import needs, objective, ranking_accuracy
 from qualiclip_plugin.training.optimizer import build_optimizer, learning_rate
 from qualiclip_plugin.utils.gmsd import gmsd
 
@@ -83,7 +83,7 @@ class Learner:
             group["lr"] = learning_rate(config, batch.step)
         similarities, distances = self.similarities(batch)
         device = similarities.device
-        relevant = relevant_pairs(batch.plan, config).to(device) if config.attribute_weight else None
+        relevant = relevant_pairs(batch.plan, config).to(device) if needs(config, "relevant") else None
         loss, parts = objective(similarities, config, distances=distances, relevant=relevant)
         self._backward(loss)
         self._update_average()
@@ -100,7 +100,7 @@ class Learner:
         features = self.encoder(flat).float()
         similarities = prompt_similarities(features, self.model.text_features).unflatten(0, shape)
         distances = None
-        if self.config.metric_weight:
+        if needs(self.config, "distances"):
             pristine = batch.crops[:, :, None].expand_as(batch.images).flatten(0, 2)
             distances = self.gather(gmsd(flat, pristine).unflatten(0, shape))
         return self.gather(similarities), distances

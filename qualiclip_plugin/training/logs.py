@@ -9,17 +9,12 @@ from accelerate import Accelerator
 
 from qualiclip_plugin.distortions import get_table
 from qualiclip_plugin.training.config import TrainConfig
+from qualiclip_plugin.training.objective import losses_of
 from qualiclip_plugin.training.progress import Display
 from qualiclip_plugin.training.run_folder import CsvLog
 
 FIGURES = ("accuracy", "learning_rate", "images_per_second", "seconds", "data_wait")
 """What ``log.csv`` holds of a step besides the loss and its parts."""
-
-
-def loss_parts(config: TrainConfig) -> list[str]:
-    """Names of the losses that a configuration has."""
-    optional = [name for name in ("content", "metric", "attribute") if getattr(config, f"{name}_weight")]
-    return ["consistency", "positive", "negative", *optional]
 
 
 def validation_figures(config: TrainConfig) -> list[str]:
@@ -45,7 +40,7 @@ class RunLogs:
         self, folder: Path, config: TrainConfig, first_step: int, display: Display, accelerator: Accelerator
     ) -> None:
         self.folder, self.display, self.accelerator = folder, display, accelerator
-        self.parts, self.figures = loss_parts(config), validation_figures(config)
+        self.parts, self.figures = [loss.name for loss in losses_of(config)], validation_figures(config)
         self._steps = CsvLog(folder / "log.csv", ["step", "loss", *self.parts, *FIGURES], first_step)
         self._validation: CsvLog | None = None
 

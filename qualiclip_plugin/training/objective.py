@@ -8,8 +8,9 @@ is the thin module for everybody else.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -129,6 +130,84 @@ def check_attributes(attributes: Sequence[str], config: ObjectiveConfig) -> None
         )
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What losses are taken of.
+
+    Attributes:
+        similarities: Of the prompt pairs that are trained, (B, 2, L, P, 2).
+        distances: GMSD of each crop, (B, 2, L); None where no loss needs it.
+        relevant: Which of these pairs name the distortion of each photograph, (B, P) bool; None likewise.
+    """
+
+    similarities: Tensor
+    distances: Tensor | None = None
+    relevant: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One loss. Its weight is the setting ``NAME_weight`` of :class:`ObjectiveConfig`; logs call it by its name.
+
+    Attributes:
+        name: Its name.
+        value: From what is seen and the settings to a scalar with gradient.
+        needs: ``distances`` or ``relevant`` of :class:`Seen`, where it needs one.
+        always: It is taken and logged at weight 0 as well.
+    """
+
+    name: str
+    value: Callable[[Any, Any], Tensor]
+    needs: str = ""
+    always: bool = False
+
+    def __call__(self, seen: Seen, config: ObjectiveConfig) -> Tensor:
+        """The loss before weighting; :class:`ConfigError` where what it needs is missing."""
+        if self.needs and getattr(seen, self.needs) is None:
+            raise ConfigError(f"{self.name}_weight is set, so the objective needs {self.needs}")
+        return self.value(seen, config)
+
+
+def _content(seen: Seen, config: ObjectiveConfig) -> Tensor:
+    mild, severe = content_levels(config, seen.similarities.shape[2])
+    return content_ranking_loss(seen.similarities, mild, severe, config.content_margin)
+
+
+LOSSES = (
+    Loss(
+        "consistency", lambda s, c: consistency_loss(s.similarities, c.consistency_margin, c.reduction), always=True
+    ),
+    Loss(
+        "positive",
+        lambda s, c: positive_ranking_loss(s.similarities, c.ranking_margin, c.level_pairs, c.reduction),
+        always=True,
+    ),
+    Loss(
+        "negative",
+        lambda s, c: negative_ranking_loss(s.similarities, c.ranking_margin, c.level_pairs, c.reduction),
+        always=True,
+    ),
+    Loss("content", _content),
+    Loss(
+        "metric",
+        lambda s, c: metric_order_loss(s.similarities, s.distances, c.metric_gap, c.metric_margin),
+        needs="distances",
+    ),
+    Loss("attribute", lambda s, c: attribute_loss(s.similarities, s.relevant, c.attribute_margin), needs="relevant"),
+)
+"""Every loss; a new one is one more record here, with its settings in :class:`ObjectiveConfig`."""
+
+
+def losses_of(config: ObjectiveConfig) -> list[Loss]:
+    """The losses that a configuration takes, in the order of the logs."""
+    return [loss for loss in LOSSES if loss.always or getattr(config, f"{loss.name}_weight")]
+
+
+def needs(config: ObjectiveConfig, what: str) -> bool:
+    """Whether a loss that a configuration takes needs ``distances`` or ``relevant``."""
+    return any(loss.needs == what for loss in losses_of(config))
+
+
 def objective(
     similarities: Tensor,
     config: ObjectiveConfig,
@@ -152,38 +231,11 @@ def objective(
     Raises:
         ConfigError: A shape is wrong or a needed input is missing.
     """
-    parts = _paper_parts(similarities, config) | _optional_parts(similarities, config, distances, relevant)
+    named = None if relevant is None else _select(relevant[..., None], config)[..., 0]
+    seen = Seen(_select(similarities, config), distances, named)
+    parts = {loss.name: loss(seen, config) for loss in losses_of(config)}
     weighted = [getattr(config, f"{name}_weight") * part for name, part in parts.items()]
     return torch.stack(weighted).sum(), parts
-
-
-def _paper_parts(similarities: Tensor, config: ObjectiveConfig) -> dict[str, Tensor]:
-    selected = _select(similarities, config)
-    return {
-        "consistency": consistency_loss(selected, config.consistency_margin, config.reduction),
-        "positive": positive_ranking_loss(selected, config.ranking_margin, config.level_pairs, config.reduction),
-        "negative": negative_ranking_loss(selected, config.ranking_margin, config.level_pairs, config.reduction),
-    }
-
-
-def _optional_parts(
-    similarities: Tensor, config: ObjectiveConfig, distances: Tensor | None, relevant: Tensor | None
-) -> dict[str, Tensor]:
-    selected = _select(similarities, config)
-    parts = {}
-    if config.content_weight:
-        mild, severe = content_levels(config, similarities.shape[2])
-        parts["content"] = content_ranking_loss(selected, mild, severe, config.content_margin)
-    if config.metric_weight:
-        if distances is None:
-            raise ConfigError("metric_weight is set, so the objective needs distances")
-        parts["metric"] = metric_order_loss(selected, distances, config.metric_gap, config.metric_margin)
-    if config.attribute_weight:
-        if relevant is None:
-            raise ConfigError("attribute_weight is set, so the objective needs relevant prompt pairs")
-        named = _select(relevant[..., None], config)[..., 0]
-        parts["attribute"] = attribute_loss(selected, named, config.attribute_margin)
-    return parts
 
 
 def _select(values: Tensor, config: ObjectiveConfig) -> Tensor:
