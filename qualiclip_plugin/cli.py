@@ -1,4 +1,4 @@
-"""Command line: ``qualiclip score | map | gallery | degrade | train | export | bench | weights | doctor``."""
+"""Command line: ``qualiclip score | map | gallery | degrade | train | export | weights | doctor``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from qualiclip_plugin.bench.cli import bench_app
 from qualiclip_plugin.training.cli import train_command
 from qualiclip_plugin.utils.errors import ConfigError, ImageError
 from qualiclip_plugin.utils.shown import printable
@@ -41,7 +40,6 @@ app = typer.Typer(
 )
 weights_app = typer.Typer(help="The weights that are known, where they are, and fetching them.", no_args_is_help=True)
 app.add_typer(weights_app, name="weights")
-app.add_typer(bench_app, name="bench")
 app.command("train")(train_command)
 
 

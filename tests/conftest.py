@@ -14,7 +14,6 @@ import pytest
 import torch
 from PIL import Image
 
-from qualiclip_plugin.bench.untrained import calibrate, write_official
 from qualiclip_plugin.models.backbones import backbone_config, build_image_encoder
 from qualiclip_plugin.models.prompts import ATTRIBUTES
 from qualiclip_plugin.models.qualiclip import QualiCLIP
@@ -23,6 +22,7 @@ from qualiclip_plugin.runtimes.export import ONNX_SINCE, export_onnx
 from qualiclip_plugin.utils.errors import ConfigError
 from qualiclip_plugin.weights.checkpoint import CLIP_MEAN, CLIP_STD, build_text_side, read_weights, save_checkpoint
 from qualiclip_plugin.weights.loading import load_model
+from tests.benchmarks.untrained import calibrate, write_official
 from tests.support.local_server import LocalServer, serving
 
 # Tests must not depend on the user's choice of weights.

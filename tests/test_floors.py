@@ -19,7 +19,6 @@ PLUGIN = (
     "gallery",
     "training",
     "integrations",
-    "bench",
     "doctor",
     "cli",
     "__main__",

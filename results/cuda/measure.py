@@ -1,10 +1,10 @@
 """Milliseconds an image of CLIP's RN50 on a GPU, in a minute: a plain loop of calls with pixels on the device.
 
-    python results/cuda/measure.py
+    python -m results.cuda.measure
 
 Prints a Markdown table, and how many JPEG files one process scores in a second. Here pyiqa's class and this project's
-models run one after another, fp32 without TensorFloat-32. ``qualiclip bench score --device cuda`` takes longer and
-says more: ratios of rounds, memory, operations.
+models run one after another, fp32 without TensorFloat-32. ``python -m tests.benchmarks score --device cuda``
+takes longer and says more: ratios of rounds, memory, operations.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from qualiclip_plugin.bench.meters import seconds
-from qualiclip_plugin.bench.reference import pyiqa_class
-from qualiclip_plugin.bench.rivals import official_weights
-from qualiclip_plugin.bench.scale import photographs
 from qualiclip_plugin.models.precision import exact_fp32
 from qualiclip_plugin.scoring.local import score_files
 from qualiclip_plugin.utils.environment import versions
 from qualiclip_plugin.utils.images import read_image, to_float
 from qualiclip_plugin.weights.loading import load_model
+from tests.benchmarks.meters import seconds
+from tests.benchmarks.reference import pyiqa_class
+from tests.benchmarks.rivals import official_weights
+from tests.benchmarks.scale import photographs
 
 SMALL, LARGE = (512, 384), (3840, 2160)
 BATCHES = (1, 8, 16, 32, 64)

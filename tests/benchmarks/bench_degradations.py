@@ -21,10 +21,10 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from qualiclip_plugin.bench.meters import seconds
 from qualiclip_plugin.distortions.registry import get_table
 from qualiclip_plugin.utils.environment import processor_name, versions
 from tests.benchmarks.bench_training import device_text
+from tests.benchmarks.meters import seconds
 from tests.benchmarks.usual_degradations import USUAL, degrade_usually
 from tests.conftest import load_photographs
 

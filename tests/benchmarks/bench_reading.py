@@ -14,9 +14,9 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageCms
 
-from qualiclip_plugin.bench.meters import peak_memory
 from qualiclip_plugin.utils.environment import processor_name
 from qualiclip_plugin.utils.images import read_image
+from tests.benchmarks.meters import peak_memory
 from tests.support import icc
 
 SIZE = (4000, 3000)

@@ -202,9 +202,6 @@ def test_what_cannot_start_is_exit_code_2(
     [
         (["degrade", "x.png", "--distortion", "jpeg", "--seed", "99999999999999999999"], "'--seed'"),
         (["degrade", "x.png", "--distortion", "jpeg", "--seed", "-1"], "'--seed'"),
-        (["bench", "scale", "--pools", "a"], "--pools is 'a': numbers of workers, separated by commas"),
-        (["bench", "scale", "--pools", "1,,2"], "--pools is '1,,2'"),
-        (["bench", "scale", "--pools", "0"], "--pools is '0'"),
     ],
 )
 def test_numbers_that_cannot_be_are_exit_code_2(

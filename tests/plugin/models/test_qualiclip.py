@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import nn
 
-from qualiclip_plugin.bench.reference import pyiqa_class
 from qualiclip_plugin.integrations.hub import HubQualiCLIP
 from qualiclip_plugin.integrations.pyiqa_arch import PyiqaQualiCLIP
 from qualiclip_plugin.models.attention_pool import SingleQueryAttentionPool
@@ -31,6 +30,7 @@ from qualiclip_plugin.weights.checkpoint import (
     save_checkpoint,
 )
 from qualiclip_plugin.weights.loading import load_model
+from tests.benchmarks.reference import pyiqa_class
 from tests.conftest import calibrate, needs_openvino
 from tests.support.rounding import bound_of, score_bound
 

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qualiclip_plugin.bench.scale import photographs as write_photographs
 from qualiclip_plugin.models.avg_pool import HalvingPool, halve, has_triton, spread, use_halving_pools
 from qualiclip_plugin.models.precision import exact_fp32
 from qualiclip_plugin.models.qualiclip import QualiCLIP
@@ -22,6 +21,7 @@ from qualiclip_plugin.runtimes.cuda_resnet import FusedMap, Normalise
 from qualiclip_plugin.scoring.local import score_files
 from qualiclip_plugin.utils.errors import ConfigError
 from qualiclip_plugin.weights.loading import load_model
+from tests.benchmarks.scale import photographs as write_photographs
 from tests.plugin.runtimes.test_runtimes import TOLERANCES, compare
 
 SHAPES = [(2, 64, 7, 11), (1, 3, 2, 2), (3, 40, 33, 2), (1, 8, 9, 300)]

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from qualiclip_plugin.bench import meters, rivals, score
-from qualiclip_plugin.bench.rivals import OTHERS, REFERENCE, WAYS
 from qualiclip_plugin.utils.errors import ConfigError
-from tests.support.commands import run_main
+from tests.benchmarks import meters, rivals, score
+from tests.benchmarks.rivals import OTHERS, REFERENCE, WAYS
+
+ROOT = Path(__file__).parents[2]
 
 
 def row(network: str, seconds: list[float], file_seconds: list[float], value: float, operations: int) -> dict:
@@ -85,14 +86,11 @@ def test_meters() -> None:
     assert peak is None or 1.2e8 < peak < 2e8
 
 
-def test_a_document_without_a_place_for_the_tables_is_refused_before_measuring(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_document_without_a_place_for_the_tables_is_refused_before_measuring(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     for reason in ("cannot be read", "has no lines <!-- bench score on cpu: begin -->"):
-        options = ["bench", "score", "--quick", "--output", tmp_path / "score.json", "--document", page]
-        assert run_main(monkeypatch, "qualiclip", *options) == 2
-        assert reason in capsys.readouterr().err
+        with pytest.raises(ConfigError, match=reason):
+            score.score_command(quick=True, output=tmp_path / "score.json", document=page)
         page.write_text("no place")
     assert [path.name for path in tmp_path.iterdir()] == ["page.md"]
 
@@ -102,9 +100,8 @@ def test_a_short_run_measures_every_rival(tmp_path: Path) -> None:
     pytest.importorskip("openvino", reason="needs the extra openvino")
     output, page = tmp_path / "score.json", tmp_path / "page.md"
     page.write_text("\n".join(score.marks("cpu")))
-    call = "from qualiclip_plugin.cli import main; main()"
-    options = ["bench", "score", "--quick", "--output", str(output), "--document", str(page)]
-    done = subprocess.run([sys.executable, "-c", call, *options], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "tests.benchmarks", "score", "--quick", "--output", output, "--document", page]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     for measured in json.loads(output.read_text())["benchmarks"]:
         rivals, missing = measured["extra_info"]["rivals"], measured["extra_info"]["missing"]

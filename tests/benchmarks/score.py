@@ -1,4 +1,4 @@
-"""``qualiclip bench score``: time of a score beside pyiqa's own class with the same weights, as ratios of one run."""
+"""The time of a score beside pyiqa's own class with the same weights, as ratios of one run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qualiclip_plugin.utils.atomic import atomic_write
 from qualiclip_plugin.utils.errors import ConfigError
 
 if TYPE_CHECKING:
-    from qualiclip_plugin.bench.bench_score import Bench, Case
+    from tests.benchmarks.bench_score import Bench, Case
 
 SMALL, MIDDLE, LARGE = (512, 384), (1024, 768), (3840, 2160)
 CASES = {
@@ -56,10 +56,10 @@ def measure(cases: Sequence[tuple[tuple[int, int], int]], rounds: int, device: s
     Raises:
         ConfigError: pytest-benchmark is missing, the reference cannot start, or a measurement failed.
     """
-    from qualiclip_plugin.bench.bench_score import Bench, Case
-    from qualiclip_plugin.bench.meters import matrix_rate
-    from qualiclip_plugin.bench.rivals import REFERENCE, WAYS, build_rivals, memory_settings, official_weights
-    from qualiclip_plugin.bench.scale import machine, photographs
+    from tests.benchmarks.bench_score import Bench, Case
+    from tests.benchmarks.meters import matrix_rate
+    from tests.benchmarks.rivals import REFERENCE, WAYS, build_rivals, memory_settings, official_weights
+    from tests.benchmarks.scale import machine, photographs
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -90,7 +90,7 @@ def _run(bench: Bench, cases: Sequence[Case], output: Path) -> dict[str, Any]:
         import pytest
         import pytest_benchmark  # noqa: F401
     except ImportError as error:
-        raise ConfigError('"qualiclip bench score" needs: pip install "qualiclip-plugin[bench]"') from error
+        raise ConfigError("the benchmark needs: pip install pytest pytest-benchmark") from error
     case = Path(__file__).with_name("bench_score.py")
     options = ["-q", "-s", "-c", os.devnull, "--rootdir", str(output.parent), "-p", "no:cacheprovider"]
     options += ["--benchmark-quiet", f"--benchmark-json={output}"]
@@ -131,7 +131,7 @@ def to_markdown(result: Mapping[str, Any]) -> str:
 
 
 def _table(facts: Mapping[str, Any]) -> list[str]:
-    from qualiclip_plugin.bench.rivals import REFERENCE
+    from tests.benchmarks.rivals import REFERENCE
 
     rows, (width, height) = facts["rivals"], facts["size"]
     counted: dict[str, float] = {}
@@ -153,7 +153,7 @@ def _table(facts: Mapping[str, Any]) -> list[str]:
 def _cells(
     row: Mapping[str, Any], rows: Mapping[str, Any], operations: float, rates: Mapping[str, float]
 ) -> list[str]:
-    from qualiclip_plugin.bench.rivals import REFERENCE
+    from tests.benchmarks.rivals import REFERENCE
 
     median = statistics.median(row["seconds"])
     first = REFERENCE if row["network"] == "qualiclip" else f"{row['network']}, eager fp32"

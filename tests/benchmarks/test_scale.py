@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from qualiclip_plugin.bench import scale
+from qualiclip_plugin.utils.errors import ConfigError
+from tests.benchmarks import scale
 
 
 def report(**changes: object) -> scale.Report:
@@ -35,6 +36,12 @@ def test_a_short_shard_counts_for_the_images_that_it_has() -> None:
     # The clock starts with the second of seven shards; the one with the last images comes when it is finished.
     shards = [(3.0, 10), (4.0, 10), (5.0, 10), (6.0, 10), (7.0, 5), (8.0, 10), (9.0, 10)]
     assert scale.later_rate(shards) == pytest.approx(45 / 5)
+
+
+@pytest.mark.parametrize("pools", ["a", "1,,2", "0"])
+def test_numbers_of_workers_that_are_none_are_refused(pools: str) -> None:
+    with pytest.raises(ConfigError, match=f"--pools is '{pools}': numbers of workers, separated by commas"):
+        scale.scale_command(pools=pools)
 
 
 def test_photographs_differ_and_have_the_size(tmp_path: Path) -> None:

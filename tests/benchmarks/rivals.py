@@ -1,4 +1,4 @@
-"""The networks and metrics that ``qualiclip bench score`` measures side by side."""
+"""The networks and metrics that ``python -m tests.benchmarks score`` measures side by side."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qualiclip_plugin.bench.reference import pyiqa_class
-from qualiclip_plugin.bench.untrained import write_official
 from qualiclip_plugin.utils.errors import QualiCLIPError, WeightsError, first_line
 from qualiclip_plugin.weights.loading import load_model, resolve
+from tests.benchmarks.reference import pyiqa_class
+from tests.benchmarks.untrained import write_official
 
 Metric = Callable[[Tensor], Tensor]
 """RGB in [0, 1], (N, 3, H, W) -> scores (N, 1)."""

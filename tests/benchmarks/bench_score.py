@@ -1,4 +1,4 @@
-"""What ``qualiclip bench score`` has pytest-benchmark run: all rivals in turn, one case at a time.
+"""What ``python -m tests.benchmarks score`` has pytest-benchmark run: all rivals in turn, one case at a time.
 
 A busy machine slows what runs at the same time; so every round measures all rivals once, and ratios are made of
 rounds. pytest-benchmark times the rounds and writes the file; the seconds of the rivals are in its ``extra_info``.
@@ -17,12 +17,12 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from qualiclip_plugin.bench.meters import operations, peak_memory, seconds
-from qualiclip_plugin.bench.rivals import Metric, Rival
 from qualiclip_plugin.models.precision import exact_fp32
 from qualiclip_plugin.scoring.local import score_files
 from qualiclip_plugin.utils.errors import ImageError
 from qualiclip_plugin.utils.images import read_image, to_float
+from tests.benchmarks.meters import operations, peak_memory, seconds
+from tests.benchmarks.rivals import Metric, Rival
 
 T = TypeVar("T")
 

@@ -2,8 +2,8 @@
 
 ::
 
-    qualiclip bench scale --images 600 --pools 1,2
-    qualiclip bench scale --images 20000 --device cuda --pools 1     # on a machine with a GPU
+    python -m tests.benchmarks scale --images 600 --pools 1,2
+    python -m tests.benchmarks scale --images 20000 --device cuda --pools 1     # on a machine with a GPU
 
 Rates are images a second on the clock. The rate of a pool is that of its last three quarters, without the start.
 """

@@ -1,1 +1,0 @@
-"""Benchmarks: what scoring costs on the machine they run on."""
