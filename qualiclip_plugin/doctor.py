@@ -7,6 +7,8 @@ import platform
 from importlib import metadata
 from pathlib import Path
 
+from qualiclip_plugin.utils.process_settings import usable_cores
+
 DISTRIBUTION = "qualiclip-plugin"
 
 
@@ -24,7 +26,11 @@ def facts() -> list[tuple[str, str]]:
             f"{metadata.version(DISTRIBUTION)}, Python {platform.python_version()}, torch {torch.__version__}",
         ),
         ("processor", f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores"),
-        ("threads of torch", str(torch.get_num_threads())),
+        ("cores that this process may use", str(usable_cores())),
+        (
+            "threads of torch",
+            f"{torch.get_num_threads()}, OMP_WAIT_POLICY={os.environ.get('OMP_WAIT_POLICY', 'not set')}",
+        ),
         ("GPU", ", ".join(gpus) or "none that torch can use"),
         ("weight cache", str(Path(torch.hub.get_dir()) / "pyiqa")),
         ("cache of the Hub", str(Path(hub).expanduser())),

@@ -11,6 +11,7 @@ import typer
 
 from qualiclip_plugin import __version__
 from qualiclip_plugin.utils.errors import QualiCLIPError, first_line, out_of_memory
+from qualiclip_plugin.utils.process_settings import settle_process
 from qualiclip_plugin.utils.shown import printable
 
 
@@ -30,6 +31,7 @@ USAGE = 2
 
 def run(app: typer.Typer, name: str) -> None:
     """Run a command line; what the user or the machine can mend is one line on standard error and exit code 2."""
+    settle_process()
     for stream in ("stdout", "stderr"):
         # Closed by the caller: the next file that is opened would get its number, and libraries print there.
         if getattr(sys, stream) is None:

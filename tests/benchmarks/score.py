@@ -15,6 +15,7 @@ import typer
 
 from qualiclip_plugin.utils.atomic import atomic_write
 from qualiclip_plugin.utils.errors import ConfigError
+from tests.benchmarks.busy import to_lines
 
 if TYPE_CHECKING:
     from tests.benchmarks.bench_score import Bench, Case
@@ -57,6 +58,7 @@ def measure(cases: Sequence[tuple[tuple[int, int], int]], rounds: int, device: s
         ConfigError: pytest-benchmark is missing, the reference cannot start, or a measurement failed.
     """
     from tests.benchmarks.bench_score import Bench, Case
+    from tests.benchmarks.busy import CALLS, measure_busy
     from tests.benchmarks.meters import matrix_rate
     from tests.benchmarks.rivals import REFERENCE, WAYS, build_rivals, memory_settings, official_weights
     from tests.benchmarks.scale import machine, photographs
@@ -82,6 +84,8 @@ def measure(cases: Sequence[tuple[tuple[int, int], int]], rounds: int, device: s
         files = {}
         for size in dict.fromkeys(case.size for case in planned):
             files[size] = photographs(folder / f"{size[0]}x{size[1]}", min(rounds, MOST_FILES), size)
+        if device == "cpu":  # before this process has threads that wait
+            facts["beside"] = measure_busy(min(rounds, CALLS))
         return _run(Bench(rivals, files, device, facts), planned, folder / "score.json")
 
 
@@ -125,6 +129,8 @@ def to_markdown(result: Mapping[str, Any]) -> str:
     if facts["environment"]:
         lines.append(f"Environment: {', '.join(f'{name}={value}' for name, value in facts['environment'].items())}.")
     lines += [f"Not measured: {name} ({reason})." for name, reason in facts["missing"].items()]
+    if "beside" in facts:
+        lines += ["", *to_lines(facts["beside"])]
     for measured in result["benchmarks"]:
         lines += ["", *_table(measured["extra_info"])]
     return "\n".join(lines)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from qualiclip_plugin.utils.errors import ConfigError
-from tests.benchmarks import meters, rivals, score
+from tests.benchmarks import busy, meters, rivals, score
 from tests.benchmarks.rivals import OTHERS, REFERENCE, WAYS
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +55,17 @@ def test_the_table_compares_round_by_round_and_counts_a_networks_operations_once
     assert "Not measured: brisque (no network)." in lines
     assert lines[-2] == "| qualiclip, eager fp32 | 200 | 3.00 | +0.0e+00 | 1.00 | 0.50 | 5 | 4.0 | 0.20 |"
     assert lines[-1] == "| qualiclip, openvino fp32 | 100 | 6.00 | +1.0e-03 | 1.00 | 1.00 | 5 | 5.0 | 0.50 |"
+
+
+def test_the_table_of_busy_machines_compares_each_way_with_its_own_quiet_run() -> None:
+    rows = {
+        "as the commands set it": {"quiet": [0.040, 0.080], "beside": [0.12, 0.09]},
+        "nothing set": {"quiet": [0.039, 0.078], "beside": [0.39, 0.78]},
+    }
+    lines = busy.to_lines({"busy": 4, "rows": rows})
+    assert "beside 4 busy processes" in lines[0]
+    assert lines[2] == "| as the commands set it | 40 | 80 | 3.00 | 1.12 | 1.03 |"
+    assert lines[3] == "| nothing set | 39 | 78 | 10.00 | 10.00 | 1.00 |"
 
 
 def test_tables_are_put_between_the_marks(tmp_path: Path) -> None:

@@ -1,0 +1,85 @@
+"""What the commands set before torch is loaded, and that the library sets nothing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qualiclip_plugin.utils import process_settings
+from qualiclip_plugin.utils.process_settings import WAITING, allowed_cores, settings, settle_process, usable_cores
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "expected"),
+    [
+        ("0::/box/inner\n", {"box/cpu.max": "150000 100000\n", "box/inner/cpu.max": "max 100000\n"}, 2),
+        ("0::/\n", {"cpu.max": "400000 100000\n"}, 4),
+        ("0::/../other\n", {"cpu.max": "300000 100000\n"}, 3),
+        (
+            "4:cpu,cpuacct:/docker/1\n",
+            {"cpu,cpuacct/cpu.cfs_quota_us": "50000\n", "cpu,cpuacct/cpu.cfs_period_us": "100000\n"},
+            1,
+        ),
+        ("1:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
+        ("3:cpuset:/a\n0::/a\n", {}, 8),
+        ("", {"cpu.max": "no number"}, 8),
+    ],
+)
+def test_quotas_of_both_versions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, groups: str, files: dict[str, str], expected: int
+) -> None:
+    monkeypatch.setattr(process_settings, "allowed_cores", lambda: 8)
+    own, root = tmp_path / "cgroup", tmp_path / "root"
+    own.write_text(groups)
+    for name, text in files.items():
+        _write(root / name, text)
+    assert usable_cores(own, root) == expected
+
+
+def test_what_the_user_set_stays() -> None:
+    assert settings({}, 8, 8) == WAITING
+    assert settings({}, 8, 2) == {**WAITING, "OMP_NUM_THREADS": "2"}
+    assert settings({"OMP_WAIT_POLICY": "active", "OMP_NUM_THREADS": "6"}, 8, 2) == {}
+    assert settings({"GOMP_SPINCOUNT": "5"}, 8, 8) == {}
+
+
+def test_a_process_that_has_torch_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "torch" in sys.modules
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setattr(process_settings, "keep_freed", lambda: pytest.fail("set for the whole process"))
+    settle_process()
+    assert "OMP_WAIT_POLICY" not in os.environ
+
+
+PROGRAM = """
+import os, sys
+import {package}, {package}.cli
+assert "OMP_WAIT_POLICY" not in os.environ and "torch" not in sys.modules
+sys.argv = ["command", "--version"]
+try:
+    {package}.cli.main()
+except SystemExit:
+    pass
+print(os.environ["OMP_WAIT_POLICY"], "torch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("package", ["qualiclip_plugin", "harness"])
+def test_a_command_sets_it_before_torch_and_an_import_does_not(package: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if "OMP_" not in name}
+    command = [sys.executable, "-c", PROGRAM.format(package=package)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1:] == ["PASSIVE False"], done.stderr
+
+
+def test_threads_follow_the_cores_of_the_process() -> None:
+    assert 1 <= usable_cores() <= allowed_cores() <= (os.cpu_count() or 1)
