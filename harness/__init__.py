@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from harness.api import compare, evaluate, load_scores
+    from harness.api import compare, compare_all, evaluate, load_scores
 
-__all__ = ["compare", "evaluate", "load_scores"]
+__all__ = ["compare", "compare_all", "evaluate", "load_scores"]
 
 
 def __getattr__(name: str) -> Any:

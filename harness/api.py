@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.leaderboard.table import label_note, table
+from harness.report.comparisons import compare_all as _compare_all
 from harness.report.data import Cell, contest, joined_rows, labels_of, load_cell
 from harness.results.measure import NO_SCORE
 from harness.results.store import Store, StoreError
@@ -95,6 +96,26 @@ def compare(
     shared = sorted(cells[first].keys() & cells[second].keys())
     rows = [_compare(cells[first][name], cells[second][name], draws, seed) for name in shared]
     return pd.DataFrame(rows, columns=list(COMPARISON))
+
+
+def compare_all(*, output: str | os.PathLike[str] = "results", draws: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """Test all scorers of every dataset against each other and keep the result with the results.
+
+    Unlike those of :func:`compare`, p-values are adjusted by Holm over the pairs of a dataset, and only images that
+    all scorers have scored count. See :func:`harness.report.comparisons.compare_all`.
+
+    Args:
+        output: Results folder; ``comparisons.csv`` and ``comparisons/`` are written there.
+        draws: Random sign patterns where there are more than 13 contents, at least.
+        seed: Same seed, same result.
+
+    Returns:
+        One row for every test of two scorers.
+
+    Raises:
+        StoreError: Results cannot be read, or the folder not be written.
+    """
+    return _compare_all(Store(output), draws=draws, seed=seed)
 
 
 def load_scores(scorer: str, dataset: str, *, output: str | os.PathLike[str] = "results") -> pd.DataFrame:

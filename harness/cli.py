@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -223,18 +223,29 @@ def fit_niqe_(
 
 @app.command()
 def compare(
-    first: Annotated[str, typer.Argument(help="Name of a scorer.")],
-    second: Annotated[str, typer.Argument(help="Name of another.")],
+    first: Annotated[str, typer.Argument(help="Name of a scorer; without names all are compared.")] = "",
+    second: Annotated[str, typer.Argument(help="Name of another.")] = "",
     output: Output = Path("results"),
     draws: Annotated[int, typer.Option(min=100, help="Random sign patterns of the test, at least.")] = 2000,
 ) -> None:
-    """Test two scorers against each other on every dataset that has stored scores of both."""
-    from harness.api import compare as compare_scorers
+    """Test two scorers against each other on every dataset that has stored scores of both.
 
-    frame = compare_scorers(first, second, output=output, draws=draws)
+    Without names: every two scorers of each dataset, with p adjusted for all pairs, on the images that all have
+    scored. What the tests say is kept in comparisons.csv and in the folder comparisons of the results, so that a
+    report can say it where the labels may not be passed on.
+    """
+    from harness.api import compare as compare_scorers
+    from harness.api import compare_all
+
+    if first and not second:
+        raise QualiCLIPError(f"compare {first} with which scorer? Give two names, or none to compare all")
+    options: dict[str, Any] = {"output": output, "draws": draws}
+    frame = compare_scorers(first, second, **options) if first else compare_all(**options)
     if frame.empty:
-        raise QualiCLIPError(f"{output}: no dataset has stored scores of both {first} and {second}")
-    shown = frame.astype(object).where(frame.notna(), None).rename(columns={"first": first, "second": second})
+        which = f"both {first} and {second}" if first else "two scorers, with labels or tests of earlier"
+        raise QualiCLIPError(f"{output}: no dataset has stored scores of {which}")
+    shown = frame.astype(object).where(frame.notna(), None)
+    shown = shown.rename(columns={"first": first, "second": second}) if first else shown
     for column in (name for name in shown.columns if name.split("_")[0] == "p"):
         shown[column] = [_p_value(value) for value in shown[column]]
     shown = shown.map(lambda value: printable(value) if isinstance(value, str) else value)

@@ -6,6 +6,7 @@ Where one of these fails: ``python results/renew.py``.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
@@ -130,6 +131,18 @@ def test_no_labels_of_others_and_no_place_of_this_machine_are_in_the_results() -
         text = path.read_text(encoding="utf-8")
         assert str(Path.home()) not in text
         assert "/shared" not in text
+
+
+@pytest.mark.parametrize("dataset", ["ladders", "livec_panel", "biq2021_panel", "agiqa3k_panel"])
+def test_the_stored_tests_are_of_these_scores(dataset: str) -> None:
+    """Of all scorers: the tables of a reader without the labels say which differences are decided."""
+    compared = json.loads((RESULTS / "comparisons" / f"{dataset}.json").read_text(encoding="utf-8"))
+    assert compared["made_of"] == {
+        cell["scorer"]["name"]: [cell["scorer"]["fingerprint"], cell["dataset"]["labels_hash"]]
+        for cell in cells_on(dataset)
+    }, RENEW
+    rows = pd.read_csv(RESULTS / "comparisons.csv")
+    assert len(rows[(rows["dataset"] == dataset) & (rows["test"] == "flip")]) == len(compared["tests"][0]["pairs"])
 
 
 def tracked(path: Path) -> bool:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from harness.report import charts, terms
 from harness.report.cell_page import cell as cell_page
-from harness.report.data import Cell, contest, load_cells
+from harness.report.comparisons import contests
+from harness.report.data import Cell, Contest, load_cells
 from harness.report.dataset_page import dataset as dataset_page
 from harness.report.overview import overview, versions
 from harness.report.pictures import Gallery, open_sources
@@ -62,7 +63,8 @@ def write_report(
 
     target = Path(output)
     check_page_folder(target, KIND, MADE_BY)
-    cells = load_cells(Store(results))
+    store = Store(results)
+    cells = load_cells(store)
     if not cells:
         raise ConfigError(no_results(results))
     names = sorted({cell.dataset for cell in cells})
@@ -70,7 +72,8 @@ def write_report(
     sources, lacking = open_sources(datasets, specs, names)
     try:
         with page_folder(target, KIND, MADE_BY) as partial:
-            _write_site(partial, cells, Gallery(partial, sources), lacking, specs, draws, seed)
+            compared = contests(store, cells, draws=draws, seed=seed)
+            _write_site(partial, cells, compared, Gallery(partial, sources), lacking, specs)
     except OSError as error:
         raise StoreError(f"{target}: cannot be written: {error.strerror or error}") from error
     return target / "index.html"
@@ -79,29 +82,24 @@ def write_report(
 def _write_site(
     folder: Path,
     cells: list[Cell],
+    compared: Mapping[str, Contest | None],
     gallery: Gallery,
     lacking: dict[str, str],
     specs: Mapping[str, DatasetSpec],
-    draws: int,
-    seed: int,
 ) -> None:
     site = environment()
-    names = sorted({cell.dataset for cell in cells})
+    names = sorted(compared)
     links = [(name, terms.dataset_page(name)) for name in names]
 
     def write(page: str, template: str, **content: Any) -> None:
         text = site.get_template(template).render(links=links, page=page, lacking=lacking, **content)
         inside(folder, page).write_text(text, encoding="utf-8", errors="backslashreplace")
 
-    contests = {
-        name: contest([cell for cell in cells if cell.dataset == name], draws=draws, seed=seed)
-        for name in track(names, "Comparing scorers", len(names))
-    }
-    write("index.html", "index.html.j2", **overview(cells, contests))
+    write("index.html", "index.html.j2", **overview(cells, compared))
     write("versions.html", "versions.html.j2", **versions(cells))
     for name in names:
         own = [cell for cell in cells if cell.dataset == name]
-        content = dataset_page(name, own, contests[name], gallery, specs.get(name))
+        content = dataset_page(name, own, compared[name], gallery, specs.get(name))
         write(terms.dataset_page(name), "dataset.html.j2", **content)
     for cell in track(cells, "Drawing cells", len(cells)):
         write(cell.page, "cell.html.j2", **cell_page(cell, gallery))

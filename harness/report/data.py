@@ -193,6 +193,8 @@ class Contest:
         statistic: What the matrix compares.
         other_labels: Scorers with figures that are not compared, as they met other labels.
         values: Scorer to the statistic on the common images; NaN where it has none.
+        images: How many images all of them have scored.
+        stored: Whether the tests were made elsewhere, with labels that are not here; then ``rows`` are empty.
     """
 
     dataset: str
@@ -204,6 +206,8 @@ class Contest:
     statistic: str = "srcc"
     other_labels: list[str] = field(default_factory=list)
     values: dict[str, float] = field(default_factory=dict)
+    images: int = 0
+    stored: bool = False
 
 
 def contest(cells: Iterable[Cell], *, draws: int = 2000, seed: int = 0) -> Contest | None:
@@ -243,7 +247,9 @@ def contest(cells: Iterable[Cell], *, draws: int = 2000, seed: int = 0) -> Conte
         if defender != attacker
     ]
     left_out = len(set.union(*images)) - len(common)
-    return Contest(measured[0].dataset, measured, rows, matrices, rivals, left_out, statistic, others, figures)
+    return Contest(
+        measured[0].dataset, measured, rows, matrices, rivals, left_out, statistic, others, figures, len(common)
+    )
 
 
 def _matrices(

@@ -96,7 +96,20 @@ def _ranking(name: str, cells: Sequence[Cell], compared: Contest | None) -> dict
         "axis": charts.whisker_axis([cell.figure(figure) for cell in shown]),
         "rows": rows,
         "verdict": _verdict(tested, letters, matrix),
+        "images": compared.images if compared and tested else 0,
+        "left_out": compared.left_out if compared else 0,
+        "untested": _untested(shown, tested, compared),
     }
+
+
+def _untested(shown: Sequence[Cell], tested: Sequence[str], compared: Contest | None) -> str:
+    """Why scorers have no rank; empty where all have one."""
+    lacking = [cell for cell in shown if cell.scorer not in tested]
+    if not lacking or (compared and not compared.matrices):
+        return ""
+    if compared is None:
+        return f"Nothing is tested: {lacking[0].content.get('reason') or 'the tests were left out'}."
+    return f"Not compared with the others: {', '.join(cell.scorer for cell in lacking)}."
 
 
 def value_of(cell: Cell) -> float | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from harness.statistics import STATISTICS
+
 Schema = dict[str, Any]
 
 TEXT: Schema = {"type": "string"}
@@ -100,6 +102,27 @@ CELL: Schema = {
     "then": UNAVAILABLE,
     "else": MEASURED,
 }
+
+_PAIR = record(
+    {
+        **dict.fromkeys(("first", "second", "reason"), TEXT),
+        **dict.fromkeys(("difference", "low", "high", "p"), some(NUMBER)),
+        "verdict": {"enum": ["better", "worse", "undecided", ""]},
+    }
+)
+_TEST = record(
+    {
+        "test": {"enum": ["flip", "williams", "pitman"]},
+        "statistic": {"enum": list(STATISTICS)},
+        "contents": COUNT,
+        "undecidable": TEXT,
+        "pairs": {"type": "array", "items": _PAIR},
+    }
+)
+COMPARISONS = record(
+    {"made_of": mapping(TEXTS), "n": COUNT, "left_out": COUNT, "tests": {"type": "array", "items": _TEST}}
+)
+"""See :mod:`harness.report.comparisons`."""
 
 BASELINE: Schema = {
     **record(

@@ -19,6 +19,7 @@ from harness.scorers.downloads import named_downloads
 from harness.scorers.identity import SCORES_VERSION, by_content, code_hash, device_name, versions, weights_hash
 from harness.scorers.names import COMMAND, OURS, Facts, ScorerError, facts, known_scorers, other_input, pyiqa_names
 from harness.scorers.pyiqa_files import FLAG, checked_files
+from harness.scorers.separable import filter_in_two_passes
 from harness.scorers.sources import own_files
 from qualiclip_plugin.utils.atomic import sha256_file
 from qualiclip_plugin.utils.errors import did_you_mean
@@ -102,6 +103,8 @@ def start_pyiqa(name: str, base: str, options: dict[str, Any], device: str) -> S
         raise ScorerError(f"{name}: {FLAG} is true or false")
     with named_downloads(), checked_files(run_torchscript=run_torchscript) as programs:
         metric = pyiqa.create_metric(base, device=device, **options)
+    if base == "ilniqe":
+        filter_in_two_passes()
     identity = {
         "metric": base,
         "options": {key: by_content(value) for key, value in options.items()},
