@@ -50,7 +50,7 @@ def leaderboard(shared: Path) -> None:
     datasets = ["ladders", *map(str, panels(shared))]
     asked = [word for name in datasets for word in ("--dataset", name)]
     asked += [word for name in SCORERS for word in ("--scorer", name)]
-    # It ends with 1 where an image has no score: the tables name three metrics that cannot judge an even grey picture.
+    # It ends with 1 where an image has no score, which the tables name.
     _run("-m", "harness", "run", "--output", str(RESULTS), *asked, accepted=(0, 1))
     _run("-m", "harness", "compare", "--output", str(RESULTS))
     prune(Store(RESULTS))

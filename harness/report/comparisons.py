@@ -15,10 +15,10 @@ import numpy as np
 
 from harness import statistics as st
 from harness.report.data import Cell, Contest, contest, load_cells
-from harness.results.parquet import DamagedError, StoreError
 from harness.results.schemas import COMPARISONS
-from harness.results.store import Store, slug
+from harness.results.store import DamagedError, Store, StoreError, slug
 from harness.run.progress import track
+from harness.statistics.matrix import Verdict
 from qualiclip_plugin.utils.atomic import inside
 from qualiclip_plugin.utils.json_yaml import check_json, read_json
 
@@ -155,8 +155,8 @@ def _stored(store: Store, dataset: str, cells: Sequence[Cell]) -> Contest | None
 def _matrix(test: Mapping[str, Any], names: tuple[str, ...]) -> st.SignificanceMatrix:
     index = {name: at for at, name in enumerate(names)}
     differences, lows, highs, p_values = (np.full((len(names), len(names)), np.nan) for _ in range(4))
-    verdicts = [[""] * len(names) for _ in names]
-    other = {"better": "worse", "worse": "better"}
+    verdicts: list[list[Verdict]] = [[""] * len(names) for _ in names]
+    other: dict[Verdict, Verdict] = {"better": "worse", "worse": "better"}
     reasons = {}
     for pair in test["pairs"]:
         i, j = index[pair["first"]], index[pair["second"]]
@@ -175,7 +175,7 @@ def _matrix(test: Mapping[str, Any], names: tuple[str, ...]) -> st.SignificanceM
         lows,
         highs,
         p_values,
-        tuple(map(tuple, verdicts)),
+        tuple(tuple(row) for row in verdicts),
         reasons,
         test["contents"],
         test["undecidable"],
