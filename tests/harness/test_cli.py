@@ -6,7 +6,6 @@ import errno
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -32,11 +31,7 @@ def call(*arguments: str, code: int = 0) -> str:
 def test_help_answers_without_heavy_imports() -> None:
     code = "import sys; import harness.cli; print([m for m in ('torch', 'pandas', 'datasets') if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
-    started = time.perf_counter()
-    output = subprocess.check_output([sys.executable, "-m", "harness", "--help"], text=True)
-    assert "run" in output
-    # Half a second on an idle machine; tests may share theirs.
-    assert time.perf_counter() - started < 10
+    assert "run" in subprocess.check_output([sys.executable, "-m", "harness", "--help"], text=True)
 
 
 def test_run_prints_and_stores_the_leaderboard(

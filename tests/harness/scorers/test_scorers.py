@@ -359,13 +359,32 @@ def test_weights_that_are_missing_are_named_with_address_and_folder(no_downloads
         weight_files("niqe", fetch=True)
 
 
-def test_files_that_are_there_are_named_too(no_downloads: Path, photographs: list[np.ndarray]) -> None:
+def test_files_that_are_there_are_named_too(no_downloads: Path) -> None:
     files = [no_downloads / "niqe_modelparameters.mat"]
     scipy.io.savemat(files[0], {"mu_prisparam": np.zeros((1, 36)), "cov_prisparam": np.eye(36)})
     assert weight_files("niqe", fetch=True) == weight_files("niqe", fetch=False) == files
     assert weight_files("qualiclip-lite", fetch=True)[0].name == "qualiclip-lite.safetensors"
-    # A constant picture has no statistics to fit: named as a failure with its image, and nothing else stops.
-    pictures = {"flat": np.full((192, 192, 3), 128, np.uint8), "photo": photographs[0][:192, :192]}
-    row = take_snapshot(Pictures(pictures), ["niqe"]).scorers["niqe"]
-    assert list(row["failures"]) == ["flat"]
-    assert list(row["scores"]) == ["photo"]
+
+
+@pytest.mark.parametrize(
+    ("name", "failing"),
+    [("niqe", {"black": "linalg", "grey": "", "ramp": ""}), ("brisque", {"black": "non zero variance", "grey": ""})],
+)
+def test_pictures_without_statistics_to_fit_are_named_and_stop_nothing(
+    name: str, failing: dict[str, str], no_downloads: Path, photographs: list[np.ndarray]
+) -> None:
+    """Seeded parameters do: what fails are the statistics of the picture, whatever they are compared with."""
+    scipy.io.savemat(
+        no_downloads / "niqe_modelparameters.mat", {"mu_prisparam": np.zeros((1, 36)), "cov_prisparam": np.eye(36)}
+    )
+    generator = torch.Generator().manual_seed(0)
+    vectors = (torch.rand(size, generator=generator) for size in ((5, 1), (5, 36)))
+    torch.save(tuple(vectors), no_downloads / "brisque_svm_weights.pth")
+    ramp = np.broadcast_to(np.arange(192, dtype=np.uint8)[:, None], (192, 192, 3))
+    flat = {name: np.full((192, 192, 3), value, np.uint8) for name, value in (("black", 0), ("grey", 128))}
+    pictures = {**flat, "ramp": ramp, "photo": photographs[0][:192, :192]}
+    row = take_snapshot(Pictures(pictures), [name]).scorers[name]
+    assert row["failures"].keys() == failing.keys()
+    for picture, reason in failing.items():
+        assert reason in row["failures"][picture]
+    assert row["scores"].keys() == pictures.keys() - failing.keys()
