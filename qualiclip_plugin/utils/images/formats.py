@@ -11,7 +11,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "BMP": (".bmp",),
     "DIB": (".dib",),
     "GIF": (".gif",),
-    "HEIF": (".heic", ".heif", ".hif"),
+    "HEIF": (".heic", ".heif", ".hif", ".heics", ".heifs"),
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "JPEG2000": (".jp2", ".j2k", ".jpx", ".j2c", ".jpc", ".jpf"),
     "MPO": (".mpo",),
@@ -40,7 +40,8 @@ UNREAD: dict[str, tuple[str, ...]] = {
     "a FITS; convert it to a PNG first": (".fit", ".fits"),
     "a texture; convert it to a PNG first": (".dds", ".ktx", ".ktx2"),
     "a picture of an uncommon format; convert it to a PNG first": (
-        *(".bpg", ".flif", ".ico", ".icns", ".pam", ".pcx", ".qoi", ".ras", ".rgb", ".sgi", ".tga", ".xbm", ".xpm"),
+        *(".bpg", ".cur", ".flif", ".ico", ".icns", ".jls", ".pam", ".pcx", ".qoi", ".ras", ".rgb", ".sgi", ".tga"),
+        *(".xbm", ".xpm"),
     ),
 }
 """What is known as a picture and not read, with what to do: suffixes. Vector graphics and documents are neither."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -112,7 +113,8 @@ def _bits(image: Image.Image) -> int:
         return int(max(declared))
     if image.mode.startswith("I"):
         return 16
-    return 16 if any(";16" in str(tile.args) for tile in getattr(image, "tile", ())) else 8
+    # With the order of the bytes: "BGR;16" are two bytes for all three colours of a bitmap.
+    return 16 if any(re.search(";16[BLN]", str(tile.args)) for tile in getattr(image, "tile", ())) else 8
 
 
 def _eight_bit(image: Image.Image, bits: int, notes: list[str]) -> Image.Image:

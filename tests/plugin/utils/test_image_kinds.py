@@ -276,12 +276,22 @@ def test_a_bitmap_without_a_file_header_is_read(tmp_path: Path) -> None:
         assert np.array_equal(seen(decode_image(tmp_path / name)), RGB)
 
 
-def bitfields() -> bytes:
-    """A BMP whose bit fields Pillow does not know: ten bits a colour."""
-    header = struct.pack("<IiiHHIIiiII", 40, 2, 2, 1, 32, 3, 16, 0, 0, 0, 0) + struct.pack(
-        "<III", 0x3FF00000, 0xFFC00, 0x3FF
+def bitfields(masks: tuple[int, int, int], pixels: bytes) -> bytes:
+    """A BMP of 2x2 pixels with masks of its own."""
+    header = struct.pack("<IiiHHIIiiII", 40, 2, 2, 1, 2 * len(pixels), 3, len(pixels), 0, 0, 0, 0)
+    start = 14 + len(header) + 12
+    return (
+        b"BM" + struct.pack("<IHHI", start + len(pixels), 0, 0, start) + header + struct.pack("<III", *masks) + pixels
     )
-    return b"BM" + struct.pack("<IHHI", 14 + len(header) + 16, 0, 0, 14 + len(header)) + header + bytes(16)
+
+
+TEN_BITS = bitfields((0x3FF00000, 0xFFC00, 0x3FF), bytes(16))  # which Pillow does not know
+
+
+def test_a_dark_bitmap_with_sixteen_bits_for_three_colours_is_dark() -> None:
+    image = decode_image(bitfields((0xF800, 0x7E0, 0x1F), struct.pack("<4H", *[0x0841] * 4)))
+    assert image.notes == ()
+    assert seen(image).max() == 8
 
 
 def twelve_bit_jpeg() -> bytes:
@@ -293,7 +303,7 @@ def twelve_bit_jpeg() -> bytes:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (bitfields(), "a BMP of a kind that is not read"),
+        (TEN_BITS, "a BMP of a kind that is not read"),
         (twelve_bit_jpeg(), "a JPEG of a kind that is not read"),
         (b"\xff\x0a" + bytes(50), "not read: a JPEG XL; convert it"),
         (b"8BPS\0\1" + bytes(50), "not read: a Photoshop document; export it"),
