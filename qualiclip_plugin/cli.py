@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 FAILED = 1
 """Exit code: some images have no score."""
 
+DECODERS = 2
 RAY_PANEL = "With --engine ray"
 
 app = typer.Typer(
@@ -91,7 +92,14 @@ def score(
     batch_size: Annotated[
         int, typer.Option(min=0, help="Most images of one size in a batch; 0: 1 on the CPU, 16 elsewhere.")
     ] = 0,
-    workers: Annotated[int, typer.Option(min=0, help="Threads that decode ahead.")] = 2,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Threads that decode ahead; beside a GPU, from 2000 files on, processes.",
+            show_default="2; beside a GPU one a core",
+        ),
+    ] = None,
     attributes: Annotated[bool, typer.Option("--attributes", help="Add a column for every prompt pair.")] = False,
     background: Annotated[
         str, typer.Option(help="Colour behind transparent pixels: white, '#rrggbb', 'rgb(r,g,b)'.")
@@ -173,7 +181,7 @@ def score(
                 device=device,
                 workers=ray_workers,
                 threads=ray_threads,
-                decoders=workers,
+                decoders=DECODERS if workers is None else workers,
                 retry_failed=retry_failed,
                 advance=advance,
             )
@@ -200,21 +208,32 @@ def score(
     frame = _score_here(files, request, check_device(device), workers, output)
     try:
         if gallery is not None:
-            _show(frame, gallery, files, workers, exif=exif, icc=icc, background=colour, max_pixels=max_pixels)
+            _show(
+                frame,
+                gallery,
+                files,
+                2 if workers is None else workers,
+                exif=exif,
+                icc=icc,
+                background=colour,
+                max_pixels=max_pixels,
+            )
     finally:
         _print_table(frame)
     _exit_if_failed(int(frame["error"].notna().sum()), len(frame))
 
 
 def _score_here(
-    files: Sequence[Path], request: ScoreRequest, device: str, decoders: int, output: Path | None
+    files: Sequence[Path], request: ScoreRequest, device: str, workers: int | None, output: Path | None
 ) -> DataFrame:
     """The table, which is written before anything is printed: the reader of a pipe may be gone."""
     from qualiclip_plugin.scoring.table import to_frame, write_scores
     from qualiclip_plugin.scoring.unfinished import rows_of
+    from qualiclip_plugin.utils.decode_ahead import how_to_decode
 
     model = request.load(device)
-    score = partial(request.score, model=model, decoders=decoders)
+    decoders, processes = how_to_decode(device, len(files), workers)
+    score = partial(request.score, model=model, decoders=decoders, processes=processes)
     with _unfinished(output, request, device) as unfinished, StopSignal() as stop:
         rows = score(files) if unfinished is None else rows_of(files, unfinished, score)
         done = _until(stop, _with_progress(rows, len(files)))

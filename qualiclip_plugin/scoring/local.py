@@ -1,29 +1,28 @@
 """From a list of image files to one row each: a score, or the reason why there is none.
 
-Files are decoded ahead in threads, images of equal size are scored together, rows come back in the order of the
-files. On the CPU a batch holds one image by default: larger ones are no faster there, and so the score of a file
-is the same bit for bit whatever else is scored, in whatever order, with any number of workers. With larger
-batches, or another number of torch threads, fp32 scores stay within ``BATCH_TOLERANCE`` of it. On a GPU, fp32 means
-fp32: TensorFloat-32 is off and algorithms are deterministic.
+Files are decoded ahead, images of equal size are scored together, rows come back in the order of the files. On the
+CPU a batch holds one image by default: larger ones are no faster there, and so the score of a file is the same bit
+for bit whatever else is scored, in whatever order, with any number of workers. With larger batches, or another number
+of torch threads, fp32 scores stay within ``BATCH_TOLERANCE`` of it. On a GPU, fp32 means fp32: TensorFloat-32 is off
+and algorithms are deterministic.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qualiclip_plugin.models.precision import exact_fp32
+from qualiclip_plugin.utils.decode_ahead import WAITING_PIXELS, Read, in_processes, in_threads
 from qualiclip_plugin.utils.errors import ConfigError, ImageError, first_line, out_of_memory
 from qualiclip_plugin.utils.images import MAX_PIXELS, WHITE, DecodedImage, decode_image, to_float
 from qualiclip_plugin.utils.shown import portable
@@ -31,12 +30,8 @@ from qualiclip_plugin.utils.shown import portable
 BATCH_TOLERANCE = 1e-6
 """Largest difference in a CPU fp32 score that the batch size or the number of threads may make."""
 
-T = TypeVar("T")
-R = TypeVar("R")
-
 GPU_BATCH_SIZE = 16
 BATCH_PIXELS = 2**24  # 16 images of one million pixels; a larger image is a batch of its own
-WAITING_PIXELS = 2**27  # decoded images waiting for their turn or for others of their size: 400 MB
 
 
 @dataclass(frozen=True)
@@ -87,19 +82,24 @@ class StoredImage:
             raise ImageError(f"{self.name}: {reason}") from error
 
 
+_About = ScoredImage | tuple[str, tuple[str, ...]]
+"""Of an image that was read its name and notes, else its row."""
+
+
 @dataclass(frozen=True)
 class _Waiting:
     index: int
     path: str
-    image: DecodedImage
+    pixels: Tensor  # (3, H, W)
+    notes: tuple[str, ...]
 
     @property
     def size(self) -> tuple[int, int]:
-        return self.image.pixels.shape[1], self.image.pixels.shape[2]
+        return self.pixels.shape[1], self.pixels.shape[2]
 
     def row(self, **values: object) -> ScoredImage:
         height, width = self.size
-        note = "; ".join(self.image.notes) or None
+        note = "; ".join(self.notes) or None
         return ScoredImage(self.path, width=width, height=height, note=note, **values)  # type: ignore[arg-type]
 
 
@@ -110,6 +110,7 @@ def score_files(
     attributes: bool = False,
     batch_size: int = 0,
     workers: int = 2,
+    processes: bool = False,
     exif: bool = True,
     icc: bool = True,
     background: tuple[int, int, int] = WHITE,
@@ -123,21 +124,27 @@ def score_files(
             ``attributes=True`` also a mapping of names to (N,). Runs on the device that holds it.
         attributes: Ask for the scores of the single prompt pairs too.
         batch_size: Most images in a batch; 0 chooses: 1 on the CPU, 16 elsewhere. Large images make smaller ones.
-        workers: Threads that decode ahead; 0 decodes between batches.
+        workers: How many decode ahead; 0 decodes between batches.
+        processes: They are processes, not threads; see :mod:`qualiclip_plugin.utils.decode_ahead`. A program that
+            asks for them keeps its own work behind ``if __name__ == "__main__":``.
         exif: Apply the EXIF rotation.
         icc: Convert the colours of an ICC profile to sRGB.
         background: RGB in 0..255 behind transparent pixels.
         max_pixels: Larger images are refused.
 
     Raises:
-        ConfigError: ``batch_size`` or ``workers`` is negative.
+        ConfigError: ``batch_size`` or ``workers`` is negative, or 0 processes are asked for.
+        MachineError: A process that decodes was killed.
     """
+    if processes and workers < 1:
+        raise ConfigError("processes need workers: at least 1")
     if batch_size < 0 or workers < 0:
         raise ConfigError(f"batch_size and workers must not be negative, got {batch_size} and {workers}")
     device = _device_of(model)
     batcher = _Batcher(batch_size or (1 if device.type == "cpu" else GPU_BATCH_SIZE))
     read = partial(_read, exif=exif, icc=icc, background=background, max_pixels=max_pixels)
-    return _in_order(_scored(_ahead(read, paths, workers), batcher, model, device, attributes))
+    decoded = (in_processes if processes else in_threads)(read, paths, workers)
+    return _in_order(_scored(decoded, batcher, model, device, attributes))
 
 
 def check_device(name: str) -> str:
@@ -159,10 +166,7 @@ def _device_of(model: nn.Module) -> torch.device:
     return next((tensor.device for tensor in chain(model.parameters(), model.buffers())), torch.device("cpu"))
 
 
-def _read(
-    indexed: tuple[int, str | PathLike[str] | StoredImage], **options: Any
-) -> _Waiting | tuple[int, ScoredImage]:
-    index, source = indexed
+def _read(source: str | PathLike[str] | StoredImage, **options: Any) -> Read[_About]:
     if isinstance(source, StoredImage):
         name, decode = source.name, source.decode
     else:
@@ -170,31 +174,8 @@ def _read(
     try:
         image = decode(**options)
     except ImageError as error:
-        return index, ScoredImage(name, error=str(error))
-    return _Waiting(index, name, image)
-
-
-def _ahead(function: Callable[[tuple[int, T]], R], items: Iterable[T], workers: int) -> Iterator[R]:
-    """Map in order with ``workers`` threads that stay at most two items each ahead, fewer where they are large."""
-    if workers == 0:
-        yield from map(function, enumerate(items))
-        return
-    pool, running = ThreadPoolExecutor(workers, thread_name_prefix="decode"), deque[Future[R]]()
-    try:
-        for item in enumerate(items):
-            while running and not _room(running, workers):
-                yield running.popleft().result()
-            running.append(pool.submit(function, item))
-        while running:
-            yield running.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _room(running: Sequence[Future[R]], workers: int) -> bool:
-    done = [future.result() for future in running if future.done()]
-    pixels = sum(math.prod(item.size) for item in done if isinstance(item, _Waiting))
-    return len(running) - len(done) < workers and len(running) < 2 * workers and pixels < WAITING_PIXELS
+        return Read(ScoredImage(name, error=str(error)), None)
+    return Read((name, image.notes), image.pixels.permute(1, 2, 0).numpy())
 
 
 class _Batcher:
@@ -228,18 +209,18 @@ class _Batcher:
 
 
 def _scored(
-    items: Iterable[_Waiting | tuple[int, ScoredImage]],
+    items: Iterable[Read[_About]],
     batcher: _Batcher,
     model: nn.Module,
     device: torch.device,
     attributes: bool,
 ) -> Iterator[tuple[int, ScoredImage]]:
-    for item in items:
-        if isinstance(item, _Waiting):
-            for batch in batcher.add(item):
+    for index, (about, pixels) in enumerate(items):
+        if isinstance(about, ScoredImage):
+            yield index, about
+        elif pixels is not None:
+            for batch in batcher.add(_Waiting(index, about[0], torch.from_numpy(pixels).permute(2, 0, 1), about[1])):
                 yield from _score_batch(batch, model, device, attributes)
-        else:
-            yield item
     for batch in batcher.rest():
         yield from _score_batch(batch, model, device, attributes)
 
@@ -282,7 +263,7 @@ def _row(item: _Waiting, score: float, attributes: Mapping[str, float]) -> Score
 def _forward(
     batch: list[_Waiting], model: nn.Module, device: torch.device, attributes: bool
 ) -> tuple[list[float], dict[str, list[float]]]:
-    pixels = [item.image.pixels for item in batch]
+    pixels = [item.pixels for item in batch]
     images = (torch.stack(pixels) if len(pixels) > 1 else pixels[0][None]).to(device)
     if not getattr(model, "reads_bytes", False):
         images = to_float(images).contiguous()

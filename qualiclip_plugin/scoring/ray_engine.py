@@ -88,15 +88,16 @@ class ScoreRequest:
         )
 
     def score(
-        self, images: Iterable[str | Path | StoredImage], model: QualiCLIP, decoders: int
+        self, images: Iterable[str | Path | StoredImage], model: QualiCLIP, decoders: int, processes: bool = False
     ) -> Iterator[ScoredImage]:
-        """One row an image, see :func:`score_files`; ``decoders`` threads read and decode ahead."""
+        """One row an image, see :func:`score_files`; ``decoders`` threads or processes read and decode ahead."""
         return score_files(
             images,
             model,
             attributes=self.attributes,
             batch_size=self.batch_size,
             workers=decoders,
+            processes=processes,
             exif=self.exif,
             icc=self.icc,
             background=self.background,

@@ -13,7 +13,7 @@ from torch import Tensor
 from qualiclip_plugin.utils.errors import ImageError
 from qualiclip_plugin.utils.images.colour import to_srgb
 
-_ROWS = 256
+_AT_ONCE = 2**20  # pixels
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -76,12 +76,13 @@ def _composited(image: Image.Image, background: tuple[int, int, int], notes: lis
 
 
 def _rgb(image: Image.Image) -> Tensor:
-    """Pixels (H, W, 3), copied some rows at a time: Pillow hands an array all of them twice."""
+    """Pixels (H, W, 3), of a large image copied some rows at a time: Pillow hands an array all of them twice."""
     width, height = image.size
     pixels = np.empty((height, width, 3), dtype=np.uint8)
-    for top in range(0, height, _ROWS):
-        rows = image.crop((0, top, width, min(top + _ROWS, height)))
-        pixels[top : top + _ROWS] = np.asarray(rows if rows.mode == "RGB" else rows.convert("RGB"))
+    at_once = max(1, _AT_ONCE // width)
+    for top in range(0, height, at_once):
+        rows = image if at_once >= height else image.crop((0, top, width, min(top + at_once, height)))
+        pixels[top : top + at_once] = np.asarray(rows if rows.mode == "RGB" else rows.convert("RGB"))
     return torch.from_numpy(pixels)
 
 

@@ -25,6 +25,7 @@ from qualiclip_plugin.models.qualiclip import QualiCLIP
 from qualiclip_plugin.scoring import local as scoring
 from qualiclip_plugin.scoring.local import BATCH_TOLERANCE, ScoredImage, check_device, score_files
 from qualiclip_plugin.scoring.table import check_output, plain_table, rich_table, to_frame, write_scores
+from qualiclip_plugin.utils.decode_ahead import AHEAD
 from qualiclip_plugin.utils.errors import ConfigError
 from qualiclip_plugin.weights.loading import load_model
 
@@ -112,7 +113,7 @@ def test_decoding_stays_a_few_images_ahead(greys: list[Path]) -> None:
 
     rows = score_files(paths(), MeanModel(), workers=2)  # type: ignore[arg-type]
     next(rows)
-    assert len(taken) <= 1 + 2 * 2 + 1
+    assert len(taken) <= AHEAD * 2 + 1
     rows.close()  # type: ignore[attr-defined]  # a reader that stops early leaves no thread behind
 
 
