@@ -29,11 +29,11 @@ def dataset(
         spec: What is known of the dataset; none for a local folder.
     """
     shown = [figure for figure in FIGURES if any(c.figure(figure).get("value") is not None for c in cells)]
-    main = next((cell.main_figure for cell in cells if cell.measured), "srcc")
+    main = next((cell.main_figure for cell in cells if cell.has_figures), "srcc")
     order = sorted(cells, key=lambda cell: -_or(cell.figure(main).get("value"), -2.0))
     return {
         "name": name,
-        "facts": next((c.content["dataset"] for c in cells if c.measured), {}),
+        "facts": next((c.content["dataset"] for c in cells if c.has_figures), {}),
         "spec": spec,
         "label_note": label_note(cell.content for cell in cells),
         "columns": [{"key": f, "name": FIGURE_NAMES[f], "lower": st.STATISTICS[f].lower_better} for f in shown],

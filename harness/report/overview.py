@@ -62,7 +62,7 @@ def short(cell: Cell, figure: str = "") -> dict[str, Any]:
     # Nobody's opinion of a ladder can have been seen, its photographs can.
     if cell.seen or (cell.has_opinions and cell.seen is None):
         marks.append("seen in training" if cell.seen else "training sets not all known")
-    if cell.measured and not cell.complete:
+    if cell.has_figures and not cell.complete:
         marks.append(str(cell.content["status"]))
     ends = {end: found.get(end) for end in ("value", "low", "high")}
     n = (cell.content["subsets"].get("all") or {}).get("n", 0)

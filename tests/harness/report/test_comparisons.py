@@ -13,6 +13,7 @@ import torch
 
 import harness
 from harness.data.open import open_dataset
+from harness.report import write_report
 from harness.report.comparisons import COLUMNS, contests
 from harness.report.data import Contest, load_cells
 from harness.report.overview import overview
@@ -121,3 +122,18 @@ def test_the_command_compares_all_where_no_names_are_given(
     assert "| rated     | flip     |" in capsys.readouterr().out
     assert run_main(monkeypatch, "iqa-harness", "compare", "dark", *place) == 2
     assert "Give two names, or none" in capsys.readouterr().err
+
+
+def test_the_pages_have_figures_counts_and_failures_without_the_labels(
+    published: tuple[Store, Contest], tmp_path: Path
+) -> None:
+    site = write_report(published[0].root, tmp_path / "site").parent
+    pages = {path.name: path.read_text() for path in site.glob("*.html")}
+    assert '<small class="mark">failed images</small>' in pages["index.html"]
+    assert "that some scorer lacks" in pages["index.html"]
+    assert "<b>20</b> images" in pages["dataset-rated.html"]
+    assert "the tests were made where they are, with these scores" in pages["dataset-rated.html"]
+    cell = pages["cell-contrast--rated.html"]
+    assert "No images are shown one by one: the labels are not in this results folder" in cell
+    assert "<span>SRCC</span>" in cell
+    assert "Failed images: " in cell
