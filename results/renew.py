@@ -7,7 +7,7 @@ Steps, in this order:
 
 - ``leaderboard``: the scorers on ``ladders``, and on the panels with human scores where ``--shared``
   has them; only scores that the present code, weights and versions do not have yet are computed, and those of earlier
-  ones are removed; then which differences the tests decide (``comparisons.csv``);
+  ones are removed; then which differences the tests decide (``comparisons.csv``), and what README.md says of them;
 - ``baseline``: the scores on the guard pictures (``iqa-harness check --update``, which says what changed);
 - ``lite``: what the card of the lite model states (``results/lite/measure.py``), where ``--shared`` has photographs;
 - ``picture``: ``docs/report.png``, the report on ``ladders`` in a headless Chromium.
@@ -20,11 +20,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Collection
+import textwrap
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from harness.results.store import Store
@@ -32,6 +34,12 @@ from harness.results.store import Store
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
 PICTURE = ROOT / "docs" / "report.png"
+README, BEGIN, END = ROOT / "README.md", "<!-- panels -->\n", "\n<!-- end -->"
+PANELS = {
+    "livec_panel": "LIVE In the Wild",
+    "biq2021_panel": "BIQ2021",
+    "agiqa3k_panel": "AI-generated pictures of AGIQA-3K",
+}
 WIDTH, HEIGHT, SIDE = 1180, 1240, 640
 """Of the picture before it is made smaller, and of its dark column."""
 
@@ -54,6 +62,46 @@ def leaderboard(shared: Path) -> None:
     _run("-m", "harness", "run", "--output", str(RESULTS), *asked, accepted=(0, 1))
     _run("-m", "harness", "compare", "--output", str(RESULTS))
     prune(Store(RESULTS))
+    text, count = re.subn(
+        rf"{BEGIN}.*?{END}", f"{BEGIN}{claim()}{END}", README.read_text(encoding="utf-8"), flags=re.DOTALL
+    )
+    if count != 1:
+        raise SystemExit(f"{README}: expected one block {BEGIN.strip()}, found {count}")
+    README.write_text(text, encoding="utf-8")
+
+
+def claim() -> str:
+    """What README.md says of agreement with people: figures of the table, and which differences the tests decide."""
+    import pandas as pd
+
+    figures = pd.read_csv(RESULTS / "leaderboard.csv").set_index(["scorer", "dataset"])
+    tests = pd.read_csv(RESULTS / "comparisons.csv")
+    tests = tests[
+        (tests["test"] == "flip") & (tests[["first", "second"]].isin(["qualiclip-lite", "niqe"]).all(axis=1))
+    ]
+    verdicts = tests.set_index("dataset")["verdict"]
+    own, other = (figures.loc[name].loc[list(PANELS)] for name in ("qualiclip-lite", "niqe"))
+    open_ones = [name for key, name in PANELS.items() if verdicts[key] == "undecided"]
+    apart = f"do not tell the two apart on {_listed(open_ones)}" if open_ones else "tell the two apart on all three"
+    intervals = [
+        f"{_short(low)} to {_short(high)}" for low, high in zip(own["srcc_low"], own["srcc_high"], strict=True)
+    ]
+    places = [f"{_short(value)} on {name}" for value, name in zip(own["srcc"], PANELS.values(), strict=True)]
+    text = (
+        "On three development panels of 300 pictures with human scores, which chose between recipes, its SRCC is "
+        f"{_listed(places)} (95 % intervals {', '.join(intervals)}), that of NIQE "
+        f"{_listed(map(_short, other['srcc']))}; tests {apart} ([results](results/README.md))."
+    )
+    return textwrap.fill(text, 120, break_on_hyphens=False)
+
+
+def _listed(items: Iterable[str]) -> str:
+    *first, last = items
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}".replace("0.", ".", 1)
 
 
 def prune(store: Store) -> None:

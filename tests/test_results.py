@@ -6,6 +6,7 @@ Where one of these fails: ``python results/renew.py``.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 from collections.abc import Mapping
 from fnmatch import fnmatch
@@ -143,6 +144,15 @@ def test_the_stored_tests_are_of_these_scores(dataset: str) -> None:
     }, RENEW
     rows = pd.read_csv(RESULTS / "comparisons.csv")
     assert len(rows[(rows["dataset"] == dataset) & (rows["test"] == "flip")]) == len(compared["tests"][0]["pairs"])
+
+
+def test_the_readme_claims_what_the_tests_decide() -> None:
+    spec = importlib.util.spec_from_file_location("renew", RESULTS / "renew.py")
+    assert spec is not None
+    assert spec.loader is not None
+    renew = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(renew)
+    assert renew.BEGIN + renew.claim() + renew.END in (ROOT / "README.md").read_text(encoding="utf-8"), RENEW
 
 
 def tracked(path: Path) -> bool:

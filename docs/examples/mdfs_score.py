@@ -18,7 +18,7 @@ def distance(features: Tensor, weights: Tensor, mean: Tensor, covariance: Tensor
     """Mean distance of patches (P, D) to a Gaussian, weighted by how much each patch matters."""
     difference = features - mean
     solved = torch.linalg.solve((features.T.cov() + covariance) / 2, difference.T).T
-    distances = (difference * solved).sum(dim=1).abs().sqrt()
+    distances = (difference * solved).sum(dim=1).clamp(min=0).sqrt()
     return float((distances.reshape(weights.shape) * weights).sum() / weights.sum())
 
 

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 MAX_REASON = 300
 PREFACE = (
     "Signed values: a scorer whose declared direction is lower-is-better is negated once, nothing is made "
-    "positive. 95 % intervals in parentheses, † trained on this dataset, ‡ training sets not all known. The highest "
-    "value is bold, which decides nothing: `iqa-harness report` and `compare` say which differences do. The "
-    "README.md in the folder results of qualiclip-plugin explains every column."
+    "positive. 95 % intervals in parentheses, † trained on this dataset, § its opinions chose between variants of "
+    "the scorer, which flatters it here, ‡ training sets not all known. The highest value is bold, which decides "
+    "nothing: `iqa-harness report` and `compare` say which differences do. The README.md in the folder results of "
+    "qualiclip-plugin explains every column."
 )
 
 
@@ -101,6 +102,7 @@ def _grid(rows: pd.DataFrame, group: pd.DataFrame, style: Format, with_reported:
     lines = []
     for row, rival in zip(rows.to_dict("records"), rivalling, strict=True):
         mark = "" if row["seen"] == "no" or row["status"] == "unavailable" else "†" if row["seen"] else "‡"
+        mark += "§" if row["chosen"] else ""
         line = [style.escape(row["scorer"] + mark), _text(row["n"], 0), _text(row["n_failed"], 0)]
         line += [_figure(row, name, best[name] if rival else math.nan, style) for name in shown]
         if splits:

@@ -43,7 +43,7 @@ def table(cells: Iterable[CellJson]) -> pd.DataFrame:
     rows = [row for cell in cells for row in _rows(cell)]
     numbers = dict.fromkeys((*FIGURES, *INTERVALS, *OVER_SPLITS), "float64")
     types = {"n": "Int64", "n_failed": "Int64", **numbers}
-    frame = pd.DataFrame(rows, columns=[*COLUMNS, "reason", "block", "status"]).astype(types)
+    frame = pd.DataFrame(rows, columns=[*COLUMNS, "reason", "block", "status", "chosen"]).astype(types)
     order = frame.assign(rank=-frame["srcc"].fillna(frame["l_test"]).fillna(-2))
     order = order.sort_values(["dataset", "subset", "rank", "scorer"], kind="stable")
     return frame.loc[order.index].reset_index(drop=True)
@@ -76,6 +76,11 @@ def seen(cell: CellJson) -> bool | None:
     if trained_on & {cell["dataset"]["name"], *cell["dataset"].get("seen_by", ())}:
         return True
     return None if "?" in trained_on or cell["scorer"].get("opinion_aware") is None else False
+
+
+def chosen_here(cell: CellJson) -> bool:
+    """Whether the dataset's opinions chose between variants of the scorer, which flatters it there."""
+    return cell["dataset"]["name"] in (cell["scorer"].get("chosen_on") or ())
 
 
 def block(cell: CellJson) -> str:
@@ -189,6 +194,7 @@ def reported() -> Mapping[tuple[str, str, str], Mapping[str, Any]]:
 def _rows(cell: CellJson) -> Iterable[dict[str, Any]]:
     name = {"scorer": cell["scorer"]["name"], "dataset": cell["dataset"]["name"]}
     name |= {"block": block(cell), "seen": SEEN[seen(cell)], "status": cell["status"]}
+    name["chosen"] = chosen_here(cell)
     if not cell["subsets"]:
         yield {**name, "subset": "all", "reason": {"all": cell["reason"]}}
     for subset, group in cell["subsets"].items():

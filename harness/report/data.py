@@ -68,6 +68,11 @@ class Cell:
         return leaderboard.seen(self.content)
 
     @property
+    def chosen_here(self) -> bool:
+        """Whether opinions of this dataset chose between variants of the scorer."""
+        return leaderboard.chosen_here(self.content)
+
+    @property
     def main_figure(self) -> str:
         """The figure that the cell is ranked by: SRCC, or the L-test where nobody gave opinions."""
         return "srcc" if self.has_opinions else "l_test"

@@ -62,6 +62,8 @@ def short(cell: Cell, figure: str = "") -> dict[str, Any]:
     # Nobody's opinion of a ladder can have been seen, its photographs can.
     if cell.seen or (cell.has_opinions and cell.seen is None):
         marks.append("seen in training" if cell.seen else "training sets not all known")
+    if cell.chosen_here:
+        marks.append("variants chosen here")
     if cell.has_figures and not cell.complete:
         marks.append(str(cell.content["status"]))
     ends = {end: found.get(end) for end in ("value", "low", "high")}
@@ -95,7 +97,8 @@ def _ranking(name: str, cells: Sequence[Cell], compared: Contest | None) -> dict
         "figure": FIGURE_NAMES[figure],
         "axis": charts.whisker_axis([cell.figure(figure) for cell in shown]),
         "rows": rows,
-        "verdict": _verdict(tested, letters, matrix),
+        "verdict": _verdict(tested, letters, matrix, len(shown)),
+        "flattered": next((cell.scorer for cell in shown[:1] if cell.chosen_here), ""),
         "images": compared.images if compared and tested else 0,
         "left_out": compared.left_out if compared else 0,
         "untested": _untested(shown, tested, compared),
@@ -118,8 +121,10 @@ def value_of(cell: Cell) -> float | None:
     return None if value is None else float(value)
 
 
-def _verdict(tested: Sequence[str], letters: Mapping[str, str], matrix: st.SignificanceMatrix | None) -> str:
-    """One sentence on how sure the order is."""
+def _verdict(
+    tested: Sequence[str], letters: Mapping[str, str], matrix: st.SignificanceMatrix | None, shown: int
+) -> str:
+    """One sentence on how sure the order of ``shown`` scorers is, of which some may not have been tested."""
     if matrix is None or len(tested) < 2:
         return "" if matrix is None else "One scorer has a value here: there is nothing to compare."
     if matrix.undecidable:
@@ -128,7 +133,8 @@ def _verdict(tested: Sequence[str], letters: Mapping[str, str], matrix: st.Signi
     rivals = [name for name in tested[1:] if set(letters[name]) & set(letters[first])]
     if rivals:
         return f"{first} has the highest value, but nothing is decided between it and {', '.join(rivals)}."
-    return f"{first} is ahead of every other scorer here, and tests decide it."
+    others = "scorer here" if len(tested) == shown else "scorer that was compared"
+    return f"{first} is ahead of every other {others}, and tests decide it."
 
 
 def _rank(ends: tuple[int, int] | None) -> str:

@@ -46,7 +46,10 @@ GROUP = record(
     {"n": COUNT, "n_failed": COUNT, "figures": mapping(FIGURE)},
     {"fit": {"anyOf": [NO_FIT, FIT]}, "krasula": {"type": "object"}, "ceiling": mapping(NUMBER)},
 )
-SCORER = record({"name": TEXT}, {"opinion_aware": some(FLAG), "trained_on": some(TEXTS), "licence": some(TEXT)})
+SCORER = record(
+    {"name": TEXT},
+    {"opinion_aware": some(FLAG), "trained_on": some(TEXTS), "licence": some(TEXT), "chosen_on": some(TEXTS)},
+)
 
 UNAVAILABLE = record(
     {

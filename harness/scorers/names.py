@@ -43,11 +43,13 @@ class Facts:
         opinion_aware: Whether human opinion scores entered its training; none where unknown.
         trained_on: Datasets whose opinions it has seen; ``?`` where not all are known.
         licence: Terms of the weights, where known.
+        chosen_on: Datasets whose opinions chose between its variants, without entering its training.
     """
 
     opinion_aware: bool | None = None
     trained_on: tuple[str, ...] = ()
     licence: str = ""
+    chosen_on: tuple[str, ...] = ()
 
 
 _LABELLED = re.compile(r"([\w+.-]+)=(.+)", re.DOTALL)
@@ -135,7 +137,7 @@ def _known(base: str, options: Mapping[str, Any]) -> Facts:
         from qualiclip_plugin.weights.loading import load_cards
 
         card = load_cards().get(str(options.get("weights", OURS.get(base, base))))
-        return Facts(card.opinion_aware, card.seen, card.licence) if card else Facts()
+        return Facts(card.opinion_aware, card.seen, card.licence, card.chosen_on) if card else Facts()
     # Other weights were trained on something else.
     return Facts() if options.keys() & OTHER_WEIGHTS else _facts_table().get(base, Facts())
 
@@ -147,7 +149,7 @@ def _declared(name: str, known: Facts, options: Mapping[str, Any]) -> Facts:
         aware = bool(trained_on)
     if not (aware is None or isinstance(aware, bool)) or (aware is False and trained_on):
         raise ScorerError(f"{name}: opinion_aware is true or false, and trained_on needs true")
-    return Facts(aware, trained_on, licence)
+    return Facts(aware, trained_on, licence, known.chosen_on)
 
 
 @cache

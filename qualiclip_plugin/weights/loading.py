@@ -51,6 +51,7 @@ class Card:
         training_data: What they were trained on.
         opinion_aware: Whether human opinion scores entered the training.
         seen: Datasets whose scores the weights have seen.
+        chosen_on: Datasets whose scores chose between variants of the weights, without entering their training.
         addresses: Where the file can be fetched, tried in order.
         packaged: The file ships inside this package.
         backbone: Architecture of formats that do not carry their own.
@@ -66,6 +67,7 @@ class Card:
     training_data: tuple[str, ...]
     opinion_aware: bool
     seen: tuple[str, ...] = ()
+    chosen_on: tuple[str, ...] = ()
     addresses: tuple[str, ...] = ()
     packaged: bool = False
     backbone: str = "RN50"

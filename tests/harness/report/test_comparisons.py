@@ -13,6 +13,7 @@ import torch
 
 import harness
 from harness.data.open import open_dataset
+from harness.leaderboard.render import render
 from harness.report import write_report
 from harness.report.comparisons import COLUMNS, contests
 from harness.report.data import Contest, load_cells
@@ -20,6 +21,7 @@ from harness.report.overview import overview
 from harness.results.measure import Settings
 from harness.results.store import Store, StoreError
 from harness.run.engine import evaluate
+from harness.scorers.names import facts
 from tests.support.commands import run_main
 from tests.support.harness_data import brightness, fake_scorer, opinion_folder
 
@@ -72,6 +74,30 @@ def test_the_first_page_ranks_by_them_and_says_on_how_many_images(published: tup
     assert ranking["rows"][0]["rank"] == "1"
     assert all(row["rank"] and row["letters"] for row in ranking["rows"])
     assert (ranking["images"], ranking["left_out"], ranking["untested"]) == (made.images, made.left_out, "")
+
+
+def test_a_scorer_that_is_in_no_test_is_not_behind_the_first(
+    published: tuple[Store, Contest], tmp_path: Path
+) -> None:
+    store = Store(shutil.copytree(published[0].root, tmp_path / "results"))
+    cell = {key: value for key, value in store.cells()[0].items() if key != "seal"}
+    store.write_cell(store.cell_path("new", "rated"), {**cell, "scorer": {**cell["scorer"], "name": "new"}})
+    cells = load_cells(store)
+    (ranking,) = overview(cells, contests(store, cells))["rankings"]
+    assert ranking["verdict"] == "fake is ahead of every other scorer that was compared, and tests decide it."
+    assert ranking["untested"] == "Not compared with the others: new."
+
+
+def test_a_set_that_chose_between_variants_is_said_to(published: tuple[Store, Contest], tmp_path: Path) -> None:
+    store = Store(shutil.copytree(published[0].root, tmp_path / "results"))
+    path = store.cell_path("fake", "rated")
+    cell = {key: value for key, value in store.read_cell(path).items() if key != "seal"}
+    store.write_cell(path, {**cell, "scorer": {**cell["scorer"], "chosen_on": ["rated"]}})
+    (ranking,) = overview(load_cells(store))["rankings"]
+    assert ranking["flattered"] == "fake"
+    assert ranking["rows"][0]["cell"]["marks"] == ["training sets not all known", "variants chosen here"]
+    assert "| fake‡§ " in render(store.cells())
+    assert facts("qualiclip-lite").chosen_on == ("livec_panel", "biq2021_panel", "agiqa3k_panel")
 
 
 def test_every_test_is_a_row_of_the_table(published: tuple[Store, Contest]) -> None:
