@@ -1,6 +1,6 @@
 """Measure everything in this folder again, and the picture of the report in docs/.
 
-    python results/renew.py                          # all steps that can be done here
+    python results/renew.py                          # all steps that can be done here, but the slow one
     python results/renew.py leaderboard picture      # some of them
 
 Steps, in this order:
@@ -8,6 +8,8 @@ Steps, in this order:
 - ``leaderboard``: the scorers on ``ladders``, and on the panels with human scores where ``--shared``
   has them; only scores that the present code, weights and versions do not have yet are computed, and those of earlier
   ones are removed; then which differences the tests decide (``comparisons.csv``), and what README.md says of them;
+- ``slow``, only where it is asked for: IL-NIQE on the panels that lack it, at 2.6 seconds of a core an image; it goes
+  on where it was stopped;
 - ``baseline``: the scores on the guard pictures (``iqa-harness check --update``, which says what changed);
 - ``lite``: what the card of the lite model states (``results/lite/measure.py``), where ``--shared`` has photographs;
 - ``picture``: ``docs/report.png``, the report on ``ladders`` in a headless Chromium.
@@ -45,7 +47,9 @@ WIDTH, HEIGHT, SIDE = 1180, 1240, 640
 
 
 SCORERS = ("qualiclip-lite", "niqe", "brisque", "piqe", "entropy")
-"""Those that start with parameter files alone; IL-NIQE does as well and takes many seconds an image."""
+"""Those that start with the parameter files at hand, as ``iqa-harness list scorers --available`` says."""
+SLOW = "ilniqe"
+"""Starts with them as well. ``leaderboard`` runs it where it has been run before, which takes no score anew."""
 
 
 def panels(shared: Path) -> list[Path]:
@@ -55,11 +59,27 @@ def panels(shared: Path) -> list[Path]:
 
 def leaderboard(shared: Path) -> None:
     """Scores, cells and tables."""
-    datasets = ["ladders", *map(str, panels(shared))]
+    _score(SCORERS, ["ladders", *map(str, panels(shared))])
+    _score([SLOW], [str(path) for path in panels(shared) if Store(RESULTS).cell_path(SLOW, path.name).exists()])
+    _compare()
+
+
+def slow(shared: Path) -> None:
+    """IL-NIQE on the panels."""
+    _score([SLOW], map(str, panels(shared)))
+    _compare()
+
+
+def _score(scorers: Iterable[str], datasets: Iterable[str]) -> None:
     asked = [word for name in datasets for word in ("--dataset", name)]
-    asked += [word for name in SCORERS for word in ("--scorer", name)]
-    # It ends with 1 where an image has no score, which the tables name.
-    _run("-m", "harness", "run", "--output", str(RESULTS), *asked, accepted=(0, 1))
+    if asked:
+        asked += [word for name in scorers for word in ("--scorer", name)]
+        # It ends with 1 where an image has no score, which the tables name.
+        _run("-m", "harness", "run", "--output", str(RESULTS), *asked, accepted=(0, 1))
+
+
+def _compare() -> None:
+    """Which differences the tests decide, and what README.md says of them."""
     _run("-m", "harness", "compare", "--output", str(RESULTS))
     prune(Store(RESULTS))
     text, count = re.subn(
@@ -206,6 +226,7 @@ def _run(*arguments: str, accepted: Collection[int] = (0,)) -> None:
 
 STEPS: dict[str, Callable[[Path], None]] = {
     "leaderboard": leaderboard,
+    "slow": slow,
     "baseline": baseline,
     "lite": lite,
     "picture": picture,
@@ -215,10 +236,10 @@ STEPS: dict[str, Callable[[Path], None]] = {
 def main() -> None:
     """Do the steps that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("steps", nargs="*", choices=[*STEPS, []], help="default: all of them")
+    parser.add_argument("steps", nargs="*", choices=[*STEPS, []], help="default: all of them but slow")
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared", help="photographs and scores")
     asked = parser.parse_args()
-    for name in asked.steps or STEPS:
+    for name in asked.steps or [name for name in STEPS if name != "slow"]:
         print(f"== {name}", flush=True)
         STEPS[name](asked.shared.resolve())
 

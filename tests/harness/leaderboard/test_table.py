@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -369,6 +371,22 @@ def test_reported_numbers_stand_beside_ours_with_a_source() -> None:
     ours = values(rows())["srcc"]
     assert f"{ours:.4f} / 0.4505" in text
     assert all(row["source"] and float(row["srcc"]) <= 1 for row in reported().values())
+
+
+def test_every_number_that_pyiqa_publishes_is_there(shared_dir: Path) -> None:
+    with (shared_dir / "tables/pyiqa_nr_benchmark.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    sets = {"livec": "clive", "flive": "flive-official"}
+    known = {(scorer, dataset): row for (scorer, dataset, _), row in reported().items() if row["citable"] == "yes"}
+    published = {
+        (row["Metric name"].removesuffix("-koniq"), sets.get(name := column.split("(")[0], name)): numbers.split("/")
+        for row in rows
+        for column, numbers in row.items()
+        if "/" in column and (numbers or "").count("/") == 2
+    }
+    assert {key: [float(row[name]) for name in ("plcc_raw", "srcc", "krcc")] for key, row in known.items()} == {
+        key: [float(number) for number in numbers] for key, numbers in published.items()
+    }
 
 
 def test_reported_names_exist() -> None:
