@@ -23,6 +23,7 @@ from qualiclip_plugin.utils.terminal import Version, run
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from qualiclip_plugin.models.qualiclip import QualiCLIP
     from qualiclip_plugin.scoring.local import ScoredImage
     from qualiclip_plugin.scoring.ray_engine import ScoreRequest
     from qualiclip_plugin.scoring.unfinished import UnfinishedScores
@@ -120,6 +121,10 @@ def score(
     gallery: Annotated[
         Path | None, typer.Option(help="Also write a page that shows the pictures, worst first, to this folder.")
     ] = None,
+    maps: Annotated[
+        bool,
+        typer.Option("--maps", help="With --gallery: show where pictures are bad, too; this takes longer."),
+    ] = False,
     engine: Annotated[
         Engine, typer.Option(help="local: this process. ray: all GPUs or cores of a Ray cluster, resumable.")
     ] = Engine.local,
@@ -153,6 +158,8 @@ def score(
     from qualiclip_plugin.utils.images import MAX_PIXELS, images_in
 
     colour, max_pixels = _colour(background), max_pixels or MAX_PIXELS
+    if maps and gallery is None:
+        raise ConfigError("--maps belongs to --gallery; 'qualiclip map' writes maps alone")
     from qualiclip_plugin.scoring.ray_engine import ScoreRequest, score_on_ray
 
     request = ScoreRequest(
@@ -205,33 +212,32 @@ def score(
         Path(os.path.abspath(file)).is_relative_to(os.path.abspath(gallery)) for file in files
     ):
         raise ConfigError(f"{printable(gallery)}: lies among the images, and its thumbnails would be scored")
-    frame = _score_here(files, request, check_device(device), workers, output)
+    device = check_device(device)
+    model = request.load(device)
+    frame = _score_here(files, request, model, device, workers, output)
     try:
         if gallery is not None:
-            _show(
-                frame,
-                gallery,
-                files,
-                2 if workers is None else workers,
-                exif=exif,
-                icc=icc,
-                background=colour,
-                max_pixels=max_pixels,
-            )
+            reading: dict[str, Any] = {"exif": exif, "icc": icc, "background": colour, "max_pixels": max_pixels}
+            threads = 2 if workers is None else workers
+            _show(frame, gallery, files, threads, model=model if maps else None, **reading)
     finally:
         _print_table(frame)
     _exit_if_failed(int(frame["error"].notna().sum()), len(frame))
 
 
 def _score_here(
-    files: Sequence[Path], request: ScoreRequest, device: str, workers: int | None, output: Path | None
+    files: Sequence[Path],
+    request: ScoreRequest,
+    model: QualiCLIP,
+    device: str,
+    workers: int | None,
+    output: Path | None,
 ) -> DataFrame:
     """The table, which is written before anything is printed: the reader of a pipe may be gone."""
     from qualiclip_plugin.scoring.table import to_frame, write_scores
     from qualiclip_plugin.scoring.unfinished import rows_of
     from qualiclip_plugin.utils.decode_ahead import how_to_decode
 
-    model = request.load(device)
     decoders, processes = how_to_decode(device, len(files), workers)
     score = partial(request.score, model=model, decoders=decoders, processes=processes)
     with _unfinished(output, request, device) as unfinished, StopSignal() as stop:
@@ -252,6 +258,7 @@ def _show(
     files: Sequence[Path] | None,
     workers: int,
     large: int | None = None,
+    model: QualiCLIP | None = None,
     **choices: Any,
 ) -> None:
     """Write the gallery and say where it is."""
@@ -259,7 +266,7 @@ def _show(
     from qualiclip_plugin.utils.images import read_image
 
     read, large = partial(read_image, **choices), LARGE_PICTURES if large is None else large
-    page = write_gallery(frame, folder, files=files, read=read, large=large, workers=max(workers, 1))
+    page = write_gallery(frame, folder, files=files, read=read, large=large, workers=max(workers, 1), model=model)
     typer.echo(f"gallery: {printable(page)}", err=True)
 
 

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
+from qualiclip_plugin.utils.extras import (
+    DISTRIBUTION,
+    core_packages,
+    extras,
+    installed_bytes,
+    is_installed,
+)
 from qualiclip_plugin.utils.process_settings import usable_cores
 
-DISTRIBUTION = "qualiclip-plugin"
+GPU_PACKAGES = ("nvidia-", "cuda-", "triton")
+"""How the names of the packages begin that PyTorch's build for NVIDIA GPUs brings."""
 
 
 def facts() -> list[tuple[str, str]]:
@@ -34,34 +45,23 @@ def facts() -> list[tuple[str, str]]:
         ("GPU", ", ".join(gpus) or "none that torch can use"),
         ("weight cache", str(Path(torch.hub.get_dir()) / "pyiqa")),
         ("cache of the Hub", str(Path(hub).expanduser())),
+        ("size of the core installation", _core_size()),
         *((f"weights {card.name}", _state(card.path)) for card in load_cards().values()),
-        *((f"extra {name}", state) for name, state in extras().items()),
+        *((f"extra {name}", _extra(needed)) for name, needed in extras().items()),
     ]
 
 
-def extras() -> dict[str, str]:
-    """The state of every optional dependency group: ``installed``, or what it lacks."""
-    from packaging.requirements import Requirement
-
-    found = {}
-    needed = [Requirement(line) for line in metadata.requires(DISTRIBUTION) or ()]
-    for name in metadata.metadata(DISTRIBUTION).get_all("Provides-Extra") or ():
-        own = [
-            one
-            for one in needed
-            if one.marker and "extra" in str(one.marker) and one.marker.evaluate({"extra": name})
-        ]
-        lacking = [str(one.name) for one in own if not _installed(one.name)]
-        found[name] = f"lacks {', '.join(lacking)}" if lacking else "installed"
-    return found
+def _extra(needed: Iterable[Requirement]) -> str:
+    lacking = [one.name for one in needed if not is_installed(one.name)]
+    return f"lacks {', '.join(lacking)}" if lacking else "installed"
 
 
-def _installed(package: str) -> bool:
-    try:
-        metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
+def _core_size() -> str:
+    packages = core_packages()
+    of_gpus = {name for name in packages if name.startswith(GPU_PACKAGES)}
+    total, without = installed_bytes(packages), installed_bytes(packages - of_gpus)
+    size = f"{total / 1e9:.2f} GB in {len(packages)} packages"
+    return f"{size}; without CUDA's libraries and triton {without / 1e9:.2f} GB"
 
 
 def _state(path: Path) -> str:

@@ -14,6 +14,7 @@ from harness.data.network import hub_reachable, offline, without_network
 from harness.scorers.kinds import Scorer, kept_running, start_callable, start_command, start_ours, start_pyiqa
 from harness.scorers.names import COMMAND, DECLARATIONS, ScorerError, facts, is_ours, parse_name, split_label
 from qualiclip_plugin.utils.errors import QualiCLIPError
+from qualiclip_plugin.utils.extras import advice
 
 _ONE_AT_A_TIME = threading.RLock()
 """Standard output and the Hub's setting belong to all threads: two that put them back could leave them changed."""
@@ -100,7 +101,7 @@ def _why_not(error: Exception) -> str:
     if hub or "couldn't connect to" in str(error) or "make sure you don't have a local directory" in str(error):
         return absent
     if isinstance(error, ModuleNotFoundError) and error.name:
-        return f"it needs the package {error.name}, which is not installed"
+        return advice(error) or f"it needs the package {error.name}, which is not installed"
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 

@@ -11,19 +11,26 @@ import json
 import math
 import os
 import shutil
+import threading
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
+from torch import Tensor
 
-from qualiclip_plugin.gallery.thumbnails import Read, write_pictures
+from qualiclip_plugin.gallery.thumbnails import LARGE, DrawMap, Read, write_pictures
 from qualiclip_plugin.scoring.table import attribute_columns
 from qualiclip_plugin.utils.errors import ConfigError
 from qualiclip_plugin.utils.images import read_image
 from qualiclip_plugin.utils.page_folder import check_page_folder, page_folder
 from qualiclip_plugin.utils.shown import printable
+
+if TYPE_CHECKING:
+    from qualiclip_plugin.models.qualiclip import QualiCLIP
 
 TEMPLATES = Path(__file__).parent / "templates"
 KIND, MADE_BY = "gallery", "qualiclip gallery"
@@ -40,6 +47,7 @@ def write_gallery(
     read: Read = read_image,
     large: int = LARGE_PICTURES,
     workers: int = 2,
+    model: QualiCLIP | None = None,
 ) -> Path:
     """Write a gallery and return its page.
 
@@ -50,6 +58,7 @@ def write_gallery(
         read: From a path to pixels, with the choices that the scorer was given.
         large: How many pictures, from the worst on, can be looked at closely.
         workers: Threads that read pictures.
+        model: What scored them, in evaluation mode: pictures that can be looked at closely get its quality map.
 
     Raises:
         ConfigError: ``output`` holds something else or cannot be written, or ``scores`` has no rows.
@@ -58,8 +67,12 @@ def write_gallery(
     ordered, paths = _worst_first(scores, files)
     try:
         with page_folder(target, KIND, MADE_BY) as folder:
-            lacking = list(_progress(write_pictures(folder, paths, read, large, workers), len(paths)))
-            (folder / "data.js").write_text(f"const TABLE = {_script(page_data(ordered, lacking, large))};\n")
+            # Those without a score are at the end, and have no map.
+            maps = 0 if model is None else min(large, int(ordered["score"].notna().sum()))
+            draw_map = None if model is None else _map_drawer(model)
+            written = write_pictures(folder, paths, read, large, workers, draw_map, maps)
+            lacking = list(_progress(written, len(paths)))
+            (folder / "data.js").write_text(f"const TABLE = {_script(page_data(ordered, lacking, large, maps))};\n")
             for template in TEMPLATES.iterdir():
                 shutil.copyfile(template, folder / template.name)
     except OSError as error:
@@ -71,18 +84,33 @@ check_gallery = partial(check_page_folder, kind=KIND, made_by=MADE_BY)
 """Check before any work that a gallery can be written to a folder; raises :class:`ConfigError`."""
 
 
-def page_data(scores: pd.DataFrame, lacking: Sequence[str | None], large: int) -> dict[str, Any]:
+def _map_drawer(model: QualiCLIP) -> DrawMap:
+    """Pictures of maps; one at a time, since each uses all cores."""
+    from qualiclip_plugin.scoring.map_files import map_of_image, overlay
+
+    one = threading.Lock()
+
+    def draw(pixels: Tensor) -> NDArray[np.uint8]:
+        with one:
+            return overlay(map_of_image(pixels, model), LARGE[0])
+
+    return draw
+
+
+def page_data(scores: pd.DataFrame, lacking: Sequence[str | None], large: int, maps: int = 0) -> dict[str, Any]:
     """What the page knows of each row, in their order.
 
     Args:
         scores: The table of scores in the order of the gallery.
         lacking: Why a row has no picture; ``None`` where it has one.
         large: How many rows have a large picture.
+        maps: How many rows have a map.
 
     Returns:
         ``paths``: without what all begin with, ``prefix``; ``shown``: the path for people where it differs, by row;
         ``measures``: names and values of the score and of each attribute; ``sizes``: width and height; ``errors``,
-        ``notes``, ``lacking``: texts by row; ``large``; ``key``: the table's own, for marks that a browser keeps.
+        ``notes``, ``lacking``: texts by row; ``large``, ``maps``; ``key``: the table's own, for marks
+        that a browser keeps.
     """
     paths = [str(path) for path in scores["path"]]
     prefix = _common_folder(paths)
@@ -97,6 +125,7 @@ def page_data(scores: pd.DataFrame, lacking: Sequence[str | None], large: int) -
         "notes": _texts(scores["note"], paths),
         "lacking": _texts(lacking, paths),
         "large": large,
+        "maps": maps,
     }
     return {**data, "key": hashlib.sha256(_script(data).encode()).hexdigest()[:16]}
 

@@ -18,10 +18,13 @@ THUMBNAIL = (288, 85)
 """Longest side in pixels and JPEG quality of a tile: sharp on a dense screen, 100,000 of them in 2 to 3 GB."""
 LARGE = (1280, 92)
 """The same, for looking closely."""
+MAP = (LARGE[0], 80)
+"""The same, for the map of a large picture."""
 SHARD = 1000
 """Pictures in one folder: a list of a folder stays short, and one page of the gallery reads one or two folders."""
 
 Read = Callable[[str | PathLike[str]], Tensor]
+DrawMap = Callable[[Tensor], NDArray[np.uint8]]
 
 
 def jpeg(pixels: NDArray[np.uint8], side: int, quality: int) -> bytes:
@@ -48,9 +51,15 @@ def picture_path(size: str, index: int) -> str:
 
 
 def write_pictures(
-    folder: Path, files: Sequence[str | PathLike[str]], read: Read, large: int, workers: int
+    folder: Path,
+    files: Sequence[str | PathLike[str]],
+    read: Read,
+    large: int,
+    workers: int,
+    draw_map: DrawMap | None = None,
+    maps: int = 0,
 ) -> Iterator[str | None]:
-    """Write a thumbnail of every file, and a large picture of the first ones.
+    """Write a thumbnail of every file, and a large picture and a map of the first ones.
 
     Args:
         folder: The gallery.
@@ -58,6 +67,8 @@ def write_pictures(
         read: From a path to RGB pixels, uint8, (3, H, W).
         large: How many get a large picture.
         workers: Threads.
+        draw_map: From those pixels to a picture of their map, of the size of a large picture.
+        maps: How many get a map.
 
     Yields:
         For each file why it has no picture; ``None`` where it has one.
@@ -68,13 +79,18 @@ def write_pictures(
 
     def write(index: int) -> str | None:
         try:
-            pixels = read(files[index]).permute(1, 2, 0).numpy()
+            image = read(files[index])
+            shown = draw_map(image) if draw_map is not None and index < maps else None
         except QualiCLIPError as error:
             return str(error)
-        for size, form in (("thumbnails", THUMBNAIL), *([("large", LARGE)] if index < large else [])):
+        pixels = image.permute(1, 2, 0).numpy()
+        sizes = [("thumbnails", pixels, THUMBNAIL)]
+        sizes += [("large", pixels, LARGE)] if index < large else []
+        sizes += [("maps", shown, MAP)] if shown is not None else []
+        for size, picture, form in sizes:
             target = folder / picture_path(size, index)
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(jpeg(pixels, *form))
+            target.write_bytes(jpeg(picture, *form))
         return None
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="thumbnail")

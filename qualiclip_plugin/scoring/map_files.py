@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from qualiclip_plugin.models.precision import exact_fp32
 from qualiclip_plugin.models.quality_map import default_stride, default_window, window_starts
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
     from qualiclip_plugin.models.qualiclip import QualiCLIP
 
+COLOURS, OPACITY = "viridis", 0.6
+"""How a map lies over the grey image."""
 SHOWN_SIDE = 1024
 """Longest side of the image in the picture, in pixels."""
 
@@ -96,17 +99,35 @@ def map_of_file(
         ImageError: The image cannot be read or scored; names it.
         ConfigError: No such attribute; window or stride do not fit.
     """
+    attribute_index(model, attribute)
+    pixels = read_image(path, max_pixels=max_pixels)
+    try:
+        return map_of_image(pixels, model, attribute=attribute, window=window, stride=stride)
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from error
+
+
+def map_of_image(
+    pixels: Tensor,
+    model: QualiCLIP,
+    *,
+    attribute: str | None = None,
+    window: int | None = None,
+    stride: int | None = None,
+) -> QualityMap:
+    """The quality map of an image, RGB, uint8, (3, H, W); the other arguments as of :func:`map_of_file`.
+
+    Raises:
+        ImageError: The image cannot be scored.
+        ConfigError: No such attribute; window or stride do not fit.
+    """
     index = attribute_index(model, attribute)
     window = default_window(model.image_encoder) if window is None else window
     stride = default_stride(window) if stride is None else stride
-    pixels = read_image(path, max_pixels=max_pixels)
     image = pixels[None].to(model.mean.device)
-    try:
-        with torch.inference_mode(), exact_fp32():
-            values = model.quality_map(image, window=window, stride=stride, attributes=index is not None)
-            score, named = model(image, attributes=True)
-    except ImageError as error:
-        raise ImageError(f"{path}: {error}") from error
+    with torch.inference_mode(), exact_fp32():
+        values = model.quality_map(image, window=window, stride=stride, attributes=index is not None)
+        score, named = model(image, attributes=True)
     height, width = image.shape[2:]
     return QualityMap(
         values=values[0, index or 0].float().cpu().numpy(),
@@ -138,6 +159,19 @@ def _tent(length: int) -> np.ndarray:
     return 1 - np.abs(np.arange(length) - (length - 1) / 2) / (length / 2)
 
 
+def overlay(found: QualityMap, side: int) -> np.ndarray:
+    """The map in colours over the grey image, at most ``side`` pixels wide and high: RGB, uint8, (h, w, 3)."""
+    from matplotlib import colormaps
+    from PIL import Image
+
+    picture = Image.fromarray(found.pixels)
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    step = max(1, max(found.pixels.shape) // side)
+    colours = colormaps[COLOURS](per_pixel(found)[::step, ::step], bytes=True)[..., :3]
+    coloured = Image.fromarray(colours).resize(picture.size)
+    return np.asarray(Image.blend(picture.convert("L").convert("RGB"), coloured, OPACITY))
+
+
 def write_map(found: QualityMap, folder: Path, name: str) -> tuple[Path, Path]:
     """Write ``NAME.npy`` (the windows' scores, float32) and ``NAME.png`` (image, overlay, colour bar) into a folder.
 
@@ -165,7 +199,7 @@ def draw(found: QualityMap) -> Figure:
     left.imshow(shown)
     left.set_title(f"{found.title} {found.score:.2f}", loc="left")
     right.imshow(shown.mean(axis=2), cmap="gray", vmin=0, vmax=255)
-    overlay = right.imshow(per_pixel(found)[::step, ::step], cmap="viridis", vmin=0, vmax=1, alpha=0.6)
+    overlay = right.imshow(per_pixel(found)[::step, ::step], cmap=COLOURS, vmin=0, vmax=1, alpha=OPACITY)
     right.set_title(
         f"windows of {max(found.window)} pixels: {found.values.min():.2f} to {found.values.max():.2f}", loc="left"
     )

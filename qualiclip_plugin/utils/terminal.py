@@ -11,6 +11,7 @@ import typer
 
 from qualiclip_plugin import __version__
 from qualiclip_plugin.utils.errors import QualiCLIPError, first_line, out_of_memory
+from qualiclip_plugin.utils.extras import advice
 from qualiclip_plugin.utils.process_settings import settle_process
 from qualiclip_plugin.utils.shown import printable
 
@@ -45,6 +46,10 @@ def run(app: typer.Typer, name: str) -> None:
         return
     except QualiCLIPError as error:
         reason = str(error)
+    except ModuleNotFoundError as error:
+        if (install := advice(error)) is None:
+            raise
+        reason = install
     except Exception as error:
         if out_of_memory(error):
             reason = f"not enough memory ({first_line(error)})"

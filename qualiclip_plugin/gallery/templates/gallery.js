@@ -102,7 +102,7 @@ function save(mark, file) {
 
 // --- which pictures, in which order ----------------------------------------------------------------------
 
-let measure = measures[0], view = [], current = 0;
+let measure = measures[0], view = [], current = 0, mapping = false;
 
 const orders = new Map();
 
@@ -348,8 +348,25 @@ function showViewer() {
   if (!large) shown.querySelector("img")?.classList.add("small");
   viewer.replaceChildren(shown, facts(row, large));
   showMark(viewer.querySelector(".facts"), row);
+  showMap(viewer, row, large ? "large" : "thumbnails", mapping);
   if (!viewer.open) viewer.showModal();
   viewer.querySelector(".choices .keep").focus({ preventScroll: true });
+}
+
+function mapped(row) { return row < TABLE.maps && TABLE.lacking[row] === undefined; }
+
+/** The picture in a frame becomes its map, or the picture again. */
+function showMap(holder, row, size, on) {
+  const image = holder.querySelector(".frame img");
+  if (!image || !mapped(row)) return;
+  image.src = picture(on ? "maps" : size, row);
+  holder.classList.toggle("mapped", on);
+}
+
+function toggleMap() {
+  if (!TABLE.maps) return;
+  mapping = !mapping;
+  if (viewer.open) showViewer();
 }
 
 function button(text, action, content = {}) {
@@ -375,6 +392,9 @@ function facts(row, large) {
       element("small", { textContent: "score, 0 to 1, higher is better" })),
     element("div", { className: "choices" },
       button("Keep", () => toggle(row, KEEP), { className: "keep" }), button("Drop", () => toggle(row, DROP), { className: "drop" })),
+    ...(mapped(row) ? [element("div", { className: "map" },
+      button(mapping ? "Picture" : "Map", toggleMap, { title: "Map of where it is bad (M)", ariaPressed: String(mapping) }),
+      element("span", { className: "legend", hidden: !mapping }, "0 bad ", element("i", {}), " 1 good"))] : []),
     ...text("error", TABLE.errors[row]),
     ...(attributes.length ? [element("dl", { className: "attributes" }, ...attributes)] : []),
     ...text("file", shownPath(row)),
@@ -399,12 +419,21 @@ grid.addEventListener("click", (event) => {
   if (set) toggle(row, Number(set.dataset.set)); else showViewer();
 });
 
+// The tile under the pointer shows its map.
+for (const [event, on] of [["pointerover", true], ["pointerout", false]]) {
+  grid.addEventListener(event, ({ target, pointerType }) => {
+    const frame = target.closest(".frame"), tile = target.closest(".tile");
+    if (frame && pointerType === "mouse") showMap(tile, Number(tile.dataset.row), "thumbnails", on);
+  });
+}
+
 function press(key) {
   const moves = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: viewer.open ? 1 : columns, ArrowUp: viewer.open ? -1 : -columns };
   const mark = { k: KEEP, d: DROP, u: 0 }[key.toLowerCase()];
   if (key in moves) go(current + moves[key]);
   else if (key === "Home") go(0);
   else if (key === "End") go(view.length - 1);
+  else if (key.toLowerCase() === "m" && viewer.open) toggleMap();
   else if (mark !== undefined && view.length) setMarks([view[current]], mark);
   else return false;
   return true;

@@ -17,6 +17,7 @@ from qualiclip_plugin.gallery.thumbnails import picture_path
 from qualiclip_plugin.scoring.local import ScoredImage
 from qualiclip_plugin.scoring.table import WRITERS, read_scores, to_frame, write_scores
 from qualiclip_plugin.utils.errors import ConfigError
+from qualiclip_plugin.weights.loading import load_model
 from tests.support.commands import run_main
 
 HOSTILE = """<img src=x onerror="alert(1)">&'</script>"""
@@ -141,6 +142,7 @@ def test_score_writes_a_gallery_and_so_does_gallery_from_its_table(
     assert run_main(monkeypatch, "qualiclip", "gallery", "s.csv", "--output", "two") in (0, None)
     assert "gallery: one/index.html" in capsys.readouterr().err
     assert table_of(Path("one")) == table_of(Path("two"))
+    assert run_main(monkeypatch, "qualiclip", "score", "a.png", "--maps") == 2
     assert run_main(monkeypatch, "qualiclip", "score", "a.png", "--engine", "ray", "--gallery", "one") == 2
     assert run_main(monkeypatch, "qualiclip", "score", ".", "--gallery", "one") == 2
     assert "its thumbnails would be scored" in capsys.readouterr().err
@@ -212,6 +214,40 @@ def test_order_threshold_marks_and_saved_lists(browser: Any, site: Path, scores:
     # Marks are there when the page is opened again.
     page.reload(wait_until="networkidle")
     assert page.locator(".tile[data-mark='2']").count() == 3
+    page.close()
+    assert problems == []
+
+
+def test_hover_and_a_key_show_the_map(browser: Any, photographs: list[np.ndarray], tmp_path: Path) -> None:
+    pixels = photographs[0][:200, :300].copy()
+    pixels[:, :150] = pixels[::8, :150:8].repeat(8, 0).repeat(8, 1)[:, :150]
+    for name in ("a.png", "b.png"):
+        Image.fromarray(pixels).save(tmp_path / name)
+    (tmp_path / "c.png").touch()
+    rows = [ScoredImage(str(tmp_path / name), score) for name, score in (("a.png", 0.3), ("b.png", 0.6))]
+    frame = to_frame([*rows, ScoredImage(str(tmp_path / "c.png"), error="empty")])
+    site = write_gallery(frame, tmp_path / "out", large=1, model=load_model("lite")).parent
+    assert [path.relative_to(site).as_posix() for path in site.glob("maps/**/*.jpg")] == ["maps/0/0.jpg"]
+    with Image.open(site / "maps/0/0.jpg") as drawn:
+        assert drawn.size == (300, 200)
+        bad, good = (np.asarray(drawn)[:, part, 1].mean() for part in (slice(0, 100), slice(200, 300)))
+    assert good > bad + 30  # yellow against violet
+    problems: list[str] = []
+    page = visit(browser, site, problems)
+
+    def address(place: str) -> str:
+        return page.locator(f"{place} img").get_attribute("src")
+
+    page.locator("#tile-0 .frame").hover()
+    assert address("#tile-0") == "maps/0/0.jpg"
+    page.locator("#tile-1 .frame").hover()
+    assert (address("#tile-0"), address("#tile-1")) == ("thumbnails/0/0.jpg", "thumbnails/0/1.jpg")
+    page.locator("#tile-0 .frame").click()
+    assert address("#viewer") == "large/0/0.jpg"
+    page.keyboard.press("m")
+    assert address("#viewer") == "maps/0/0.jpg"
+    page.keyboard.press("ArrowRight")
+    assert address("#viewer") == "thumbnails/0/1.jpg"
     page.close()
     assert problems == []
 

@@ -6,24 +6,16 @@ import os
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
+from qualiclip_plugin.utils.extras import core_packages, plain
 from qualiclip_plugin.utils.images import read_image, to_float
 from qualiclip_plugin.weights.loading import load_model
 from tests.support.rounding import bound_of
 
-# What setuptools 81 and newer look like to openai-clip.
-BLOCK_PKG_RESOURCES = """
-import importlib.abc, sys
-class Block(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name == "pkg_resources":
-            raise ModuleNotFoundError("No module named 'pkg_resources'", name="pkg_resources")
-sys.modules.pop("pkg_resources", None)
-sys.meta_path.insert(0, Block())
-"""
 CREATE = """
 import pyiqa, torch
 
@@ -65,8 +57,28 @@ def test_installed_entry_point_is_enough():
     run("import sys\n" + CREATE + "assert 'pkg_resources' in sys.modules")
 
 
-def test_without_pkg_resources():
-    run(BLOCK_PKG_RESOURCES + CREATE)
+def test_the_core_installation_alone_scores_and_names_the_extra_of_what_it_lacks(photo_folder, tmp_path):
+    here = metadata.packages_distributions()
+    core = core_packages()
+    absent = {name for name, owners in here.items() if not core & {plain(owner) for owner in owners}}
+    assert {"tabulate", "openvino"} & here.keys() <= absent
+    # Without `pkg_resources`: so do setuptools 81 and newer look to openai-clip.
+    absent = (absent | {"pkg_resources"}) - {"harness", "qualiclip_plugin", "pip", "setuptools"}
+    lacking = (
+        "import contextlib\nfrom harness.cli import main as harness\nfrom harness.scorers.start import availability\n"
+        "print([start.reason for start in availability(['clipiqa'])])\n"
+        "with contextlib.suppress(SystemExit), contextlib.redirect_stderr(sys.stdout):\n"
+        "    sys.argv = ['iqa-harness', 'list']\n    harness()\n"
+    )
+    score = (
+        "from qualiclip_plugin.cli import main\n"
+        f"sys.argv = ['qualiclip', 'score', {photo_folder!r}, '--gallery', {str(tmp_path / 'page')!r}]\n"
+        "main()\n"
+    )
+    printed = run(f"import sys\nsys.modules.update(dict.fromkeys({absent!r}))\n" + CREATE + lacking + score)
+    assert 'setuptools<81,>=61 is missing: pip install "qualiclip-plugin[harness]"' in printed
+    assert 'tabulate>=0.9 is missing: pip install "qualiclip-plugin[harness]"' in printed
+    assert "photo00.png" in printed
 
 
 def test_every_order_of_import():
