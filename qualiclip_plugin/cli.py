@@ -22,6 +22,7 @@ from qualiclip_plugin.utils.terminal import Version, run
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+    from torch import Tensor
 
     from qualiclip_plugin.models.qualiclip import QualiCLIP
     from qualiclip_plugin.scoring.local import ScoredImage
@@ -450,7 +451,12 @@ def gallery_command(
 
     check_gallery(output)
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    choices = {"exif": exif, "icc": icc, "background": _colour(background), "max_pixels": max_pixels or MAX_PIXELS}
+    choices: dict[str, Any] = {
+        "exif": exif,
+        "icc": icc,
+        "background": _colour(background),
+        "max_pixels": max_pixels or MAX_PIXELS,
+    }
     _show(read_scores(scores), output, None, workers, large, **choices)
 
 
@@ -465,8 +471,12 @@ def degrade(
     table: Annotated[str, typer.Option(help="Table of kinds: default, paper, camera or arniqa.")] = "default",
     output: Annotated[Path | None, typer.Option(help="Where to write the degraded picture (lossless).")] = None,
     sheet: Annotated[
-        Path | None, typer.Option(help="Write a sheet of all kinds (or of --distortion) at all levels instead.")
+        Path | None,
+        typer.Option(help="Write pages of all kinds (or of --distortion) at all levels with their scores instead."),
     ] = None,
+    weights: Annotated[
+        str, typer.Option(envvar="QUALICLIP_WEIGHTS", help="Of the scores on --sheet, as for 'qualiclip score'.")
+    ] = "lite",
 ) -> None:
     """Degrade a picture as the training does; print the path of what was written."""
     from qualiclip_plugin.distortions.contact_sheet import contact_sheet, degrade_file
@@ -477,13 +487,30 @@ def degrade(
     try:
         if sheet is not None:
             kinds = None if distortion is None else [distortion]
-            typer.echo(printable(contact_sheet(read_image(image), sheet, kinds, seed=seed, table=table)))
+            pixels, scorer = read_image(image), _scorer(weights)
+            for page in contact_sheet(pixels, sheet, kinds, seed=seed, table=table, score=scorer):
+                typer.echo(printable(page))
             return
         if distortion is None:
             raise ConfigError("give --distortion NAME for one picture or --sheet FILE for all kinds and levels")
         typer.echo(printable(degrade_file(image, distortion, level, seed=seed, output=output, table=table)))
     except OSError as error:
         raise ConfigError(f"{sheet or output or image.name}: cannot be written: {error.strerror or error}") from error
+
+
+def _scorer(weights: str) -> Callable[[Tensor], Tensor]:
+    """Images (N, 3, H, W) -> scores (N,)."""
+    import torch
+
+    from qualiclip_plugin.weights.loading import load_model
+
+    model = load_model(weights)
+
+    def score(images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return model(images)[:, 0]
+
+    return score
 
 
 @app.command()

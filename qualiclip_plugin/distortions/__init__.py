@@ -2,6 +2,7 @@
 
 from qualiclip_plugin.distortions.registry import (
     DISTORTIONS,
+    GROUP_COLOURS,
     GROUPS,
     TABLES,
     Distortion,
@@ -10,4 +11,13 @@ from qualiclip_plugin.distortions.registry import (
     make_table,
 )
 
-__all__ = ["DISTORTIONS", "GROUPS", "TABLES", "Distortion", "get_distortion", "get_table", "make_table"]
+__all__ = [
+    "DISTORTIONS",
+    "GROUPS",
+    "GROUP_COLOURS",
+    "TABLES",
+    "Distortion",
+    "get_distortion",
+    "get_table",
+    "make_table",
+]

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from qualiclip_plugin.distortions import Distortion, get_distortion, get_table
+from qualiclip_plugin.distortions import GROUP_COLOURS, Distortion, get_distortion, get_table
 from qualiclip_plugin.utils.atomic import atomic_write
 from qualiclip_plugin.utils.errors import ConfigError, ImageError
 from qualiclip_plugin.utils.images import read_image, to_float
@@ -20,21 +20,15 @@ from qualiclip_plugin.utils.images import read_image, to_float
 if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
 
-_TILE = 192
-_GAP = 6
-_LABELS = 250
-_HEADER = 34
-_TITLE = 17
-_DETAIL = 12
-_GROUP_COLOURS = {
-    "blur": (52, 101, 164),
-    "color": (173, 60, 130),
-    "compression": (143, 89, 2),
-    "noise": (92, 53, 102),
-    "brightness": (176, 130, 0),
-    "spatial": (18, 125, 90),
-    "sharpness": (180, 50, 40),
-}
+TILE = 192
+"""Side of a crop in pixels."""
+ROWS = 4
+"""Kinds on one page: it then fits on a screen."""
+_GAP, _HEAD, _CAPTION = 8, 24, 22
+_TEXT, _BOLD = 13, 15
+_GREY = (90, 90, 90)
+
+Score = Callable[[Tensor], Tensor]
 
 
 def degrade_image(image: Tensor, distortion: str, level: int, *, seed: int = 0, table: str = "default") -> Tensor:
@@ -135,84 +129,101 @@ def contact_sheet(
     *,
     seed: int = 0,
     table: str = "default",
-    tile: int = _TILE,
-) -> Path:
-    """Draw all kinds (rows, by group) at all levels (columns, 0 = pristine) and write the sheet.
+    tile: int = TILE,
+    score: Score | None = None,
+) -> list[Path]:
+    """Draw all kinds (rows, by group) at all levels (columns), on pages of a screen's size beside the pristine crop.
 
-    The centre square of the picture is shrunk to the tile first, then degraded and shown pixel by pixel: noise and
-    blur look as they are.
+    The crop is the centre of the picture at full size; every tile is that crop, degraded as an image of its own and
+    shown pixel by pixel.
 
     Args:
         image: RGB, uint8 or floating point in [0, 1], (3, H, W).
-        path: A lossless picture format by suffix.
+        path: A lossless picture format by suffix; of several pages, ``sheet.png`` becomes ``sheet-1.png``, ...
         distortions: Names of the kinds; all of the table by default.
         seed: Of all random draws.
         table: Name of the distortion table.
-        tile: Side of a tile in pixels; a smaller picture is not enlarged.
+        tile: Side of the crop in pixels; a smaller picture is not enlarged.
+        score: From crops, (N, 3, h, w) in [0, 1], to scores (N,) that stand below them.
 
     Returns:
-        The path written.
+        The paths written.
     """
     _check_rgb(image)
     target = Path(path)
     _check_target(target)
     kinds = [get_distortion(name, table) for name in distortions or get_table(table)]
-    pristine = _centre_square(_to_float(image).cpu(), tile)
-    steps = max(len(kind.strengths) for kind in kinds)
-    width = _LABELS + (steps + 1) * (tile + _GAP) + _GAP
-    sheet = Image.new("RGB", (width, _HEADER + len(kinds) * (tile + _GAP) + _GAP), "white")
-    draw = ImageDraw.Draw(sheet)
-    for level in range(steps + 1):
-        label = f"level {level}" + (" (pristine)" if level == 0 else "")
-        centre = _LABELS + level * (tile + _GAP) + tile // 2
-        draw.text((centre, _HEADER // 2), label, fill="black", font=_font(_TITLE), anchor="mm")
-    for row, kind in enumerate(kinds):
-        top = _HEADER + row * (tile + _GAP)
-        _draw_label(draw, kind, top, tile)
-        ladder = _apply(kind, pristine, range(1, len(kind.strengths) + 1), seed)
-        for level, picture in enumerate((pristine, *ladder)):
-            sheet.paste(_to_picture(picture), (_LABELS + level * (tile + _GAP), top))
-            if level:
-                _draw_strength(draw, kind, level, (_LABELS + level * (tile + _GAP), top + tile))
-    _write(sheet, target)
-    return target
+    pristine = _centre(_to_float(image).cpu(), tile)
+    pages = [kinds[first : first + ROWS] for first in range(0, len(kinds), ROWS)]
+    written = []
+    for number, page in enumerate(pages, start=1):
+        place = target if len(pages) == 1 else target.with_stem(f"{target.stem}-{number}")
+        _write(_draw_page(pristine, page, f"page {number} of {len(pages)}", seed, score), place)
+        written.append(place)
+    return written
 
 
-def _centre_square(image: Tensor, side: int) -> Tensor:
-    """The largest square in the centre of the picture, (3, s, s), shrunk where it is wider than ``side``."""
+def _centre(image: Tensor, side: int) -> Tensor:
+    """The square in the centre of the picture, (3, s, s), as wide as ``side`` where the picture is."""
     H, W = image.shape[1:]
-    short = min(H, W)
-    top, left = (H - short) // 2, (W - short) // 2
-    square = image[:, top : top + short, left : left + short]
-    if short <= side:
-        return square
-    return F.interpolate(square[None], (side, side), mode="bilinear", antialias=True)[0].clamp(0, 1)
+    side = min(H, W, side)
+    top, left = (H - side) // 2, (W - side) // 2
+    return image[:, top : top + side, left : left + side]
 
 
-def _to_picture(image: Tensor) -> Image.Image:
-    return Image.fromarray((image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
+def _draw_page(
+    pristine: Tensor, kinds: Sequence[Distortion], page: str, seed: int, score: Score | None
+) -> Image.Image:
+    side = pristine.shape[1]
+    wide = max(side, TILE)  # captions need room also below small crops
+    steps = max(len(kind.strengths) for kind in kinds)
+    row_height = _HEAD + side + _CAPTION + _GAP
+    height = _GAP + max(len(kinds) * row_height, row_height + 110)
+    sheet = Image.new("RGB", (_GAP + (steps + 1) * (wide + _GAP), height), "white")
+    draw = ImageDraw.Draw(sheet)
+    _draw_tile(sheet, pristine, (_GAP, _GAP + _HEAD), "pristine", _scores(pristine[None], score)[0])
+    notes = (page, f"crops of {side} pixels, full size", "below: strength and score" if score else "below: strength")
+    for line, note in enumerate(notes):
+        draw.text((_GAP, _GAP + row_height + 12 + 22 * line), note, fill=_GREY, font=_font(_TEXT), anchor="lm")
+    for row, kind in enumerate(kinds):
+        left, top = 2 * _GAP + wide, _GAP + row * row_height
+        _draw_head(draw, kind, left, top)
+        ladder = _apply(kind, pristine, range(1, len(kind.strengths) + 1), seed)
+        for step, (tile, strength, value) in enumerate(
+            zip(ladder, kind.strengths, _scores(ladder, score), strict=True)
+        ):
+            _draw_tile(sheet, tile, (left + step * (wide + _GAP), top + _HEAD), f"{strength:g}", value)
+    return sheet
 
 
+def _scores(tiles: Tensor, score: Score | None) -> list[float | None]:
+    return [None] * len(tiles) if score is None else [float(value) for value in score(tiles)]
+
+
+def _draw_head(draw: ImageDraw.ImageDraw, kind: Distortion, left: int, top: int) -> None:
+    colour = GROUP_COLOURS[kind.group]
+    middle = top + _HEAD // 2
+    draw.rectangle((left, top + 4, left + 6, top + _HEAD - 4), fill=colour)
+    draw.text((left + 14, middle), kind.name, fill="black", font=_font(_BOLD), anchor="lm")
+    begin = left + 14 + draw.textlength(kind.name, font=_font(_BOLD)) + 14
+    beyond = "" if kind.paper else "; beyond ARNIQA's list"
+    draw.text((begin, middle), kind.group, fill=colour, font=_font(_TEXT), anchor="lm")
+    begin += draw.textlength(kind.group, font=_font(_TEXT)) + 14
+    draw.text((begin, middle), f"{kind.unit}{beyond}", fill=_GREY, font=_font(_TEXT), anchor="lm")
+
+
+def _draw_tile(sheet: Image.Image, tile: Tensor, corner: tuple[int, int], text: str, value: float | None) -> None:
+    left, top = corner
+    sheet.paste(Image.fromarray((tile * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()), corner)
+    draw, middle = ImageDraw.Draw(sheet), top + tile.shape[1] + _CAPTION // 2
+    draw.text((left, middle), text, fill=_GREY, font=_font(_TEXT), anchor="lm")
+    if value is not None:
+        right = left + max(tile.shape[2], TILE)
+        draw.text((right, middle), f"{value:.2f}", fill="black", font=_font(_BOLD), anchor="rm")
+
+
+@cache
 def _font(size: int) -> FreeTypeFont:
     from matplotlib import font_manager
 
     return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)
-
-
-def _draw_label(draw: ImageDraw.ImageDraw, kind: Distortion, top: int, tile: int) -> None:
-    colour = _GROUP_COLOURS[kind.group]
-    draw.rectangle((0, top, 6, top + tile), fill=colour)
-    draw.text((16, top + tile // 2 - 28), kind.group, fill=colour, font=_font(_DETAIL), anchor="lm")
-    draw.text((16, top + tile // 2 - 6), kind.name, fill="black", font=_font(_TITLE), anchor="lm")
-    draw.text((16, top + tile // 2 + 16), kind.unit, fill=(90, 90, 90), font=_font(_DETAIL), anchor="lm")
-    if not kind.paper:
-        place = (16, top + tile // 2 + 36)
-        draw.text(place, "beyond ARNIQA's list", fill=(90, 90, 90), font=_font(_DETAIL), anchor="lm")
-
-
-def _draw_strength(draw: ImageDraw.ImageDraw, kind: Distortion, level: int, corner: tuple[int, int]) -> None:
-    text = f"{kind.strength(level):g}"
-    font = _font(_DETAIL)
-    box = draw.textbbox((corner[0] + 3, corner[1] - 3), text, font=font, anchor="lb")
-    draw.rectangle((corner[0], box[1] - 3, box[2] + 3, corner[1] - 1), fill="white")
-    draw.text((corner[0] + 3, corner[1] - 3), text, fill="black", font=font, anchor="lb")

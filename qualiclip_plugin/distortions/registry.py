@@ -24,7 +24,17 @@ from qualiclip_plugin.utils.errors import ConfigError, did_you_mean
 
 Apply = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-GROUPS = ("blur", "color", "compression", "noise", "brightness", "spatial", "sharpness")
+GROUP_COLOURS = {
+    "blur": "#3465a4",
+    "color": "#ad3c82",
+    "compression": "#8f5902",
+    "noise": "#5c3566",
+    "brightness": "#b08200",
+    "spatial": "#127d5a",
+    "sharpness": "#b43228",
+}
+"""In every picture."""
+GROUPS = tuple(GROUP_COLOURS)
 
 ARNIQA = "ARNIQA's strengths (arXiv 2310.14918), after KADID-10k"
 BEYOND = "beyond ARNIQA's list; strengths chosen here"

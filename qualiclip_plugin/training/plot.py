@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qualiclip_plugin.distortions import GROUPS, get_table
-from qualiclip_plugin.training.logs import FIGURES
+from qualiclip_plugin.distortions import GROUP_COLOURS, get_table
+from qualiclip_plugin.training.config import TrainConfig
+from qualiclip_plugin.training.objective import losses_of
 from qualiclip_plugin.training.run_folder import RunFolder, read_log
 from qualiclip_plugin.utils.atomic import atomic_write
 
@@ -29,12 +31,12 @@ VALIDATION = {
 """Columns of ``validation.csv`` besides the distortions, and what they are called in the picture."""
 
 
-def plot_training(folder: RunFolder, table: str, moved: Mapping[str, Mapping[str, float]]) -> None:
+def plot_training(folder: RunFolder, config: TrainConfig, moved: Mapping[str, Mapping[str, float]]) -> None:
     """Draw ``training.png`` from the logs of a run.
 
     Args:
         folder: Folder of the run.
-        table: Name of the distortion table, for the groups.
+        config: Of the run: weights of the losses, table of distortions.
         moved: Of ``stages.movement``.
     """
     import matplotlib as mpl
@@ -43,13 +45,15 @@ def plot_training(folder: RunFolder, table: str, moved: Mapping[str, Mapping[str
     from matplotlib import pyplot as plt
 
     rows, validation = read_log(folder.path / "log.csv"), read_log(folder.path / "validation.csv")
-    figure, axes = plt.subplot_mosaic(LAYOUT, figsize=(12, 10), layout="constrained", height_ratios=(2, 3))
+    figure, axes = plt.subplot_mosaic(LAYOUT, figsize=(12, 9), layout="constrained", height_ratios=(1, 1))
     for panel in axes.values():
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.3)
-    _plot_losses(axes["loss"], rows)
+    _plot_losses(
+        axes["loss"], rows, {loss.name: getattr(config, f"{loss.name}_weight") for loss in losses_of(config)}
+    )
     _plot_validation(axes["validation"], rows, validation)
-    _plot_kinds(axes["kinds"], validation, table)
+    _plot_kinds(axes["kinds"], validation, config.table)
     _plot_movement(axes["movement"], moved)
     with atomic_write(folder.path / "training.png") as file:
         figure.savefig(file, dpi=110, format="png")
@@ -85,16 +89,16 @@ def _smooth(values: list[float]) -> list[float]:
     return np.where(faults[ends] > faults[starts], np.nan, means).tolist()
 
 
-def _plot_losses(axes: Axes, rows: Rows) -> None:
-    _title(axes, "Loss", "faint: each step; lines: mean over the last steps")
+def _plot_losses(axes: Axes, rows: Rows, weights: Mapping[str, float]) -> None:
+    _title(axes, "Loss", "areas: its parts times their weights, mean over the last steps; faint: each step")
     steps = _column(rows, "step")
-    for name in [name for name in (rows[0] if rows else {}) if name not in {"step", *FIGURES}]:
-        # The two ranking losses often lie on one another.
-        style = "--" if name == "negative" else "-"
-        (line,) = axes.plot(steps, _smooth(_column(rows, name)), style, label=name, linewidth=1.4)
-        if name == "loss":
-            line.set_linewidth(2.6)
-            axes.plot(steps, _column(rows, name), color=line.get_color(), alpha=0.25, linewidth=0.8)
+    parts = {name: weight for name, weight in weights.items() if weight}
+    if rows:
+        areas = [_smooth([weight * value for value in _column(rows, name)]) for name, weight in parts.items()]
+        labels = [f"{name} x {weight:g}" if weight != 1 else name for name, weight in parts.items()]
+        axes.stackplot(steps, areas, labels=labels, alpha=0.75)
+        axes.plot(steps, _column(rows, "loss"), color="0.3", alpha=0.25, linewidth=0.8)
+        axes.plot(steps, _smooth(_column(rows, "loss")), color="0.1", label="loss", linewidth=1.6)
     axes.set(xlabel="step")
     axes.set_ylim(bottom=0)
     _legend(axes, "best")
@@ -128,25 +132,34 @@ def _plot_kinds(axes: Axes, validation: Rows, table: str) -> None:
         axes.text(0.5, 0.5, "no held-out photographs", ha="center", va="center", transform=axes.transAxes)
         return
     first, last = ({name: float(row[name]) for name in groups} for row in (validation[0], validation[-1]))
-    names = sorted(groups, key=lambda name: (last[name], first[name]))
+    ordered = [name for name in groups if first[name] == last[name] == 1]
+    names = sorted(groups.keys() - set(ordered), key=lambda name: (last[name], first[name], name))
     for place, name in enumerate(names):
-        colour = f"C{GROUPS.index(groups[name])}"
+        colour = GROUP_COLOURS[groups[name]]
         axes.plot([first[name], last[name]], [place, place], color=colour, linewidth=2, alpha=0.5)
-        axes.plot(first[name], place, "o", markerfacecolor="white", markeredgecolor=colour, markersize=5)
+        axes.plot(first[name], place, "o", markerfacecolor="white", markeredgecolor=colour, markersize=7)
         axes.plot(last[name], place, "o", color=colour, markersize=6)
-    for number, group in enumerate(GROUPS):
-        if group in groups.values():
-            axes.plot([], [], "o", color=f"C{number}", label=group)
-    _legend(axes, "lower left")
+    for group, colour in GROUP_COLOURS.items():
+        if group in map(groups.get, names):
+            axes.plot([], [], "o", color=colour, label=group)
+    _legend(axes, "upper left")
     axes.set_yticks(range(len(names)), names, fontsize=8 if len(names) > 20 else 9)
-    axes.set(xlim=(-0.02, 1.02), ylim=(-0.7, len(names) - 0.3))
+    low = min([first[name] for name in names] + [last[name] for name in names], default=0.9)
+    axes.set(xlim=(low - 0.1 * (1 - low), 1 + 0.03 * (1 - low)), ylim=(-0.7, max(1, len(names)) - 0.3))
+    if ordered:
+        text = f"all levels in order, before and after: {', '.join(sorted(ordered))}"
+        axes.set_xlabel(textwrap.fill(text, 90), fontsize=9, color="0.35", loc="left")
 
 
 def _plot_movement(axes: Axes, moved: Mapping[str, Mapping[str, float]]) -> None:
     _title(axes, "How far the weights moved", "in % of their length, from input to output")
-    stages = list(moved)[::-1]
+    still = [stage for stage, how in moved.items() if not how["relative"]]
+    stages = [stage for stage in moved if stage not in still][::-1]
     percent = [100 * moved[stage]["relative"] for stage in stages]
-    bars = axes.barh(stages, percent, color="C0")
-    labels: list[Any] = [f"{value:.2g} %" if value else "not moved" for value in percent]
+    bars = axes.barh(stages, percent, color="C0", height=0.6)
+    labels: list[Any] = [f"{value:.2g} %" for value in percent]
     axes.bar_label(bars, labels, padding=4, fontsize=9)
     axes.margins(x=0.25)
+    axes.set_ylim(-0.7, max(4, len(stages)) - 0.3)
+    if still:
+        axes.set_xlabel(textwrap.fill(f"not moved: {', '.join(still)}", 45), fontsize=9, color="0.35", loc="left")

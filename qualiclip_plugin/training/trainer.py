@@ -325,7 +325,7 @@ class Trainer:
                 make_exact_in_half(result)
             check_result(result, self.config.crop_size)
             save_checkpoint(path, result, card, dtype=dtype)
-        plot_training(self.folder, self.config.table, moved)
+        plot_training(self.folder, self.config, moved)
         self.display.say(f"weights moved: {describe_movement(moved)}")
         self.display.say(f"saved {path}")
         return path

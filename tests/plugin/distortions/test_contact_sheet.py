@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from qualiclip_plugin.distortions import DISTORTIONS, get_distortion
-from qualiclip_plugin.distortions.contact_sheet import contact_sheet, degrade_file, degrade_image
+from qualiclip_plugin.distortions.contact_sheet import ROWS, contact_sheet, degrade_file, degrade_image
 from qualiclip_plugin.utils.errors import ConfigError, ImageError
 
 
@@ -78,24 +78,29 @@ def test_files_that_cannot_be(picture_file: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out.png").exists()
 
 
-def test_sheet_shows_every_kind_at_every_level(picture: Tensor, tmp_path: Path) -> None:
-    path = contact_sheet(picture, tmp_path / "sheet.png", tile=32)
-    sheet = np.asarray(Image.open(path))
-    assert sheet.shape[0] > 32 * len(DISTORTIONS)
-    assert sheet.shape[1] > 32 * 6
+def test_sheet_shows_every_kind_at_every_level_on_pages_of_a_screen(picture: Tensor, tmp_path: Path) -> None:
+    scored = []
+
+    def score(tiles: Tensor) -> Tensor:
+        scored.append(len(tiles))
+        return tiles.mean(dim=(1, 2, 3))
+
+    pages = contact_sheet(picture, tmp_path / "sheet.png", tile=32, score=score)
+    assert pages == [tmp_path / f"sheet-{number}.png" for number in range(1, -(-len(DISTORTIONS) // ROWS) + 1)]
+    # Every kind's levels, and the pristine crop once a page.
+    assert sorted(scored) == [1] * len(pages) + [5] * len(DISTORTIONS)
+    for page in pages:
+        with Image.open(page) as drawn:
+            assert drawn.size[0] <= 1280
 
 
-def test_sheet_holds_the_degraded_pixels(picture: Tensor, tmp_path: Path) -> None:
-    square = picture[:, :, 8:88]
-    path = contact_sheet(picture, tmp_path / "sheet.png", ["impulse_noise", "haze"], seed=4, tile=80)
+def test_sheet_holds_the_degraded_pixels_at_full_size(picture: Tensor, tmp_path: Path) -> None:
+    crop = picture[:, 10:70, 18:78]
+    (path,) = contact_sheet(picture, tmp_path / "sheet.png", ["impulse_noise", "haze"], seed=4, tile=60)
     sheet = np.asarray(Image.open(path))
-    for name in ("impulse_noise", "haze"):
-        for level in (0, 2, 5):
-            tile = degrade_image(square, name, level, seed=4).permute(1, 2, 0).numpy()
-            # The strength's label hides the lower left corner.
-            assert any(np.array_equal(sheet[y : y + 60, x : x + 80], tile[:60]) for y, x in corners(sheet, tile)), (
-                f"{name} {level}"
-            )
+    shown = [degrade_image(crop, name, level, seed=4) for name in ("impulse_noise", "haze") for level in (1, 2, 5)]
+    for tile in (pixels.permute(1, 2, 0).numpy() for pixels in (crop, *shown)):
+        assert [np.array_equal(sheet[y : y + 60, x : x + 60], tile) for y, x in corners(sheet, tile)].count(True) == 1
 
 
 def corners(sheet: np.ndarray, tile: np.ndarray) -> np.ndarray:
