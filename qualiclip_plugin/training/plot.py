@@ -142,7 +142,7 @@ def _plot_kinds(axes: Axes, validation: Rows, table: str) -> None:
     for group, colour in GROUP_COLOURS.items():
         if group in map(groups.get, names):
             axes.plot([], [], "o", color=colour, label=group)
-    _legend(axes, "upper left")
+    _legend(axes, "lower right")
     axes.set_yticks(range(len(names)), names, fontsize=8 if len(names) > 20 else 9)
     low = min([first[name] for name in names] + [last[name] for name in names], default=0.9)
     axes.set(xlim=(low - 0.1 * (1 - low), 1 + 0.03 * (1 - low)), ylim=(-0.7, max(1, len(names)) - 0.3))
