@@ -26,7 +26,7 @@ from skimage import data
 from qualiclip_plugin.distortions.contact_sheet import degrade_image
 from qualiclip_plugin.gallery import TEMPLATES
 from qualiclip_plugin.models.qualiclip import QualiCLIP
-from qualiclip_plugin.models.quality_map import default_stride, default_window
+from qualiclip_plugin.models.quality_map import chosen_windows
 from qualiclip_plugin.runtimes.export import MIN_EXPORT_SIZE, export_onnx
 from qualiclip_plugin.utils.errors import ConfigError
 from qualiclip_plugin.weights.loading import load_model
@@ -104,11 +104,11 @@ def write_examples(output: Path) -> list[dict[str, str]]:
 
 def describe(model: QualiCLIP, examples: list[dict[str, str]]) -> dict[str, object]:
     """What the page must know of the model."""
-    window = default_window(model.image_encoder)
+    window, stride = chosen_windows(model.image_encoder)
     return {
         "attributes": model.attributes,
         "window": window,
-        "stride": default_stride(window),
+        "stride": stride,
         "smallest": MIN_EXPORT_SIZE,
         "max_pixels": MAX_PIXELS,
         "colours": [[round(255 * part) for part in colour[:3]] for colour in map(colormaps["viridis"], range(256))],

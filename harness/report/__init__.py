@@ -7,7 +7,8 @@ the pointer and picks gMAD pairs. All text from files and metadata is escaped by
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,28 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).parent / "templates"
 KIND, MADE_BY = "report", "iqa-harness report"
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page about all results.
+
+    Attributes:
+        address: Its file; its template is ``ADDRESS.j2`` in ``templates``.
+        title: What links to it say.
+        content: What its template shows, from all cells and the comparisons by dataset.
+    """
+
+    address: str
+    title: str
+    content: Callable[[Sequence[Cell], Mapping[str, Contest | None]], dict[str, Any]]
+
+
+PAGES = (
+    Page("index.html", "Leaderboard", overview),
+    Page("versions.html", "Versions", lambda cells, contests: versions(cells)),
+)
+"""The first one, and those after the datasets' pages."""
 
 
 def write_report(
@@ -89,14 +112,15 @@ def _write_site(
 ) -> None:
     site = environment()
     names = sorted(compared)
-    links = [(name, terms.dataset_page(name)) for name in names]
+    first, *others = ((page.title, page.address) for page in PAGES)
+    links = [first, *((name, terms.dataset_page(name)) for name in names), *others]
 
     def write(page: str, template: str, **content: Any) -> None:
         text = site.get_template(template).render(links=links, page=page, lacking=lacking, **content)
         inside(folder, page).write_text(text, encoding="utf-8", errors="backslashreplace")
 
-    write("index.html", "index.html.j2", **overview(cells, compared))
-    write("versions.html", "versions.html.j2", **versions(cells))
+    for page in PAGES:
+        write(page.address, f"{page.address}.j2", **page.content(cells, compared))
     for name in names:
         own = [cell for cell in cells if cell.dataset == name]
         content = dataset_page(name, own, compared[name], gallery, specs.get(name))

@@ -62,6 +62,7 @@ class Scorer:
 
 def start_ours(name: str, base: str, options: dict[str, Any], device: str, precision: str) -> Scorer:
     """A metric of this project."""
+    from qualiclip_plugin.runtimes import RUNTIMES
     from qualiclip_plugin.weights.loading import load_model
 
     settings = {"weights": OURS.get(base, base), "precision": precision, **options}
@@ -74,7 +75,7 @@ def start_ours(name: str, base: str, options: dict[str, Any], device: str, preci
         "weights": weights_hash(model),
         "device": device.split(":", maxsplit=1)[0],
         **versions("torch", "open_clip_torch", "timm"),
-        **(versions("openvino") if settings.get("runtime") == "openvino" else {}),
+        **versions(*RUNTIMES[settings.get("runtime", "eager")].packages),
     }
     return Scorer(
         name=name,

@@ -14,7 +14,7 @@ from qualiclip_plugin.models.precision import exact_fp32, without_autocast
 from qualiclip_plugin.models.prompt_learner import PromptLearner
 from qualiclip_plugin.models.prompts import ATTRIBUTES, paired_features
 from qualiclip_plugin.models.qualiclip import QualiCLIP, check_range, pair_scores, prompt_similarities
-from qualiclip_plugin.runtimes import prepare_for_scoring
+from qualiclip_plugin.runtimes import RUNTIMES, check_runtime, prepare_for_scoring
 from qualiclip_plugin.scoring.local import check_device
 from qualiclip_plugin.utils.errors import WeightsError
 from qualiclip_plugin.weights.checkpoint import build_model, build_text_side, load_prompt_learner, read_weights
@@ -90,7 +90,7 @@ class PyiqaQualiCLIP(nn.Module):
             self.model = model
         else:
             # pyiqa moves a network once it is built; what this runtime prepares must be there already.
-            place = check_device("cuda") if runtime == "cuda" else "cpu"
+            place = check_device(RUNTIMES[check_runtime(runtime)].device or "cpu")
             self._frozen["model"] = prepare_for_scoring(model, runtime, place)
         if plus:
             if file.format == "plugin":

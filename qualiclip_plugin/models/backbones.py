@@ -7,7 +7,7 @@ model are covered by it. The towers returned here take images of any size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import copy, deepcopy
 from typing import Any
 
@@ -36,6 +36,12 @@ PYIQA_BACKBONES = {
     "ViT-L/14@336px": "ViT-L-14-336-quickgelu",
 }
 """OpenAI's model names, as pyiqa spells them, and their open_clip configurations (OpenAI trained with QuickGELU)."""
+
+
+TOWERS: Mapping[str, Callable[..., nn.Module]] = {
+    "stage_pool": StagePoolTower,
+}
+"""Towers of this project: the key of ``vision_cfg`` that holds their settings, and what builds one."""
 
 
 def backbone_config(name: str) -> dict[str, Any]:
@@ -67,8 +73,8 @@ def build_image_encoder(config: dict[str, Any]) -> nn.Module:
     Raises:
         ConfigError: timm has no network of the name that the configuration gives.
     """
-    if "stage_pool" in config["vision_cfg"]:
-        return StagePoolTower(**config["vision_cfg"]["stage_pool"], embed_dim=config["embed_dim"])
+    for key in config["vision_cfg"].keys() & TOWERS.keys():
+        return TOWERS[key](**config["vision_cfg"][key], embed_dim=config["embed_dim"])
     if isinstance(config["vision_cfg"].get("layers"), list | tuple):  # open_clip's mark of a ResNet
         return ResNetTower(config["vision_cfg"], config["embed_dim"], config.get("positional_embedding", False))
     vision_config = {**config["vision_cfg"], "timm_model_pretrained": False}

@@ -21,12 +21,19 @@ import timm
 import torch
 from open_clip.model import CLIPVisionCfg
 from open_clip.modified_resnet import ModifiedResNet
+from timm.models._efficientnet_blocks import ConvBnAct, DepthwiseSeparableConv, InvertedResidual
 from timm.models.efficientnet import EfficientNet
 from torch import Tensor, nn
 
 from qualiclip_plugin.models.attention_pool import SingleQueryAttentionPool
 from qualiclip_plugin.models.avg_pool import use_halving_pools
+from qualiclip_plugin.models.tiling import assembled, cut, means, reach, smallest
 from qualiclip_plugin.utils.errors import ConfigError
+
+LATE_TILE = 4
+"""How much larger the tiles of a second pass are: past 1/8 of the resolution a pixel takes a quarter of the memory
+or less."""
+_LOCAL_BLOCKS = (ConvBnAct, DepthwiseSeparableConv, InvertedResidual)
 
 
 class ConvTower(nn.Module):
@@ -39,11 +46,17 @@ class ConvTower(nn.Module):
             must stay away; else ``None``.
         tile_bytes: Memory that the maps of a tile take, in bytes a pixel, as measured.
         kept_bytes: Memory that an image takes beside its tiles, the same way: its bytes, and the map that is kept.
+        openvino_bytes: ``tile_bytes`` where OpenVINO computes the maps.
+        window: Side in pixels of the windows of a quality map, where nobody chose.
+        norm_pairs: Convolutions that a BatchNorm follows directly, and the norms, by name.
     """
 
     parts: ClassVar[tuple[str, ...]]
     tile_bytes: int
     kept_bytes: float
+    openvino_bytes: int
+    window: ClassVar[int] = 224
+    norm_pairs: ClassVar[tuple[tuple[str, str], ...]] = ()
     dtype: torch.dtype | None = None
 
     def lowered(self) -> Iterator[nn.Conv2d]:
@@ -53,6 +66,30 @@ class ConvTower(nn.Module):
     def cast(self, features: Tensor) -> Tensor:
         """Images or a map as the first of these convolutions takes them."""
         return features if self.dtype is None else features.to(self.dtype)
+
+    def can_tile(self) -> bool:
+        """Whether each feature depends on a bounded neighbourhood, so that tiles can stand for the whole image."""
+        return False
+
+    def smallest_tile(self) -> int:
+        """Pixels of the smallest tile that has room beside the halos; 0 where there are no tiles."""
+        return 0
+
+    def encode_in_tiles(self, image: Tensor, normalise: Callable[[Tensor], Tensor], tile_pixels: int) -> Tensor:
+        """Encode one image of any size in evaluation mode, reading at most ``tile_pixels`` pixels at once.
+
+        Args:
+            image: (1, 3, H, W); only tiles of it are passed on.
+            normalise: Makes the tower's input of a piece of the image.
+            tile_pixels: Most pixels of a tile, halo included.
+
+        Returns:
+            Features (1, D), those of the whole image up to rounding.
+
+        Raises:
+            ConfigError: The tiles are smaller than the halo needs, or the tower :meth:`can_tile` not.
+        """
+        raise ConfigError(f"a {type(self).__name__} cannot be computed in tiles")
 
 
 class ResNetTower(ModifiedResNet, ConvTower):
@@ -65,7 +102,8 @@ class ResNetTower(ModifiedResNet, ConvTower):
     """
 
     parts = ("feature_map",)
-    tile_bytes, kept_bytes = 220, 13
+    tile_bytes, kept_bytes, openvino_bytes = 220, 13, 220
+    norm_pairs = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"))
     stem: Callable[[Tensor], Tensor]
     conv1: nn.Conv2d
     conv2: nn.Conv2d
@@ -93,6 +131,19 @@ class ResNetTower(ModifiedResNet, ConvTower):
         """Encode normalised images (N, 3, H, W) to features (N, D), not of unit norm."""
         return self.attnpool(self.feature_map(images))
 
+    def can_tile(self) -> bool:
+        """See :class:`ConvTower`."""
+        return True
+
+    def smallest_tile(self) -> int:
+        """See :class:`ConvTower`."""
+        return smallest(*reach(self))
+
+    def encode_in_tiles(self, image: Tensor, normalise: Callable[[Tensor], Tensor], tile_pixels: int) -> Tensor:
+        """See :class:`ConvTower`."""
+        whole = assembled(image, lambda pixels: self.feature_map(normalise(pixels)), tile_pixels, *reach(self))
+        return self.attnpool(whole)
+
 
 class StagePoolTower(ConvTower):
     """Spatial means of chosen stages of an untrained timm EfficientNet (or MobileNet), projected.
@@ -108,7 +159,8 @@ class StagePoolTower(ConvTower):
     """
 
     parts = ("early_map", "stage_maps")
-    tile_bytes, kept_bytes = 300, 5.5
+    tile_bytes, kept_bytes, openvino_bytes = 300, 5.5, 400  # OpenVINO holds the widest map twice
+    window = 96
 
     def __init__(self, model: str, stages: Sequence[int], embed_dim: int, hidden: int = 0) -> None:
         super().__init__()
@@ -176,6 +228,34 @@ class StagePoolTower(ConvTower):
     def forward(self, images: Tensor) -> Tensor:
         """Encode normalised images (N, 3, H, W) to features (N, D), not of unit norm."""
         return self.project(self.pool(images))
+
+    def can_tile(self) -> bool:
+        """See :class:`ConvTower`; squeeze-and-excitation looks at the whole image."""
+        blocks = (block for stage in self.trunk.blocks.children() for block in stage.children())
+        return all(
+            type(block) in _LOCAL_BLOCKS and isinstance(getattr(block, "se", None), nn.Identity | None)
+            for block in blocks
+        )
+
+    def _reaches(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Stride and halo of both passes: of the early map in pixels, of the later stages in steps of that map."""
+        blocks = self.trunk.blocks
+        return reach(self.trunk.conv_stem, blocks[: self.early]), reach(blocks[self.early :])
+
+    def smallest_tile(self) -> int:
+        """See :class:`ConvTower`."""
+        if not self.can_tile():
+            return 0
+        (stride, halo), later = self._reaches()
+        return max(smallest(stride, halo), smallest(*later) * stride**2 // LATE_TILE)
+
+    def encode_in_tiles(self, image: Tensor, normalise: Callable[[Tensor], Tensor], tile_pixels: int) -> Tensor:
+        """See :class:`ConvTower`."""
+        (stride, halo), later = self._reaches()
+        early = assembled(image, lambda pixels: self.early_map(normalise(pixels)), tile_pixels, stride, halo)
+        strides = [reach(self.trunk.blocks[self.early : stage + 1])[0] for stage in self.stages]
+        tiles = cut(early, LATE_TILE * tile_pixels // stride**2, *later)
+        return self.project(means(early, self.stage_maps, tiles, strides))
 
 
 def _channels(block: nn.Module) -> int:

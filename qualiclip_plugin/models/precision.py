@@ -16,7 +16,7 @@ from timm.models.efficientnet import EfficientNet
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from qualiclip_plugin.models.conv_towers import ConvTower, ResNetTower
+from qualiclip_plugin.models.conv_towers import ConvTower
 from qualiclip_plugin.utils.errors import ConfigError
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -27,7 +27,6 @@ Switch = tuple[Any, Callable[[Any], object], Any]
 
 CONV_NORM_PAIRS: dict[type[nn.Module], tuple[tuple[str, str], ...]] = {
     ModifiedResNet: (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3")),
-    ResNetTower: (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3")),
     Bottleneck: (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3")),
     EfficientNet: (("conv_stem", "bn1"), ("conv_head", "bn2")),
     DepthwiseSeparableConv: (("conv_dw", "bn1"), ("conv_pw", "bn2")),
@@ -55,7 +54,7 @@ def fold_batch_norm(module: nn.Module) -> None:
 def _pairs(module: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
     """Every convolution that a BatchNorm follows: their owner and their names in it."""
     for block in module.modules():
-        names = CONV_NORM_PAIRS.get(type(block), ())
+        names = block.norm_pairs if isinstance(block, ConvTower) else CONV_NORM_PAIRS.get(type(block), ())
         owners = [(block, *pair) for pair in names]
         if isinstance(block, Bottleneck) and block.downsample is not None:
             owners.append((block.downsample, "0", "1"))

@@ -18,8 +18,8 @@ from torch import Tensor, einsum, nn
 
 from qualiclip_plugin.models.conv_towers import ConvTower
 from qualiclip_plugin.models.precision import autocast, check_precision, without_autocast
-from qualiclip_plugin.models.quality_map import default_stride, default_window, map_windows
-from qualiclip_plugin.models.tiling import automatic_tile, can_tile, encode_in_tiles
+from qualiclip_plugin.models.quality_map import chosen_windows, map_windows
+from qualiclip_plugin.models.tiling import automatic_tile
 from qualiclip_plugin.utils.errors import ConfigError, ImageError
 from qualiclip_plugin.utils.images import to_float
 
@@ -172,12 +172,12 @@ class QualiCLIP(nn.Module):
             return None
         pixels = images.shape[2] * images.shape[3]
         tile_pixels = self.tile_pixels or automatic_tile(self.image_encoder, pixels)
-        if pixels <= tile_pixels or not can_tile(self.image_encoder):
+        if pixels <= tile_pixels or not self.image_encoder.can_tile():
             return None
         inputs = (images, *self.image_encoder.parameters())
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
             return None
-        encode = partial(encode_in_tiles, self.image_encoder, normalise=self.normalise)
+        encode = partial(self.image_encoder.encode_in_tiles, normalise=self.normalise)
         return torch.cat([encode(image, tile_pixels=tile_pixels) for image in images.split(1)])
 
     def similarities(self, images: Tensor) -> Tensor:
@@ -246,8 +246,7 @@ class QualiCLIP(nn.Module):
         """:meth:`quality_map` from similarities of one's own: images (M, 3, h, w) -> (M, P, 2)."""
         check_images(images)
         check_range(images)
-        window = default_window(self.image_encoder) if window is None else window
-        stride = default_stride(window) if stride is None else stride
+        window, stride = chosen_windows(self.image_encoder, window, stride)
         pairs = map_windows(
             images, lambda part: pair_scores(similarities(part), self.logit_scale), window, stride, MIN_SIZE
         )

@@ -13,21 +13,20 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
-from qualiclip_plugin.models.conv_towers import StagePoolTower
+from qualiclip_plugin.models.conv_towers import ConvTower
 from qualiclip_plugin.utils.errors import ConfigError
 
 BATCH_PIXELS = 200_000
 """Most pixels of windows that are scored at once; more take memory and no less time."""
 
 
-def default_window(tower: nn.Module) -> int:
-    """Side in pixels: 96 for towers that pool stages, which serve images that small; 224 for others, as CLIP's."""
-    return 96 if isinstance(tower, StagePoolTower) else 224
-
-
-def default_stride(window: int) -> int:
-    """Three quarters of a window: the windows of an image then hold less than twice its pixels."""
-    return window * 3 // 4
+def chosen_windows(tower: nn.Module, window: int | None = None, stride: int | None = None) -> tuple[int, int]:
+    """Side and stride of the windows in pixels, where ``None``: what the tower declares (224, as CLIP's, where it
+    declares nothing), and three quarters of it: the windows of an image then hold less than twice its pixels.
+    """
+    if window is None:
+        window = tower.window if isinstance(tower, ConvTower) else ConvTower.window
+    return window, window * 3 // 4 if stride is None else stride
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:

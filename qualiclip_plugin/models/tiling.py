@@ -1,8 +1,8 @@
 """Image features in bounded memory: a convolutional tower computed tile by tile, with the result of the whole image.
 
-A tile is read with a halo at least as wide as the reach of the tower's convolutions, and only the part of its
-feature map that saw no artificial border is kept. Two conditions make the kept part equal to that of the whole image
-up to rounding (about 1e-6), at every size:
+A tower says which of its parts are computed so (``conv_towers.py``). A tile is read with a halo at least as wide as
+the reach of the tower's convolutions, and only the part of its feature map that saw no artificial border is kept. Two
+conditions make the kept part equal to that of the whole image up to rounding (about 1e-6), at every size:
 
 - Tiles begin at multiples of the tower's total stride.
 - The size of a tile is congruent to the size of the image modulo that stride. Pooling that drops an odd last row
@@ -20,23 +20,20 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
+from typing import TYPE_CHECKING
 
 import torch
 from timm.layers import Conv2dSame
-from timm.models._efficientnet_blocks import ConvBnAct, DepthwiseSeparableConv, InvertedResidual
 from torch import Tensor, nn
 
-from qualiclip_plugin.models.conv_towers import ConvTower, ResNetTower, StagePoolTower
 from qualiclip_plugin.utils.errors import ConfigError
 from qualiclip_plugin.utils.memory import give_back
 
+if TYPE_CHECKING:
+    from qualiclip_plugin.models.conv_towers import ConvTower
+
 TILE_MEMORY = 1_850_000_000
 """What a tile takes by default, in bytes. Of a larger image more remains, and its tiles are smaller by as much."""
-LATE_TILE = 4
-"""How much larger the tiles of the second pass are: past 1/8 of the resolution a pixel takes a quarter of the memory
-or less."""
-
-_LOCAL_BLOCKS = (ConvBnAct, DepthwiseSeparableConv, InvertedResidual)
 
 
 @dataclass(frozen=True)
@@ -78,17 +75,6 @@ def _span(start: int, stop: int, length: int, halo: int, stride: int) -> Span:
     return Span(slice(max(0, start - halo), min(end, length)), start, None if last else stop)
 
 
-def can_tile(tower: nn.Module) -> bool:
-    """Whether each feature depends on a bounded neighbourhood, so that tiles can stand for the whole image."""
-    if isinstance(tower, StagePoolTower):
-        blocks = (block for stage in tower.trunk.blocks.children() for block in stage.children())
-        return all(
-            type(block) in _LOCAL_BLOCKS and isinstance(getattr(block, "se", None), nn.Identity | None)
-            for block in blocks
-        )
-    return isinstance(tower, ResNetTower)
-
-
 def automatic_tile(tower: ConvTower, pixels: int) -> int:
     """Most pixels that are read at once of an image of ``pixels``, halo included, where nobody chose."""
     whole = TILE_MEMORY // tower.tile_bytes
@@ -97,20 +83,12 @@ def automatic_tile(tower: ConvTower, pixels: int) -> int:
     return max(whole - kept // tower.tile_bytes, whole // 4)
 
 
-def check_tile(tower: nn.Module, tile_pixels: int) -> int:
-    """Return ``tile_pixels`` if square tiles of that size have room beside the tower's halos.
+def check_tile(tile_pixels: int, smallest: int) -> int:
+    """Return ``tile_pixels`` if square tiles of that size have room beside a tower's halos.
 
     Raises:
         ConfigError: They have none; the smallest size is named.
     """
-    smallest = 0
-    if isinstance(tower, ResNetTower):
-        smallest = _smallest(*reach(tower))
-    elif isinstance(tower, StagePoolTower) and can_tile(tower):
-        blocks = tower.trunk.blocks
-        stride, halo = reach(tower.trunk.conv_stem, blocks[: tower.early])
-        late = _smallest(*reach(blocks[tower.early :])) * stride**2 // LATE_TILE
-        smallest = max(_smallest(stride, halo), late)
     if tile_pixels < smallest:
         raise _too_small(tile_pixels, smallest)
     return tile_pixels
@@ -120,7 +98,8 @@ def _too_small(tile_pixels: int, smallest: int) -> ConfigError:
     return ConfigError(f"tiles of {tile_pixels} pixels are too small: this network needs {smallest}")
 
 
-def _smallest(stride: int, halo: int) -> int:
+def smallest(stride: int, halo: int) -> int:
+    """Pixels of the smallest tile that has room beside its halos."""
     return (2 * (halo + stride)) ** 2
 
 
@@ -154,36 +133,6 @@ def _first(value: int | tuple[int, ...]) -> int:
     return value if isinstance(value, int) else value[0]
 
 
-def encode_in_tiles(
-    tower: nn.Module, image: Tensor, normalise: Callable[[Tensor], Tensor], tile_pixels: int
-) -> Tensor:
-    """Encode one image of any size, reading at most ``tile_pixels`` pixels at once.
-
-    Args:
-        tower: A tower that ``can_tile``, in evaluation mode.
-        image: (1, 3, H, W); only tiles of it are passed on.
-        normalise: Makes the tower's input of a piece of the image.
-        tile_pixels: Most pixels of a tile, halo included.
-
-    Returns:
-        Features (1, D), those of ``tower(normalise(image))`` up to rounding.
-
-    Raises:
-        ConfigError: The tiles are smaller than the halo needs.
-    """
-    if isinstance(tower, ResNetTower):
-        whole = _assembled(image, lambda pixels: tower.feature_map(normalise(pixels)), tile_pixels, *reach(tower))
-        return tower.attnpool(whole)
-    if not isinstance(tower, StagePoolTower):
-        raise ConfigError(f"a {type(tower).__name__} cannot be computed in tiles")
-    blocks = tower.trunk.blocks
-    stride, halo = reach(tower.trunk.conv_stem, blocks[: tower.early])
-    early = _assembled(image, lambda pixels: tower.early_map(normalise(pixels)), tile_pixels, stride, halo)
-    strides = [reach(blocks[tower.early : stage + 1])[0] for stage in tower.stages]
-    late = cut(early, LATE_TILE * tile_pixels // stride**2, *reach(blocks[tower.early :]))
-    return tower.project(_means(early, tower.stage_maps, late, strides))
-
-
 def cut(image: Tensor, tile_pixels: int, stride: int, halo: int) -> list[tuple[Span, Span]]:
     """Rows and columns of the tiles of an image (1, C, H, W), from top left to bottom right.
 
@@ -200,7 +149,7 @@ def cut(image: Tensor, tile_pixels: int, stride: int, halo: int) -> list[tuple[S
         most = tile_pixels // _longest(rows)
         grids += [(rows, columns) for longest, columns in narrow if longest <= most][:1]
     if not grids:
-        raise _too_small(tile_pixels, _smallest(stride, halo))
+        raise _too_small(tile_pixels, smallest(stride, halo))
     return list(product(*min(grids, key=lambda grid: _length(grid[0]) * _length(grid[1]))))
 
 
@@ -212,10 +161,18 @@ def _length(axis: list[Span]) -> int:
     return sum(span.read.stop - span.read.start for span in axis)
 
 
-def _assembled(
-    image: Tensor, compute: Callable[[Tensor], Tensor], tile_pixels: int, stride: int, halo: int
-) -> Tensor:
-    """The feature map of the whole image, (1, C, h, w)."""
+def assembled(image: Tensor, compute: Callable[[Tensor], Tensor], tile_pixels: int, stride: int, halo: int) -> Tensor:
+    """The feature map of the whole image, (1, C, h, w).
+
+    Args:
+        image: (1, C, H, W).
+        compute: A piece of it -> its feature map.
+        tile_pixels: Most pixels of a tile, halo included.
+        stride, halo: Of ``compute``, see :func:`reach`.
+
+    Raises:
+        ConfigError: The tiles are smaller than the halo needs.
+    """
     whole: Tensor | None = None
     for row, column in cut(image, tile_pixels, stride, halo):
         pixels = image[:, :, row.read, column.read]
@@ -241,7 +198,7 @@ def _assembled(
     return whole
 
 
-def _means(
+def means(
     image: Tensor,
     compute: Callable[[Tensor], list[Tensor]],
     tiles: list[tuple[Span, Span]],

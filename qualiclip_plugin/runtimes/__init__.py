@@ -12,13 +12,15 @@ A runtime never changes the image: no resizing, no padding to a size it would li
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from qualiclip_plugin.models.conv_towers import ConvTower, ResNetTower, StagePoolTower
+from qualiclip_plugin.models.conv_towers import ConvTower, ResNetTower
 from qualiclip_plugin.models.precision import PRECISIONS, fp32_settings, prepare_for_inference, round_kernels
 from qualiclip_plugin.models.tracing import EXAMPLE_SIZE, for_graphs
 from qualiclip_plugin.runtimes.cuda_graphs import Recorder, Replayed
@@ -28,10 +30,6 @@ from qualiclip_plugin.utils.errors import ConfigError
 
 if TYPE_CHECKING:
     from qualiclip_plugin.models.qualiclip import QualiCLIP
-
-RUNTIMES = ("eager", "openvino", "cuda")
-DEVICES = {"openvino": "cpu", "cuda": "cuda"}
-"""The only type of device that a runtime computes on."""
 
 
 def check_runtime(runtime: str) -> str:
@@ -55,12 +53,10 @@ def prepare_for_scoring(model: QualiCLIP, runtime: str = "eager", device: str | 
     Raises:
         ConfigError: The runtime does not serve this network, device or precision, or something it needs is missing.
     """
-    check_runtime(runtime)
-    # OpenVINO takes weights in fp32 and rounds by itself, but not so that kernels keep their sums.
-    prepare_for_inference(model, "fp32" if runtime == "openvino" else model.precision)
+    used = RUNTIMES[check_runtime(runtime)]
+    prepare_for_inference(model, used.weights or model.precision)
     model.to(device)
-    if runtime != "eager":
-        _USE[runtime](model)
+    used.take(model)
     return model
 
 
@@ -68,8 +64,7 @@ def _use_openvino(model: QualiCLIP) -> None:
     tower = served_tower(model, "openvino")
     check_openvino(model.precision, model.mean.device)
     round_kernels(tower, PRECISIONS[model.precision])
-    if isinstance(tower, StagePoolTower):
-        tower.tile_bytes = 400  # OpenVINO holds the widest map of these networks twice
+    tower.tile_bytes = tower.openvino_bytes
     traceable = for_graphs(tower)
     example = torch.rand(EXAMPLE_SIZE, dtype=torch.float32).contiguous(memory_format=torch.channels_last)
     for name in tower.parts:
@@ -97,7 +92,35 @@ def _kernel_settings(model: QualiCLIP) -> tuple[object, ...]:
     return model.tile_pixels, str(fp32_settings()), torch.is_autocast_enabled("cuda")
 
 
-_USE = {"openvino": _use_openvino, "cuda": _use_cuda}
+@dataclass(frozen=True)
+class Runtime:
+    """What computes the convolutions of a network.
+
+    Attributes:
+        name: As people choose it.
+        take: Puts what is fast into a frozen network, in place.
+        device: The only type of device that it computes on; empty: any.
+        weights: The precision in which it takes weights; empty: that of the network.
+        packages: Distributions that its scores depend on.
+    """
+
+    name: str
+    take: Callable[[QualiCLIP], None]
+    device: str = ""
+    weights: str = ""
+    packages: tuple[str, ...] = ()
+
+
+RUNTIMES = {
+    runtime.name: runtime
+    for runtime in (
+        Runtime("eager", lambda model: None),
+        # OpenVINO rounds weights by itself, but not so that kernels keep their sums.
+        Runtime("openvino", _use_openvino, device="cpu", weights="fp32", packages=("openvino",)),
+        Runtime("cuda", _use_cuda, device="cuda"),
+    )
+}
+"""All runtimes by name; a new one is one more record."""
 
 
 def served_tower(model: QualiCLIP, runtime: str) -> ConvTower:

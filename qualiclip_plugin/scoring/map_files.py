@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from qualiclip_plugin.models.precision import exact_fp32
-from qualiclip_plugin.models.quality_map import default_stride, default_window, window_starts
+from qualiclip_plugin.models.quality_map import chosen_windows, window_starts
 from qualiclip_plugin.utils.atomic import atomic_write
 from qualiclip_plugin.utils.errors import ConfigError, ImageError
 from qualiclip_plugin.utils.images import MAX_PIXELS, read_image
@@ -122,8 +122,7 @@ def map_of_image(
         ConfigError: No such attribute; window or stride do not fit.
     """
     index = attribute_index(model, attribute)
-    window = default_window(model.image_encoder) if window is None else window
-    stride = default_stride(window) if stride is None else stride
+    window, stride = chosen_windows(model.image_encoder, window, stride)
     image = pixels[None].to(model.mean.device)
     with torch.inference_mode(), exact_fp32():
         values = model.quality_map(image, window=window, stride=stride, attributes=index is not None)

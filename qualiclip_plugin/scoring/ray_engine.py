@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qualiclip_plugin.runtimes import DEVICES, served_tower
+from qualiclip_plugin.runtimes import RUNTIMES, check_runtime, served_tower
 from qualiclip_plugin.scoring.local import ScoredImage, StoredImage, score_files
 from qualiclip_plugin.scoring.ray_pool import MOST_DEATHS, Casualties, Pool, cluster, make_pool, map_on
 from qualiclip_plugin.scoring.shards import open_shards
@@ -139,7 +139,7 @@ def score_on_ray(
     listing = list_sources(sources, request.images_per_shard, request.column)
     with cluster():
         pool = make_pool(device, workers, threads)
-        if (needed := DEVICES.get(request.runtime, pool.device)) != pool.device:
+        if (needed := RUNTIMES[request.runtime].device or pool.device) != pool.device:
             raise ConfigError(f"the runtime {request.runtime!r} computes on {needed}; the workers have {pool.device}")
         identity = identify(request, pool)
         manifest = {"source": listing.digest, "images_per_shard": request.images_per_shard, **identity}
@@ -159,7 +159,7 @@ def score_on_ray(
 
 def check_request(request: ScoreRequest) -> None:
     """Raise what a worker would of a model, also where this machine has not the workers' GPUs."""
-    if request.runtime != "cuda":
+    if RUNTIMES[check_runtime(request.runtime)].device != "cuda":
         request.load()
     else:
         served_tower(replace(request, runtime="eager").load(), request.runtime)
@@ -176,7 +176,7 @@ def identify(request: ScoreRequest, pool: Pool) -> dict[str, Any]:
     names: list[str] = [request.weights]
     if request.weights in load_cards() and (base := get_card(request.weights).base):
         names.append(base)
-    libraries = (*SCORING_LIBRARIES, *(("openvino",) if request.runtime == "openvino" else ()))
+    libraries = (*SCORING_LIBRARIES, *RUNTIMES[request.runtime].packages)
     return {
         "weights": Path(request.weights).name,
         "weights_sha256": [sha256_file(resolve(name)) for name in names],

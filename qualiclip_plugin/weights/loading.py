@@ -237,6 +237,7 @@ def load_model(
     """
     import torch
 
+    from qualiclip_plugin.models.conv_towers import ConvTower
     from qualiclip_plugin.models.tiling import check_tile
     from qualiclip_plugin.runtimes import check_runtime, prepare_for_scoring
     from qualiclip_plugin.weights.checkpoint import build_model, read_weights
@@ -252,7 +253,8 @@ def load_model(
             file, learner = read_weights(resolve(card.base)), file
     model = build_model(file, prompt_learner=learner, precision=precision, **options)
     if tile_pixels:
-        model.tile_pixels = check_tile(model.image_encoder, tile_pixels)
+        tower = model.image_encoder
+        model.tile_pixels = check_tile(tile_pixels, tower.smallest_tile() if isinstance(tower, ConvTower) else 0)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return prepare_for_scoring(model, runtime, device) if inference else model.to(device)

@@ -16,13 +16,13 @@ from torch import nn
 from typer.testing import CliRunner
 
 from qualiclip_plugin.cli import app
-from qualiclip_plugin.models import tiling
+from qualiclip_plugin.models import conv_towers
 from qualiclip_plugin.models.backbones import backbone_config, build_image_encoder
-from qualiclip_plugin.models.conv_towers import ResNetTower, StagePoolTower
+from qualiclip_plugin.models.conv_towers import ConvTower, ResNetTower, StagePoolTower
 from qualiclip_plugin.models.precision import prepare_for_inference
 from qualiclip_plugin.models.prompts import ATTRIBUTES
 from qualiclip_plugin.models.qualiclip import QualiCLIP
-from qualiclip_plugin.models.tiling import Span, automatic_tile, can_tile, cut, divisions, encode_in_tiles, reach
+from qualiclip_plugin.models.tiling import Span, automatic_tile, cut, divisions, reach
 from qualiclip_plugin.utils.errors import ConfigError, ImageError
 from qualiclip_plugin.utils.images import read_image
 from qualiclip_plugin.weights.checkpoint import CLIP_MEAN, CLIP_STD, save_checkpoint
@@ -66,7 +66,7 @@ def test_features_equal_those_of_the_whole_image(model, photo, size, more):
     encoder = model.image_encoder
     image = photo[:, :, : size[0], : size[1]]
     whole = encoder(model.normalise(image))
-    tiled = encode_in_tiles(encoder, image, model.normalise, small_tile(encoder, more))
+    tiled = encoder.encode_in_tiles(image, model.normalise, small_tile(encoder, more))
     torch.testing.assert_close(tiled, whole, rtol=0, atol=TOLERANCE * whole.abs().max().item())
 
 
@@ -79,19 +79,21 @@ def test_the_halo_is_not_wider_than_needed(model, photo, monkeypatch):
         stride, halo = true_reach(*parts)
         return stride, halo - stride
 
-    monkeypatch.setattr(tiling, "reach", shorter)
-    tiled = encode_in_tiles(encoder, photo, model.normalise, small_tile(encoder))
+    monkeypatch.setattr(conv_towers, "reach", shorter)
+    tiled = encoder.encode_in_tiles(photo, model.normalise, small_tile(encoder))
     assert (tiled - whole).abs().max() > 10 * TOLERANCE * whole.abs().max()
 
 
 def test_the_model_tiles_large_images_by_itself(model, photo, monkeypatch):
     calls = []
 
+    encode = model.image_encoder.encode_in_tiles
+
     def counted(*arguments, **options):
         calls.append(arguments)
-        return encode_in_tiles(*arguments, **options)
+        return encode(*arguments, **options)
 
-    monkeypatch.setattr("qualiclip_plugin.models.qualiclip.encode_in_tiles", counted)
+    monkeypatch.setattr(model.image_encoder, "encode_in_tiles", counted)
     batch = torch.cat([photo, photo.flip(3)])
     whole = model(batch)
     monkeypatch.setattr(model, "tile_pixels", small_tile(model.image_encoder))
@@ -152,7 +154,8 @@ def test_towers_that_see_everything_at_once_are_not_tiled():
     attention = {"layers": 1, "width": 64, "patch_size": 16, "image_size": 64}
     squeeze = {"stage_pool": {"model": "tf_efficientnet_b0", "stages": [1]}}
     for vision_config in (attention, squeeze):
-        assert not can_tile(build_image_encoder({"embed_dim": 16, "vision_cfg": vision_config}))
+        tower = build_image_encoder({"embed_dim": 16, "vision_cfg": vision_config})
+        assert not (isinstance(tower, ConvTower) and tower.can_tile())
 
 
 def test_tiles_by_default(model):
@@ -165,7 +168,7 @@ def test_tiles_by_default(model):
 
 def test_too_small_tiles_are_refused(model, photo):
     with pytest.raises(ConfigError, match="too small"):
-        encode_in_tiles(model.image_encoder, photo, model.normalise, 64**2)
+        model.image_encoder.encode_in_tiles(photo, model.normalise, 64**2)
 
 
 SIZE_OF_A_HUNDRED_MEGAPIXELS = (11548, 8660)
