@@ -9,7 +9,7 @@ from harness.statistics import STATISTICS
 Schema = dict[str, Any]
 
 TEXT: Schema = {"type": "string"}
-NUMBER: Schema = {"type": "number"}
+NUMBER: Schema = {"type": "number", "minimum": -1e308, "maximum": 1e308}
 FLAG: Schema = {"type": "boolean"}
 COUNT: Schema = {"type": "integer", "minimum": 0, "maximum": 2**53}
 TEXTS: Schema = {"type": "array", "items": TEXT}

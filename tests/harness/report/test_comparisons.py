@@ -124,13 +124,16 @@ def test_tests_of_other_scores_or_labels_are_not_used(published: tuple[Store, Co
     assert {row["rank"] for row in ranking["rows"]} == {""}
 
 
-@pytest.mark.parametrize("change", [{"n": -1}, {"made_of": {}}, {"tests": [{"test": "guess"}]}, {}])
+@pytest.mark.parametrize("change", [{"n": -1}, {"made_of": {}}, {"tests": [{"test": "guess"}]}, {}, "huge"])
 def test_an_altered_comparison_is_refused(
-    published: tuple[Store, Contest], tmp_path: Path, change: dict[str, object]
+    published: tuple[Store, Contest], tmp_path: Path, change: dict[str, object] | str
 ) -> None:
     store = Store(shutil.copytree(published[0].root, tmp_path / "results"))
     path = store.root / "comparisons" / "rated.json"
-    content = json.loads(path.read_text()) | change
+    content = json.loads(path.read_text())
+    if change == "huge":
+        content["tests"][0]["pairs"][0]["difference"] = 10**400
+    content |= change if isinstance(change, dict) else {}
     if change:
         content.pop("seal")
     else:
