@@ -8,8 +8,8 @@ Steps, in this order:
 - ``leaderboard``: the scorers on ``ladders``, and on the panels with human scores where ``--shared``
   has them; only scores that the present code, weights and versions do not have yet are computed, and those of earlier
   ones are removed; then which differences the tests decide (``comparisons.csv``), and what README.md says of them;
-- ``slow``, only where it is asked for: IL-NIQE on the panels that lack it, at some seconds of a core an image; it goes
-  on where it was stopped;
+- ``slow``, only where it is asked for: IL-NIQE on the panels that lack it, at some seconds of a core an image; it
+  goes on where it was stopped;
 - ``baseline``: the scores on the guard pictures (``iqa-harness check --update``, which says what changed);
 - ``lite``: what the card of the lite model states (``results/lite/measure.py``), where ``--shared`` has photographs;
 - ``picture``: ``docs/report.png``, the report on ``ladders`` in a headless Chromium.
