@@ -86,7 +86,10 @@ def degrade_file(
 
     Args:
         image: Path of the picture.
-        distortion, level, seed, table: As in :func:`degrade_image`.
+        distortion: As in :func:`degrade_image`.
+        level: The same.
+        seed: The same.
+        table: The same.
         output: Where to write; its suffix picks the format. By default ``<name>_<distortion>_<level>.png`` in the
             current folder.
 
