@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -87,7 +88,13 @@ def score(
     ] = "lite",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
-    runtime: Annotated[str, typer.Option(help="What computes: eager, openvino or cuda.")] = "eager",
+    runtime: Annotated[
+        str,
+        typer.Option(
+            envvar="QUALICLIP_RUNTIME",
+            help="What computes: eager, openvino, cuda; auto: openvino on a CPU where it is installed, else eager.",
+        ),
+    ] = "auto",
     scale: Annotated[
         Scale, typer.Option(help="Factor on the similarities: the one pyiqa uses or the authors'.")
     ] = Scale.pyiqa,
@@ -197,6 +204,7 @@ def score(
         _exit_if_failed(summary["failed"], summary["images"])
         return
     _refuse_ray_options(context, paths)
+    from qualiclip_plugin.runtimes import AUTO
     from qualiclip_plugin.scoring.local import check_device
     from qualiclip_plugin.scoring.table import check_output
 
@@ -215,11 +223,14 @@ def score(
         raise ConfigError(f"{printable(gallery)}: lies among the images, and its thumbnails would be scored")
     device = check_device(device)
     model = request.load(device)
+    if runtime == AUTO:
+        request = replace(request, runtime=model.runtime)
+        typer.echo(f"runtime: {model.runtime}", err=True)
     frame = _score_here(files, request, model, device, workers, output)
     try:
         if gallery is not None:
             reading: dict[str, Any] = {"exif": exif, "icc": icc, "background": colour, "max_pixels": max_pixels}
-            threads = 2 if workers is None else workers
+            threads = DECODERS if workers is None else workers
             _show(frame, gallery, files, threads, model=model if maps else None, **reading)
     finally:
         _print_table(frame)

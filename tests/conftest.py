@@ -27,6 +27,7 @@ from tests.support.local_server import LocalServer, serving
 
 # Tests must not depend on the user's choice of weights.
 os.environ.pop("QUALICLIP_WEIGHTS", None)
+os.environ["QUALICLIP_RUNTIME"] = "eager"  # others take seconds to start; who tests them asks for them
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

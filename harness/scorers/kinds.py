@@ -68,6 +68,8 @@ def start_ours(name: str, base: str, options: dict[str, Any], device: str, preci
     settings = {"weights": OURS.get(base, base), "precision": precision, **options}
     model = load_model(device=device, **settings)
     weights = settings.pop("weights")
+    if "runtime" in settings:
+        settings["runtime"] = model.runtime  # what `auto` stands for here
     identity = {
         "metric": base,
         "options": {**settings, "weights": Path(str(weights)).name},
@@ -75,7 +77,7 @@ def start_ours(name: str, base: str, options: dict[str, Any], device: str, preci
         "weights": weights_hash(model),
         "device": device.split(":", maxsplit=1)[0],
         **versions("torch", "open_clip_torch", "timm"),
-        **versions(*RUNTIMES[settings.get("runtime", "eager")].packages),
+        **versions(*RUNTIMES[model.runtime].packages),
     }
     return Scorer(
         name=name,

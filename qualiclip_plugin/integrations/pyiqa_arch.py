@@ -90,7 +90,8 @@ class PyiqaQualiCLIP(nn.Module):
             self.model = model
         else:
             # pyiqa moves a network once it is built; what this runtime prepares must be there already.
-            place = check_device(RUNTIMES[check_runtime(runtime)].device or "cpu")
+            needed = RUNTIMES[runtime].device if check_runtime(runtime) in RUNTIMES else ""
+            place = check_device(needed or "cpu")
             self._frozen["model"] = prepare_for_scoring(model, runtime, place)
         if plus:
             if file.format == "plugin":

@@ -81,6 +81,8 @@ class QualiCLIP(nn.Module):
             evaluation mode, where no gradient is asked for; 0 chooses by the image, ``None`` never tiles.
     """
 
+    runtime = "eager"
+    """What computes its convolutions; see ``runtimes``."""
     stays = False
     """Whether what a runtime prepared is bound to the device that it is on, in this type."""
     reads_bytes = True

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qualiclip_plugin.runtimes import RUNTIMES, check_runtime, served_tower
+from qualiclip_plugin.runtimes import AUTO, RUNTIMES, check_runtime, served_tower
 from qualiclip_plugin.scoring.local import ScoredImage, StoredImage, score_files
 from qualiclip_plugin.scoring.ray_pool import MOST_DEATHS, Casualties, Pool, cluster, make_pool, map_on
 from qualiclip_plugin.scoring.shards import open_shards
@@ -54,7 +54,7 @@ class ScoreRequest:
         background: RGB in 0..255 behind transparent pixels.
         column: Column of the images in Parquet files; ``None`` finds it.
         images_per_shard: Most rows in a file of scores.
-        runtime: ``eager``, ``openvino`` or ``cuda``.
+        runtime: ``eager``, ``openvino``, ``cuda`` or ``auto``.
         tile_pixels: As for ``weights.load_model``.
         max_pixels: Larger images are refused before they are decoded.
         icc: Convert the colours of an ICC profile to sRGB.
@@ -135,10 +135,11 @@ def score_on_ray(
         WeightsError: The weights cannot be had.
     """
     # What a worker would refuse is refused here, before a folder is begun that another run could not use.
-    check_request(request)
+    on_cpu = check_request(request)
     listing = list_sources(sources, request.images_per_shard, request.column)
     with cluster():
         pool = make_pool(device, workers, threads)
+        request = on_cpu if pool.device == "cpu" or request.runtime != AUTO else replace(request, runtime="eager")
         if (needed := RUNTIMES[request.runtime].device or pool.device) != pool.device:
             raise ConfigError(f"the runtime {request.runtime!r} computes on {needed}; the workers have {pool.device}")
         identity = identify(request, pool)
@@ -157,12 +158,16 @@ def score_on_ray(
     return {**folder.summarise(failures, **facts), "scores": folder.scores}
 
 
-def check_request(request: ScoreRequest) -> None:
-    """Raise what a worker would of a model, also where this machine has not the workers' GPUs."""
-    if RUNTIMES[check_runtime(request.runtime)].device != "cuda":
-        request.load()
-    else:
-        served_tower(replace(request, runtime="eager").load(), request.runtime)
+def check_request(request: ScoreRequest) -> ScoreRequest:
+    """Raise what a worker would of a model, also where this machine has not the workers' GPUs.
+
+    Returns:
+        The request with what its runtime stands for on CPUs.
+    """
+    if check_runtime(request.runtime) == AUTO or RUNTIMES[request.runtime].device != "cuda":
+        return replace(request, runtime=request.load().runtime)
+    served_tower(replace(request, runtime="eager").load(), request.runtime)
+    return request
 
 
 def identify(request: ScoreRequest, pool: Pool) -> dict[str, Any]:

@@ -227,7 +227,7 @@ def load_model(
         device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda``, ...
         precision: ``fp32``, ``fp16`` or ``bf16``.
         inference: Freeze and optimise for scoring; ``False`` gives the plain network for training.
-        runtime: ``eager``, ``openvino`` or ``cuda`` (see ``runtimes``); for inference only.
+        runtime: ``eager``, ``openvino``, ``cuda`` or ``auto`` (see ``runtimes``); for inference only.
         tile_pixels: Larger images are computed in tiles of at most so many pixels, to bound the memory; 0 chooses.
         **options: ``scale``, ``temperature``, ``backbone``, ``positional_embedding`` of ``checkpoint.build_model``.
 

@@ -78,6 +78,7 @@ class Server:
 
     def __init__(self, environment: Mapping[str, str] = {}) -> None:
         fixed = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+        fixed["QUALICLIP_RUNTIME"] = "eager"  # the others take seconds to start
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.server"],
             stdin=subprocess.PIPE,

@@ -15,6 +15,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from harness.scorers.start import create_scorer
+from qualiclip_plugin import runtimes
 from qualiclip_plugin.cli import app
 from qualiclip_plugin.models.backbones import build_image_encoder
 from qualiclip_plugin.models.prompts import ATTRIBUTES
@@ -56,7 +57,7 @@ def test_openvino_gives_the_scores_of_eager(load, photo, name, precision):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("lite", {"runtime": "tensorrt"}, "unknown runtime 'tensorrt': choose one of eager, openvino, cuda"),
+        ("lite", {"runtime": "tensorrt"}, "unknown runtime 'tensorrt': choose one of auto, eager, openvino, cuda"),
         ("lite", {"runtime": "openvino", "inference": False}, "cannot be trained"),
         ("lite", {"runtime": "cuda", "inference": False}, "cannot be trained"),
         ("resnet", {"runtime": "cuda"}, "'cuda' computes on NVIDIA GPUs, not on cpu"),
@@ -126,11 +127,14 @@ def test_openvino_stays_on_the_cpu():
 
 @pytest.mark.parametrize("runtime", ["cuda", "openvino"])
 def test_other_towers_are_refused(images, runtime):
+    with pytest.raises(ConfigError, match=f"'{runtime}' serves convolutional towers, not AnySizeViT"):
+        prepare_for_scoring(_vit(), runtime)
+
+
+def _vit():
     encoder = build_image_encoder(VIT)
     prompts = nn.functional.normalize(torch.randn(7, 2, 16), dim=-1)
-    model = QualiCLIP(encoder, prompts, 10.0, CLIP_MEAN, CLIP_STD, ATTRIBUTES, backbone=VIT)
-    with pytest.raises(ConfigError, match=f"'{runtime}' serves convolutional towers, not AnySizeViT"):
-        prepare_for_scoring(model, runtime)
+    return QualiCLIP(encoder, prompts, 10.0, CLIP_MEAN, CLIP_STD, ATTRIBUTES, backbone=VIT)
 
 
 def test_gradients_copies_and_graphs_are_refused(load, photo):
@@ -157,18 +161,32 @@ def test_pyiqa_passes_the_runtime_on(use_official, photo):
     torch.testing.assert_close(fast(image), plain(image), rtol=0, atol=1e-5)
 
 
-def test_the_command_takes_a_runtime(photographs, tmp_path):
+def test_the_command_takes_a_runtime(photographs, tmp_path, monkeypatch):
     needs_openvino()
     Image.fromarray(photographs[0][:96, :111]).save(tmp_path / "photo.png")
+    monkeypatch.delenv("QUALICLIP_RUNTIME")
     scores = []
-    for runtime in ("eager", "openvino"):
-        run = CliRunner().invoke(app, ["score", str(tmp_path / "photo.png"), "--runtime", runtime])
+    for options in (["--runtime", "eager"], []):
+        run = CliRunner().invoke(app, ["score", str(tmp_path / "photo.png"), *options])
         assert run.exit_code == 0, run.output
+        assert ("runtime: openvino" in run.stderr) is not bool(options)
         scores.append(float(run.stdout.splitlines()[1].split("\t")[1]))
     assert scores[0] == pytest.approx(scores[1], abs=1e-5)
 
 
+def test_auto_is_openvino_where_it_is_there_and_serves(load, monkeypatch):
+    lite, half = load("lite"), load("lite", precision="bf16")
+    monkeypatch.setattr(runtimes, "find_spec", lambda name: object())
+    assert [runtimes.choose_runtime(model, "cpu") for model in (lite, half)] == ["openvino", "eager"]
+    assert runtimes.choose_runtime(lite, "cuda:1") == "eager"
+    assert runtimes.choose_runtime(_vit(), "cpu") == "eager"
+    monkeypatch.setattr(runtimes, "find_spec", lambda name: None)
+    assert runtimes.choose_runtime(lite, "cpu") == "eager"
+    assert prepare_for_scoring(_vit(), "auto").runtime == "eager"
+
+
 def test_the_runtime_is_part_of_a_scorers_fingerprint():
     needs_openvino()
-    plain, fast = (create_scorer(name) for name in ("qualiclip-lite", "qualiclip-lite@runtime=openvino"))
-    assert plain.identity != fast.identity
+    names = ("qualiclip-lite", "qualiclip-lite@runtime=openvino", "qualiclip-lite@runtime=auto")
+    plain, fast, chosen = (create_scorer(name) for name in names)
+    assert plain.identity != fast.identity == chosen.identity
