@@ -293,14 +293,15 @@ def _unfinished(
     from qualiclip_plugin.scoring.ray_engine import identify
     from qualiclip_plugin.scoring.ray_pool import Pool
     from qualiclip_plugin.scoring.unfinished import UnfinishedScores
-    from qualiclip_plugin.utils.shown import portable
+    from qualiclip_plugin.utils.shown import portable, printable
 
     identity = identify(request, Pool(1, device, torch.get_num_threads()))
     unfinished = UnfinishedScores(output, {**identity, "folder": portable(os.getcwd())})
+    path = printable(unfinished.path)
     if unfinished.changed:
-        typer.echo(f"{unfinished.path}: was of another run ({'; '.join(unfinished.changed)}); begun anew", err=True)
+        typer.echo(f"{path}: was of another run ({printable('; '.join(unfinished.changed))}); begun anew", err=True)
     elif len(unfinished):
-        typer.echo(f"{unfinished.path}: {len(unfinished)} rows of an interrupted run are taken up", err=True)
+        typer.echo(f"{path}: {len(unfinished)} rows of an interrupted run are taken up", err=True)
     return unfinished
 
 

@@ -72,6 +72,7 @@ def _bar_charts(shown: Cell) -> list[dict[str, Any]]:
 
 def _points(shown: Cell, plot: charts.Scatter, gallery: Gallery) -> list[dict[str, Any]]:
     rows = shown.rows.to_dict("records")
+    pictures = gallery.addresses(shown.dataset, [rows[i]["image_hash"] for i, _, _ in plot.points], "small")
     return [
         {
             "x": x,
@@ -79,9 +80,9 @@ def _points(shown: Cell, plot: charts.Scatter, gallery: Gallery) -> list[dict[st
             "file": rows[i]["file_name"],
             "score": rows[i]["score"],
             "opinion": rows[i]["opinion"],
-            "picture": gallery.address(shown.dataset, rows[i]["image_hash"], "small"),
+            "picture": picture,
         }
-        for i, x, y in plot.points
+        for (i, x, y), picture in zip(plot.points, pictures, strict=True)
     ]
 
 

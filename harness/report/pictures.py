@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from qualiclip_plugin.gallery.thumbnails import jpeg
 from qualiclip_plugin.utils.atomic import inside
 from qualiclip_plugin.utils.errors import QualiCLIPError
 from qualiclip_plugin.utils.images import read_image
+from qualiclip_plugin.utils.process_settings import usable_cores
 
 SIZES = {"small": (224, 82), "large": (1024, 95)}
 """Longest side in pixels and JPEG quality, for hovering and for looking closely."""
@@ -44,6 +46,16 @@ class Gallery:
         if not target.exists() and not self._write(target, *self._rows[dataset, image_hash], size):
             return ""
         return address
+
+    def addresses(self, dataset: str, image_hashes: Sequence[str], size: str) -> list[str]:
+        """:meth:`address` of many pictures, which are written in threads."""
+        unique = list(dict.fromkeys(image_hashes))
+        pool = ThreadPoolExecutor(usable_cores(), thread_name_prefix="picture")
+        try:
+            found = dict(zip(unique, pool.map(lambda each: self.address(dataset, each, size), unique), strict=True))
+        finally:
+            pool.shutdown(cancel_futures=True)
+        return [found[image_hash] for image_hash in image_hashes]
 
     def _write(self, target: Path, images: ImageSet, index: int, size: str) -> bool:
         try:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from qualiclip_plugin.utils.atomic import atomic_write
 from qualiclip_plugin.utils.errors import ConfigError
 from qualiclip_plugin.utils.json_yaml import read_json
+from qualiclip_plugin.utils.regular_files import read_regular
 from qualiclip_plugin.utils.shown import printable
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class ShardFolder:
         from pyarrow.parquet import read_table
 
         try:
-            content = path.read_bytes()
+            content = read_regular(path)
         except OSError as error:
             raise ConfigError(f"{printable(path)}: cannot be read: {error.strerror or error}") from error
         if hashlib.sha256(content).hexdigest() != path.stem[-64:]:

@@ -8,7 +8,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from qualiclip_plugin.distortions import Distortion, get_distortion, get_table
 from qualiclip_plugin.models.precision import exact_products
 from qualiclip_plugin.utils.atomic import atomic_write
 from qualiclip_plugin.utils.errors import ConfigError, ImageError
+from qualiclip_plugin.utils.regular_files import read_regular
 
 _SEEDS = 1 << 62
 
@@ -94,7 +94,7 @@ class DegradationPlan:
     def load(cls, path: str | os.PathLike[str]) -> DegradationPlan:
         """Read a plan that :meth:`save` wrote."""
         try:
-            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+            return cls.from_dict(json.loads(read_regular(path)))
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise ConfigError(f"{path}: not a degradation plan ({error})") from error
 

@@ -22,6 +22,8 @@ from tests.faults.trials import ANY, DECLARED, NO_SCORE, Fault, Outcome, Trial, 
 from tests.faults.works import HARNESS, LADDERS, PACKED, SCORING, TRAINING_RUN, WEIGHTS, WORKS, Work
 
 KILLED = -signal.SIGKILL
+OUTPUT_LOST = (1, 2)
+"""Exit codes of a command whose standard output is closed, and full."""
 OTHER_ALGORITHM = 1e-6
 """How far scores may differ where a library has no memory for its fast algorithm: another one rounds otherwise."""
 
@@ -216,6 +218,16 @@ def _wrong_without_memory(trial: Trial) -> int:
     return sum(not same(value, expected.get(name, ""), OTHER_ALGORITHM) for name, value in scored)
 
 
+def unwritable_output(trial: Trial) -> Outcome:
+    """Standard output is full, or its reader has gone; what belongs into files is there before the next run."""
+    code = trial.run(setups={"unwritable_output": (trial.random.random() < 0.5,)})
+    expected = trial.expected
+    return (
+        trial.under(code, *OUTPUT_LOST, wrong=lambda: int(trial.work.result(trial.output) != expected))
+        + trial.compare()
+    )
+
+
 def dead_decoder(trial: Trial) -> Outcome:
     """The system kills a process that decodes images."""
     job = trial.work.job(trial.session.world, trial.output)
@@ -338,6 +350,7 @@ FAULTS: dict[str, tuple[Fault, tuple[Work, ...]]] = {
     "input files change while they are read": (changing_files, (SCORING, HARNESS, TRAINING_RUN)),
     "two processes at once": (two_at_once, WORKS),
     "little memory": (little_memory, (SCORING, HARNESS, TRAINING_RUN)),
+    "standard output full or closed": (unwritable_output, (SCORING, HARNESS, PACKED, TRAINING_RUN)),
     "decoding process killed": (dead_decoder, (HARNESS,)),
     "download stalls": (stalled_download, (PACKED, WEIGHTS)),
     "connection cut": (cut_download, (PACKED, WEIGHTS)),

@@ -37,6 +37,16 @@ def small_ladders() -> None:
     ladders.KINDS = {name: ladders.KINDS[name] for name in kept}  # type: ignore[misc]
 
 
+def unwritable_output(full: bool) -> None:
+    """Standard output on a full device, or a pipe whose reader has gone."""
+    if full:
+        writable = os.open("/dev/full", os.O_WRONLY)
+    else:
+        readable, writable = os.pipe()
+        os.close(readable)
+    os.dup2(writable, 1)
+
+
 def impatient(seconds: float) -> None:
     """How long a download may stall, and how often it is tried again."""
     download.TIMEOUT_SECONDS = (5.0, seconds)

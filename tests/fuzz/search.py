@@ -11,7 +11,7 @@ from torch._weights_only_unpickler import Unpickler
 
 INSTRUMENTED = ("harness", "qualiclip_plugin", "yaml", "PIL", "tarfile")
 """Packages whose coverage guides the search; of torch only its reader of pickles, all of it takes minutes to load."""
-DEFAULTS = ("-max_total_time=60", "-max_len=16384", "-timeout=20", "-rss_limit_mb=4096", "-print_final_stats=1")
+DEFAULTS = ("-max_total_time=60", "-max_len=16384", "-timeout=120", "-rss_limit_mb=4096", "-print_final_stats=1")
 
 
 def fuzz(name: str, options: list[str]) -> None:
