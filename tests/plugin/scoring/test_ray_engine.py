@@ -145,7 +145,7 @@ def test_a_killed_run_goes_on_with_the_missing_shards(
     options = ("--weights", request_.weights, "--attributes", "--images-per-shard", 2, "--ray-workers", 2)
     run = command(*sources, "--output", output, *options)
     driver = psutil.Process(run.pid)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 480
     while len(list(output.glob("scores/*.parquet"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.005)
     own, workers = driver.children(recursive=True), workers_of(driver)
