@@ -187,7 +187,7 @@ def test_the_command_and_its_second_try(album: Path, tmp_path: Path, tiny_checkp
         1,
     )
     run = command(folder, *options)
-    out, err = run.communicate(timeout=180)
+    out, err = run.communicate(timeout=280)
     assert run.returncode == 1, err
     assert out.strip() == str(tmp_path / "out" / "scores")
     assert "1 of 3 images have no score" in err
@@ -198,7 +198,7 @@ def test_the_command_and_its_second_try(album: Path, tmp_path: Path, tiny_checkp
     # A mended file is another source, and refused here; one that could not be read for a while is not.
     (folder / "02.jpg").write_bytes(whole)
     run = command(folder, *options, "--retry-failed")
-    assert "holds another run (source was" in run.communicate(timeout=180)[1]
+    assert "holds another run (source was" in run.communicate(timeout=280)[1]
     assert run.returncode == 2
 
 
