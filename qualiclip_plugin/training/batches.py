@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from qualiclip_plugin.training.config import TrainConfig
-from qualiclip_plugin.training.crop_loader import CropLoader
 from qualiclip_plugin.training.draws import draw_plan
 from qualiclip_plugin.training.sampling import DegradationPlan, degrade
 from qualiclip_plugin.utils.images import to_float
@@ -39,12 +38,12 @@ class Batch:
 
 
 def degraded_batches(
-    loader: CropLoader, config: TrainConfig, places: range, first_step: int, device: torch.device
+    loader: Iterator[tuple[Tensor, Any]], config: TrainConfig, places: range, first_step: int, device: torch.device
 ) -> Iterator[Batch]:
     """Degrade the crops of every step from one on.
 
     Args:
-        loader: This process's crops, in the order of the steps.
+        loader: This process's crops, in the order of the steps (``crop_loader.py``).
         config: The degradations.
         places: Places of the whole batch that this process works on.
         first_step: Step of the first crops.

@@ -2,8 +2,7 @@
 
 :class:`ObjectiveConfig` holds every margin, weight and choice; its defaults are the paper's reading
 (arXiv 2403.11176): three losses of weight 1 on every pair of levels and every prompt pair, without the pristine
-level. :func:`objective` needs similarities only, so a distributed trainer can gather them first; :class:`Objective`
-is the thin module for everybody else.
+level. :func:`objective` needs similarities only, so a distributed trainer can gather them first.
 """
 
 from __future__ import annotations
@@ -13,10 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qualiclip_plugin.models.prompts import ATTRIBUTES
-from qualiclip_plugin.models.qualiclip import QualiCLIP
 from qualiclip_plugin.training.losses import (
     PAIRS,
     REDUCTIONS,
@@ -272,29 +270,3 @@ def ranking_accuracy(similarities: Tensor) -> Tensor:
     """
     quality = (similarities[..., 0] - similarities[..., 1]).mean(-1)
     return (falls(quality, 2) > 0).float().mean((1, 2))
-
-
-class Objective(nn.Module):
-    """The objective on crops: encode them, compare them with the prompts, take the losses.
-
-    Args:
-        model: The network that is trained.
-        config: Margins, weights and choices.
-
-    Raises:
-        ConfigError: See :func:`check_attributes`.
-    """
-
-    def __init__(self, model: QualiCLIP, config: ObjectiveConfig | None = None) -> None:
-        super().__init__()
-        self.model = model
-        self.config = config or ObjectiveConfig()
-        check_attributes(model.attributes, self.config)
-
-    def forward(
-        self, crops: Tensor, *, distances: Tensor | None = None, relevant: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of crops (B, 2, L, 3, H, W) in [0, 1]; the rest as in :func:`objective`."""
-        flat = self.model.similarities(crops.flatten(0, 2))
-        similarities = flat.unflatten(0, crops.shape[:3])
-        return objective(similarities, self.config, distances=distances, relevant=relevant)

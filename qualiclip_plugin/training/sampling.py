@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,16 +14,14 @@ from torch import Tensor
 
 from qualiclip_plugin.distortions import Distortion, get_distortion, get_table
 from qualiclip_plugin.models.precision import exact_products
-from qualiclip_plugin.utils.atomic import atomic_write
 from qualiclip_plugin.utils.errors import ConfigError, ImageError
-from qualiclip_plugin.utils.regular_files import read_regular
 
 _SEEDS = 1 << 62
 
 
 @dataclass(frozen=True)
 class DegradationPlan:
-    """Everything random about the degradation of N photographs; plain data to log, save and replay.
+    """Everything random about the degradation of N photographs; plain data to log and replay.
 
     Photograph n goes through ``kinds[n]`` one after another. Ladder step l gives its d-th kind the level
     ``levels[n][d][l]``, the strength ``strengths[n][d][l]`` and the noise of seed ``seeds[n][d][l]``.
@@ -68,39 +64,6 @@ class DegradationPlan:
         """The plan of some of the photographs, in the order given."""
         fields = ("kinds", "levels", "strengths", "seeds")
         return DegradationPlan(self.table, *(tuple(getattr(self, f)[row] for row in rows) for f in fields))
-
-    def to_dict(self) -> dict[str, Any]:
-        """The plan as JSON-able data."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> DegradationPlan:
-        """The plan that :meth:`to_dict` described.
-
-        Raises:
-            ConfigError: A field is missing, unknown or of the wrong shape, or a kind is unknown.
-        """
-        fields = cls.__dataclass_fields__
-        if set(data) != set(fields):
-            raise ConfigError(f"degradation plan: expected the fields {', '.join(fields)}, got {', '.join(data)}")
-        return cls(**{key: value if key == "table" else _as_tuples(value) for key, value in data.items()})
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the plan as JSON."""
-        with atomic_write(path, "w") as file:
-            json.dump(self.to_dict(), file)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> DegradationPlan:
-        """Read a plan that :meth:`save` wrote."""
-        try:
-            return cls.from_dict(json.loads(read_regular(path)))
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise ConfigError(f"{path}: not a degradation plan ({error})") from error
-
-
-def _as_tuples(value: Any) -> Any:
-    return tuple(_as_tuples(item) for item in value) if isinstance(value, list | tuple) else value
 
 
 def sample_plan(

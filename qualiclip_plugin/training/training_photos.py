@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from qualiclip_plugin.training.config import TrainConfig
-from qualiclip_plugin.training.crop_loader import CropLoader, IndexedCrops, StreamedCrops
+from qualiclip_plugin.training.crop_loader import indexed_crops, streamed_crops
 from qualiclip_plugin.training.photo_stream import PhotoStream
 from qualiclip_plugin.training.photos import Photos, open_photos
 from qualiclip_plugin.training.progress import Display
@@ -89,15 +89,15 @@ class TrainingPhotos:
             raise DatasetError("head: needs photographs that can be read by index, not a stream")
         config = replace(self.config, steps=batches)
         every = range(config.batch_size)
-        for crops, _ in IndexedCrops(self.photos, self._indices, config, every, 0, self.pool, self.skipped):
+        for crops, _ in indexed_crops(self.photos, self._indices, config, every, 0, self.pool, self.skipped):
             yield crops
 
-    def crops(self, places: range, step: int, position: Any) -> CropLoader:
+    def crops(self, places: range, step: int, position: Any) -> Iterator[tuple[Tensor, Any]]:
         """Crops of some places of the batch, from a step and its data position on."""
         config = self.config
         if isinstance(self.photos, PhotoStream):
             epoch, rows = int(position[0]), int(position[1])
-            return StreamedCrops(
+            return streamed_crops(
                 self.photos, self._held_out_rows, config, places, step, (epoch, rows), self.pool, self.skipped
             )
-        return IndexedCrops(self.photos, self._indices, config, places, step, self.pool, self.skipped)
+        return indexed_crops(self.photos, self._indices, config, places, step, self.pool, self.skipped)

@@ -21,7 +21,7 @@ from qualiclip_plugin.models.qualiclip import QualiCLIP
 from qualiclip_plugin.training import trainer
 from qualiclip_plugin.training.config import config_from_mapping
 from qualiclip_plugin.training.draws import draw_plan, relevant_pairs
-from qualiclip_plugin.training.objective import Objective
+from qualiclip_plugin.training.objective import check_attributes
 from qualiclip_plugin.training.optimizer import learning_rate
 from qualiclip_plugin.training.run_folder import read_csv
 from qualiclip_plugin.utils.errors import ConfigError
@@ -223,7 +223,7 @@ def test_prompt_pairs_are_not_named_for_weights_that_have_others(
         with pytest.raises(ConfigError, match=f"{next(iter(naming))}: the prompt pairs of these weights are"):
             run(settings | naming, photo_folder, tmp_path / "run")
         with pytest.raises(ConfigError, match="the prompt pairs of these weights are"):
-            Objective(other, config_from_mapping(naming))
+            check_attributes(other.attributes, config_from_mapping(naming))
     assert run(settings, photo_folder, tmp_path / "run").step == 1
 
 
