@@ -10,6 +10,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from qualiclip_plugin.utils.environment import processor_name
 from qualiclip_plugin.utils.extras import (
     DISTRIBUTION,
     core_packages,
@@ -36,7 +37,7 @@ def facts() -> list[tuple[str, str]]:
             "version",
             f"{metadata.version(DISTRIBUTION)}, Python {platform.python_version()}, torch {torch.__version__}",
         ),
-        ("processor", f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores"),
+        ("processor", f"{processor_name()}, {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores"),
         ("cores that this process may use", str(usable_cores())),
         (
             "threads of torch",
@@ -66,13 +67,3 @@ def _core_size() -> str:
 
 def _state(path: Path) -> str:
     return f"{path}" if path.exists() else f"not here; would be {path}"
-
-
-def _processor() -> str:
-    """Its name; where the system does not tell, its architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,6 +51,18 @@ def test_every_import_goes_down() -> None:
         if source != target and FLOORS.index(target) >= FLOORS.index(source)
     ]
     assert not up, "\n".join(up)
+
+
+def test_what_is_installed_imports_no_test_library() -> None:
+    used = {
+        path.relative_to(ROOT).as_posix()
+        for package in ("qualiclip_plugin", "harness")
+        for path in (ROOT / package).rglob("*.py")
+        if re.search(
+            r"^\s*(import|from) (unittest|pytest|hypothesis|tests)\b", path.read_text(encoding="utf-8"), re.M
+        )
+    }
+    assert used == {"qualiclip_plugin/integrations/pytest_plugin.py"}  # which pytest itself imports
 
 
 def test_an_import_that_goes_up_is_found() -> None:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from functools import cache
 from urllib.parse import urlsplit
 
+from qualiclip_plugin.utils.replacing import replaced
+
 
 @cache
 def hub_reachable() -> bool:
@@ -30,12 +32,8 @@ def offline(wanted: bool = True) -> Iterator[None]:
     # Without a network the Hub's client repeats every request for half a minute before it gives up.
     from huggingface_hub import constants
 
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or wanted
-    try:
+    with replaced(constants, HF_HUB_OFFLINE=constants.HF_HUB_OFFLINE or wanted):
         yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
 
 
 @contextlib.contextmanager
@@ -45,10 +43,5 @@ def without_network() -> Iterator[None]:
     def refuse(*arguments: object, **options: object) -> None:
         raise OSError("none was tried")
 
-    connect, resolve = socket.socket.connect, socket.getaddrinfo
-    socket.socket.connect, socket.getaddrinfo = refuse, refuse  # type: ignore[method-assign, assignment]
-    try:
-        with offline():
-            yield
-    finally:
-        socket.socket.connect, socket.getaddrinfo = connect, resolve  # type: ignore[method-assign]
+    with replaced(socket.socket, connect=refuse), replaced(socket, getaddrinfo=refuse), offline():
+        yield

@@ -6,12 +6,12 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 from urllib.parse import ParseResult
 
 from harness.data.network import without_network
 from harness.scorers.names import OURS, ScorerError, is_ours, parse_name
 from qualiclip_plugin.utils.errors import bare_address, first_line
+from qualiclip_plugin.utils.replacing import replaced
 
 
 @contextlib.contextmanager
@@ -46,10 +46,9 @@ def named_downloads() -> Iterator[list[Path]]:
 
     original, parse = torch.hub.download_url_to_file, download_util.urlparse
     with (
-        patch.object(torch.hub, "download_url_to_file", download),
-        patch.object(download_util, "download_url_to_file", download),
-        # Every address passes through it, also of a file that is there.
-        patch.object(download_util, "urlparse", asked),
+        replaced(torch.hub, download_url_to_file=download),
+        # Every address is parsed, also of a file that is there.
+        replaced(download_util, download_url_to_file=download, urlparse=asked),
     ):
         yield files
 

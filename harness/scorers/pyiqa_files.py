@@ -16,14 +16,15 @@ import threading
 from collections.abc import Iterator
 from functools import cache
 from typing import IO, Any
-from unittest.mock import patch
 
 from harness.scorers.names import ScorerError
 from qualiclip_plugin.utils.regular_files import open_regular
+from qualiclip_plugin.utils.replacing import replaced
 
 FLAG = "run_torchscript"
 """Option that lets a metric run the TorchScript archives that it loads."""
 
+_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _starting = threading.Lock()
 
 
@@ -66,17 +67,25 @@ def checked_files(*, run_torchscript: bool) -> Iterator[list[str]]:
             trusted.append(digest)
         return run(file, *arguments, **options)
 
-    with (
-        _starting,
-        patch.object(torch, "load", checked_load),
-        patch.object(torch.jit, "load", checked_run),
-        # For whoever has taken the function from torch before.
-        patch.dict(os.environ, {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1"}),
-    ):
+    with _starting, replaced(torch, load=checked_load), replaced(torch.jit, load=checked_run), _tensors_only():
         try:
             yield trusted
         except pickle.UnpicklingError as error:
             raise ScorerError("its weights were refused: loading them could run code") from error
+
+
+@contextlib.contextmanager
+def _tensors_only() -> Iterator[None]:
+    """Tensors alone also for whoever has taken ``torch.load`` from torch before."""
+    before = os.environ.get(_ONLY)
+    os.environ[_ONLY] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_ONLY]
+        else:
+            os.environ[_ONLY] = before
 
 
 @cache
