@@ -12,7 +12,6 @@ from harness.check.snapshot import read_baseline
 from harness.data.spec import read_spec
 from harness.results.store import Store
 from qualiclip_plugin.training.run_folder import RunFolder, read_csv
-from qualiclip_plugin.training.sampling import DegradationPlan
 from qualiclip_plugin.utils.atomic import recorded_sha256, sha256_file
 from qualiclip_plugin.utils.environment import user_cache
 from qualiclip_plugin.utils.errors import ConfigError, QualiCLIPError
@@ -30,7 +29,6 @@ READERS: dict[str, Callable[[Path], object]] = {
     "hash": sha256_file,
     "recorded hash": lambda path: recorded_sha256(path.with_suffix("")),
     "state": load_pickle,
-    "plan": DegradationPlan.load,
 }
 
 
