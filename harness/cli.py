@@ -129,11 +129,16 @@ def report(
     draws: Annotated[
         int, typer.Option(min=0, help="Random sign patterns of the tests, at least; 0: no significance.")
     ] = 2000,
+    maps: Annotated[
+        str | None,
+        typer.Option(help="Weights (lite) whose quality maps lie behind the pictures: under the pointer, or by M."),
+    ] = None,
 ) -> None:
     """Write a self-contained HTML report of the stored results."""
     from harness.report import write_report
 
-    typer.echo(printable(write_report(results, output, datasets=dataset or (), include=include or (), draws=draws)))
+    page = write_report(results, output, datasets=dataset or (), include=include or (), draws=draws, maps=maps)
+    typer.echo(printable(page))
 
 
 app.command()(check)

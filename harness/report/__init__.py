@@ -18,10 +18,11 @@ from harness.report.comparisons import contests
 from harness.report.data import Cell, Contest, load_cells
 from harness.report.dataset_page import dataset as dataset_page
 from harness.report.overview import overview, versions
-from harness.report.pictures import Gallery, open_sources
+from harness.report.pictures import SIZES, Gallery, open_sources
 from harness.results.store import Store, StoreError, no_results
 from harness.run.progress import track
 from qualiclip_plugin.gallery import TEMPLATES as THEME
+from qualiclip_plugin.gallery import map_drawer
 from qualiclip_plugin.utils.atomic import inside
 from qualiclip_plugin.utils.errors import ConfigError
 from qualiclip_plugin.utils.page_folder import check_page_folder, page_folder
@@ -66,6 +67,7 @@ def write_report(
     include: Iterable[Path] = (),
     draws: int = 2000,
     seed: int = 0,
+    maps: str | None = None,
 ) -> Path:
     """Write the report and return its first page.
 
@@ -76,13 +78,16 @@ def write_report(
         include: Folders with further dataset YAML files.
         draws: Resamples of the significance tests; 0 leaves them out.
         seed: Of the resamples.
+        maps: Weights of this project (``lite``) whose quality maps lie behind the pictures; ``None``: no maps.
 
     Raises:
         ConfigError: ``output`` holds something else, or there are no results.
         StoreError: Results cannot be read, or the report not be written.
-        QualiCLIPError: A dataset given for pictures cannot be opened, or two have the same name.
+        QualiCLIPError: A dataset given for pictures cannot be opened, or two have the same name; or the weights of
+            the maps cannot be loaded.
     """
     from harness.data.spec import catalogue
+    from qualiclip_plugin.weights.loading import load_model
 
     target = Path(output)
     check_page_folder(target, KIND, MADE_BY)
@@ -92,11 +97,12 @@ def write_report(
         raise ConfigError(no_results(results))
     names = sorted({cell.dataset for cell in cells})
     specs = catalogue(include)
+    draw_map = None if maps is None else map_drawer(load_model(maps), SIZES["large"][0])
     sources, lacking = open_sources(datasets, specs, names)
     try:
         with page_folder(target, KIND, MADE_BY) as partial:
             compared = contests(store, cells, draws=draws, seed=seed)
-            _write_site(partial, cells, compared, Gallery(partial, sources), lacking, specs)
+            _write_site(partial, cells, compared, Gallery(partial, sources, draw_map), lacking, specs)
     except OSError as error:
         raise StoreError(f"{target}: cannot be written: {error.strerror or error}") from error
     return target / "index.html"
@@ -111,6 +117,7 @@ def _write_site(
     specs: Mapping[str, DatasetSpec],
 ) -> None:
     site = environment()
+    site.globals["map_of"] = gallery.map_of
     names = sorted(compared)
     first, *others = ((page.title, page.address) for page in PAGES)
     links = [first, *((name, terms.dataset_page(name)) for name in names), *others]
@@ -146,6 +153,7 @@ def environment() -> Environment:
     )
     site.filters["number"] = charts.number
     site.globals["dataset_page"] = terms.dataset_page
+    site.globals["map_of"] = lambda address: ""
     return site
 
 

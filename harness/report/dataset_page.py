@@ -138,7 +138,7 @@ def _gmad(compared: Contest | None, gallery: Gallery, order: Sequence[str]) -> l
 
     def side(index: int) -> dict[str, str]:
         address = gallery.address(compared.dataset, hashes[index], "large") if compared else ""
-        return {"file": files[index], "picture": address}
+        return {"file": files[index], "picture": address, "map": gallery.map_of(address)}
 
     return [
         {

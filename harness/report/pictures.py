@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import Any
 from harness.data.open import ImageSet, open_dataset, open_datasets
 from harness.data.rows import Stream, image_bytes
 from harness.data.spec import DatasetSpec
-from qualiclip_plugin.gallery.thumbnails import jpeg
+from qualiclip_plugin.gallery.thumbnails import DrawMap, jpeg
 from qualiclip_plugin.utils.atomic import inside
-from qualiclip_plugin.utils.errors import QualiCLIPError
+from qualiclip_plugin.utils.errors import ImageError, QualiCLIPError
 from qualiclip_plugin.utils.images import read_image
 from qualiclip_plugin.utils.process_settings import usable_cores
 
@@ -26,10 +27,12 @@ class Gallery:
     Args:
         folder: The report's folder.
         sources: Opened datasets by name; pictures of others are not there.
+        draw_map: From pixels to a picture of their quality map, for every large picture; ``None``: no maps.
     """
 
-    def __init__(self, folder: Path, sources: Mapping[str, ImageSet]) -> None:
+    def __init__(self, folder: Path, sources: Mapping[str, ImageSet], draw_map: DrawMap | None = None) -> None:
         self.folder = folder
+        self.draw_map = draw_map
         self._rows = {
             (name, image_hash): (images, index)
             for name, images in sources.items()
@@ -65,7 +68,21 @@ class Gallery:
             return False
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(jpeg(pixels.permute(1, 2, 0).numpy(), *SIZES[size]))
+        if self.draw_map is not None and size == "large":
+            place = inside(self.folder, _map_address(target.name))
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(ImageError):  # an image that is too small for a score has no map either
+                place.write_bytes(jpeg(self.draw_map(pixels), *SIZES["large"]))
         return True
+
+    def map_of(self, address: str) -> str:
+        """Relative address of the map of a large picture; empty where there is none."""
+        mapped = _map_address(address.rpartition("/")[2])
+        return mapped if address.startswith("pictures/large/") and (self.folder / mapped).exists() else ""
+
+
+def _map_address(name: str) -> str:
+    return f"pictures/maps/{name}"
 
 
 def open_sources(

@@ -69,7 +69,7 @@ def write_gallery(
         with page_folder(target, KIND, MADE_BY) as folder:
             # Those without a score are at the end, and have no map.
             maps = 0 if model is None else min(large, int(ordered["score"].notna().sum()))
-            draw_map = None if model is None else _map_drawer(model)
+            draw_map = None if model is None else map_drawer(model, LARGE[0])
             written = write_pictures(folder, paths, read, large, workers, draw_map, maps)
             lacking = list(_progress(written, len(paths)))
             (folder / "data.js").write_text(f"const TABLE = {_script(page_data(ordered, lacking, large, maps))};\n")
@@ -84,15 +84,18 @@ check_gallery = partial(check_page_folder, kind=KIND, made_by=MADE_BY)
 """Check before any work that a gallery can be written to a folder; raises :class:`ConfigError`."""
 
 
-def _map_drawer(model: QualiCLIP) -> DrawMap:
-    """Pictures of maps; one at a time, since each uses all cores."""
+def map_drawer(model: QualiCLIP, side: int) -> DrawMap:
+    """From pixels to a picture of their quality map, at most ``side`` pixels wide and high.
+
+    Maps are made one at a time, since each uses all cores.
+    """
     from qualiclip_plugin.scoring.map_files import map_of_image, overlay
 
     one = threading.Lock()
 
     def draw(pixels: Tensor) -> NDArray[np.uint8]:
         with one:
-            return overlay(map_of_image(pixels, model), LARGE[0])
+            return overlay(map_of_image(pixels, model), side)
 
     return draw
 

@@ -74,6 +74,23 @@ function onEscape(action) {
 
 onEscape(hideTip);
 
+// --- maps: under the pointer, and M for all ---------------------------------------------------------------
+
+function showMap(image, on) {
+  image.dataset.plain ??= image.getAttribute("src");
+  image.src = on ? image.dataset.map : image.dataset.plain;
+}
+
+let mapping = false;
+for (const [event, over] of [["pointerover", true], ["pointerout", false]]) {
+  document.addEventListener(event, ({ target }) => { if (target.matches?.("img[data-map]")) showMap(target, over || mapping); });
+}
+document.addEventListener("keydown", (event) => {
+  if (event.key.toLowerCase() !== "m" || event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input, select")) return;
+  mapping = !mapping;
+  for (const image of document.querySelectorAll("img[data-map]")) showMap(image, mapping);
+});
+
 // --- scatter plot --------------------------------------------------------------------------------------
 
 for (const plot of document.querySelectorAll("svg.scatter")) {
@@ -119,6 +136,7 @@ function side(title, entry) {
   const figure = element("figure", {});
   if (entry.picture) {
     const image = element("img", { src: entry.picture, alt: entry.file, loading: "lazy" });
+    if (entry.map) image.dataset.map = entry.map;
     figure.append(element("a", { href: entry.picture }, image));
   } else {
     figure.append(element("span", { className: "no-picture", textContent: "no picture" }));

@@ -90,9 +90,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def site(results: Path) -> Path:
-    """The report of :func:`results`, with pictures."""
+    """The report of :func:`results`, with pictures and maps."""
     folders = [str(results / name) for name in ("rated", "ladder", "single")]
-    return write_report(results / "results", results / "site", datasets=folders, draws=100).parent
+    return write_report(results / "results", results / "site", datasets=folders, draws=100, maps="lite").parent
 
 
 def pages(site: Path) -> dict[str, str]:
@@ -470,6 +470,22 @@ def test_hover_and_arrow_keys_show_the_picture(visit: Callable[..., Any]) -> Non
     assert page.locator("circle.current").get_attribute("data-file") in tip.inner_text()
     page.keyboard.press("Escape")
     assert not tip.is_visible()
+
+
+@pytest.mark.parametrize("name", ["cell-bright--rated.html", "dataset-rated.html"])
+def test_hover_and_a_key_show_the_map(visit: Callable[..., Any], name: str) -> None:
+    page = visit(name)
+    image = page.locator("img[data-map]").first
+    plain, mapped = image.get_attribute("src"), image.get_attribute("data-map")
+    assert plain.replace("/large/", "/maps/") == mapped
+    image.hover()
+    assert image.get_attribute("src") == mapped
+    page.mouse.move(0, 0)
+    assert image.get_attribute("src") == plain
+    page.keyboard.press("m")
+    page.wait_for_load_state("networkidle")
+    assert image.evaluate("i => i.complete && i.naturalWidth > 0")
+    assert image.get_attribute("src") == mapped
 
 
 def test_a_hostile_file_name_is_shown_as_text(visit: Callable[..., Any]) -> None:
