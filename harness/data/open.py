@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,7 +80,7 @@ class ImageSet:
             how["torchvision"] = metadata.version("torchvision")
         return how
 
-    @property
+    @cached_property
     def labels_hash(self) -> str:
         """See :func:`harness.data.labels.labels_hash`."""
         return labels_hash(self.table)

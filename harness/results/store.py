@@ -161,13 +161,18 @@ class Store:
         """Write a text file in one step; see :meth:`write_json`."""
         _write(path, text.encode())
 
-    def write_labels(self, dataset: str, table: pd.DataFrame) -> None:
+    def write_labels(self, dataset: str, table: pd.DataFrame, known_hash: str = "") -> None:
         """Keep the labels beside the scores, so that reports need no images.
+
+        Args:
+            dataset: Name and version.
+            table: The labels.
+            known_hash: Their :func:`harness.data.labels.labels_hash`, where it is at hand.
 
         Raises:
             StoreError: See :meth:`append`.
         """
-        _write(self.labels_path(dataset), pack_labels(table))
+        _write(self.labels_path(dataset), pack_labels(table, known_hash))
 
     def labels(self, dataset: str) -> pd.DataFrame:
         """The labels of a dataset, given as name and version, as they were written.

@@ -52,19 +52,20 @@ def evaluate(
     """
     reporter = reporter or Silent()
     key = score_key(scorer, images)
-    missing = missing_images(images.table, store.scores(key), options.retry_failed)
+    scores = store.scores(key)
+    missing = missing_images(images.table, scores, options.retry_failed)
     reporter.start(scorer.name, images.spec.name, len(images.table), len(images.table) - len(missing))
     try:
         score_missing(scorer, images, missing, store, key, options, reporter)
     finally:
         reporter.finish()
     store.merge(key)
-    scores = store.scores(key)
+    scores = store.scores(key) if missing else scores
     about = described(scorer, images, key)
     if images.limit:
         # A quick try keeps its scores, for the whole run to take up, and never stands for the dataset.
         return {**about, **summarise(scorer, images, scores, settings)}
-    store.write_labels(images.spec.key, images.table)
+    store.write_labels(images.spec.key, images.table, images.labels_hash)
     path = store.cell_path(scorer.name, images.spec.name)
     inputs = inputs_hash(about, images, scores, settings)
     known = _known_cell(store, path, reporter)
@@ -93,7 +94,7 @@ def inputs_hash(about: Mapping[str, Any], images: ImageSet, scores: pd.DataFrame
     """
     import pandas as pd
 
-    used = scores[scores["image_hash"].isin(images.table["image_hash"])]
+    used = scores[_among(scores["image_hash"], images.table["image_hash"])]
     rows = pd.util.hash_pandas_object(used[["image_hash", "score", "error"]], index=False).to_numpy().tobytes()
     others = [about, images.complete, images.spec.split, asdict(settings), FIGURES_VERSION]
     return hashlib.sha256(json.dumps(others, sort_keys=True).encode() + rows).hexdigest()
@@ -102,8 +103,13 @@ def inputs_hash(about: Mapping[str, Any], images: ImageSet, scores: pd.DataFrame
 def missing_images(labels: pd.DataFrame, scores: pd.DataFrame, retry_failed: bool) -> list[int]:
     """Positions of the images to score: one per content that has no stored score."""
     known = scores[scores["error"] == ""] if retry_failed else scores
-    fresh = ~labels["image_hash"].isin(known["image_hash"]) & ~labels["image_hash"].duplicated()
+    fresh = ~_among(labels["image_hash"], known["image_hash"]) & ~labels["image_hash"].duplicated()
     return [int(index) for index in fresh.to_numpy().nonzero()[0]]
+
+
+def _among(values: pd.Series, known: pd.Series) -> pd.Series:
+    """Which texts are among the known ones; as objects, since pandas looks at those of Arrow one by one."""
+    return values.astype(object).isin(known.astype(object))
 
 
 def score_missing(
