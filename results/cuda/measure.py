@@ -23,7 +23,9 @@ from qualiclip_plugin.models.precision import exact_fp32
 from qualiclip_plugin.scoring.local import score_files
 from qualiclip_plugin.utils.environment import versions
 from qualiclip_plugin.utils.images import read_image, to_float
+from qualiclip_plugin.utils.process_settings import usable_cores
 from qualiclip_plugin.weights.loading import load_model
+from tests.benchmarks.bench_decoding import rate
 from tests.benchmarks.meters import seconds
 from tests.benchmarks.reference import pyiqa_class
 from tests.benchmarks.rivals import official_weights
@@ -65,10 +67,13 @@ def main() -> None:
         ]
         files = photographs(folder / "files", FILES, SMALL)
         rates = [files_a_second(files, ways["cuda fp16"], batch) for batch in (1, 32)]
+        workers = usable_cores()
+        rates.append(rate(files * 16, workers, processes=True, model=ways["cuda fp16"], batch_size=32)[0])
     libraries = ", ".join(f"{library} {version}" for library, version in versions("pyiqa").items())
     print(f"{torch.cuda.get_device_name()}, {libraries}, {time.strftime('%Y-%m-%d')}, weights: {kind}\n")
     print(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".3g"))
     print(f"\nfiles a second, {WORKERS} threads: {rates[0]:.0f} one by one, {rates[1]:.0f} in batches of 32")
+    print(f"{workers} processes: {rates[2]:.0f} in batches of 32")
 
 
 def files_a_second(files: Sequence[Path], model: nn.Module, batch: int) -> float:

@@ -36,10 +36,13 @@ class Free(nn.Module):
         return torch.zeros(len(images), 1)
 
 
-def rate(files: Sequence[Path], workers: int, processes: bool) -> tuple[float, float]:
-    """Files a second, and seconds until the first row."""
+def rate(
+    files: Sequence[Path], workers: int, processes: bool, model: nn.Module | None = None, batch_size: int = 0
+) -> tuple[float, float]:
+    """Files a second of a model, by itself :class:`Free`, and seconds until the first row."""
     started = time.perf_counter()
-    stamps = [time.perf_counter() for _ in score_files(files, Free(), workers=workers, processes=processes)]
+    rows = score_files(files, model or Free(), workers=workers, processes=processes, batch_size=batch_size)
+    stamps = [time.perf_counter() for _ in rows]
     first = len(stamps) // 4
     return (len(stamps) - 1 - first) / (stamps[-1] - stamps[first]), stamps[0] - started
 
