@@ -27,7 +27,7 @@ from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from qualiclip_plugin.utils.errors import ConfigError
-from qualiclip_plugin.utils.memory import give_back
+from qualiclip_plugin.utils.memory import frugal, give_back
 
 if TYPE_CHECKING:
     from qualiclip_plugin.models.conv_towers import ConvTower
@@ -174,26 +174,27 @@ def assembled(image: Tensor, compute: Callable[[Tensor], Tensor], tile_pixels: i
         ConfigError: The tiles are smaller than the halo needs.
     """
     whole: Tensor | None = None
-    for row, column in cut(image, tile_pixels, stride, halo):
-        pixels = image[:, :, row.read, column.read]
-        features = compute(pixels)
-        if whole is None:
-            # Sizes of image and tile are congruent, so the tile's map tells the size of the whole one.
-            height, width = (
-                have + (full - piece) // stride
-                for have, full, piece in zip(features.shape[2:], image.shape[2:], pixels.shape[2:], strict=True)
-            )
-            whole = torch.empty(
-                (1, features.shape[1], height, width),
-                dtype=features.dtype,
-                device=features.device,
-                memory_format=torch.channels_last,
-            )
-        part = features[:, :, row.kept(stride), column.kept(stride)]
-        top, left = row.start // stride, column.start // stride
-        whole[:, :, top : top + part.shape[2], left : left + part.shape[3]] = part
-        del pixels, features, part
-        give_back()  # of what tiles have used glibc alone keeps nearly a gigabyte
+    with frugal(image.shape[-2] * image.shape[-1]):
+        for row, column in cut(image, tile_pixels, stride, halo):
+            pixels = image[:, :, row.read, column.read]
+            features = compute(pixels)
+            if whole is None:
+                # Sizes of image and tile are congruent, so the tile's map tells the size of the whole one.
+                height, width = (
+                    have + (full - piece) // stride
+                    for have, full, piece in zip(features.shape[2:], image.shape[2:], pixels.shape[2:], strict=True)
+                )
+                whole = torch.empty(
+                    (1, features.shape[1], height, width),
+                    dtype=features.dtype,
+                    device=features.device,
+                    memory_format=torch.channels_last,
+                )
+            part = features[:, :, row.kept(stride), column.kept(stride)]
+            top, left = row.start // stride, column.start // stride
+            whole[:, :, top : top + part.shape[2], left : left + part.shape[3]] = part
+            del pixels, features, part
+            give_back()  # of what tiles have used glibc alone keeps nearly a gigabyte
     assert whole is not None  # noqa: S101 (narrows the type: an image has at least one tile)
     return whole
 
@@ -206,12 +207,13 @@ def means(
 ) -> Tensor:
     """Spatial means of several feature maps of the whole image side by side, (1, C)."""
     sums, counts = [torch.zeros((), device=image.device) for _ in strides], [0] * len(strides)
-    for row, column in tiles:
-        maps = compute(image[:, :, row.read, column.read])
-        for index, (features, stride) in enumerate(zip(maps, strides, strict=True)):
-            part = features[:, :, row.kept(stride), column.kept(stride)]
-            sums[index] = sums[index] + part.sum((2, 3), dtype=torch.float32)
-            counts[index] += part.shape[2] * part.shape[3]
-        del maps, features, part
-        give_back()
+    with frugal(image.shape[-2] * image.shape[-1]):
+        for row, column in tiles:
+            maps = compute(image[:, :, row.read, column.read])
+            for index, (features, stride) in enumerate(zip(maps, strides, strict=True)):
+                part = features[:, :, row.kept(stride), column.kept(stride)]
+                sums[index] = sums[index] + part.sum((2, 3), dtype=torch.float32)
+                counts[index] += part.shape[2] * part.shape[3]
+            del maps, features, part
+            give_back()
     return torch.cat([total / count for total, count in zip(sums, counts, strict=True)], dim=1)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qualiclip_plugin.utils import process_settings
+from qualiclip_plugin.utils import memory, process_settings
 from qualiclip_plugin.utils.process_settings import WAITING, allowed_cores, settings, settle_process, usable_cores
 
 
@@ -79,6 +79,20 @@ def test_a_command_sets_it_before_torch_and_an_import_does_not(package: str) -> 
     command = [sys.executable, "-c", PROGRAM.format(package=package)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.splitlines()[-1:] == ["PASSIVE False"], done.stderr
+
+
+def test_large_images_ask_the_system_anew_where_memory_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_to: list[tuple[int, int]] = []
+    monkeypatch.setattr(memory, "_of_glibc", lambda name: lambda *values: set_to.append(values) or 1)
+    monkeypatch.setattr(memory, "give_back", lambda: None)
+    with memory.frugal(memory.LARGE + 1):
+        assert not set_to  # a program that keeps nothing is left alone
+    monkeypatch.setattr(memory._Kept, "on", True)
+    with memory.frugal(memory.LARGE):
+        assert not set_to
+    with memory.frugal(memory.LARGE + 1):
+        assert set_to == [(-4, 65536)]
+    assert set_to == [(-4, 65536), (-4, 0)]
 
 
 def test_threads_follow_the_cores_of_the_process() -> None:
