@@ -1,6 +1,7 @@
 """What a score costs beside busy processes, with what the commands set for their process and with nothing set.
 
-Both kinds of process are measured in turn, first by themselves, then beside processes that compute all the time.
+``python -m tests.benchmarks.busy`` prints the table; ``python -m tests.benchmarks score`` has it too. Both kinds of
+process are measured in turn, first by themselves, then beside processes that compute all the time.
 """
 
 from __future__ import annotations
@@ -113,3 +114,7 @@ def _seconds(work: Callable[[], object]) -> tuple[float, float]:
     clock, processor = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - clock, time.process_time() - processor
+
+
+if __name__ == "__main__":
+    print("\n".join(to_lines(measure_busy())))
