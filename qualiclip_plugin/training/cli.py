@@ -17,7 +17,7 @@ def train_command(
         ),
     ],
     output: Annotated[str, typer.Option(help="Folder of the run.")],
-    config: Annotated[str, typer.Option(help="paper, laptop, lite, or a YAML file.")] = "laptop",
+    config: Annotated[str, typer.Option(help="adapt, laptop, lite, paper, or a YAML file.")] = "laptop",
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as steps=200; may be repeated."),

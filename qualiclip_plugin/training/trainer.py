@@ -30,6 +30,7 @@ from qualiclip_plugin.training.distributed import build_accelerator, places_of
 from qualiclip_plugin.training.draws import check_plan
 from qualiclip_plugin.training.layers import choose_stages, recompute_in_backward, train_only
 from qualiclip_plugin.training.learner import Learner
+from qualiclip_plugin.training.lite.head_adapt import adapt_head
 from qualiclip_plugin.training.lite.head_fit import fit_head
 from qualiclip_plugin.training.lite.start import LITE_START, starting_model
 from qualiclip_plugin.training.logs import RunLogs, tracker_config
@@ -120,8 +121,14 @@ class Trainer:
             self.folder.write_skipped(self.skipped.reasons)
         if config.head and not self.resume:
             crops = self.photos.fitting_crops(config.head.batches)
+            device, said = self.accelerator.device, ""
             with self.display.counting("fitting the head", config.head.batches) as notice:
-                fit_head(self.model, crops, config, self.accelerator.device, notice)
+                if config.head.share:
+                    said = adapt_head(self.model, crops, self.photos.held_out, config, device, notice)
+                else:
+                    fit_head(self.model, crops, config, device, notice)
+            if said:
+                self.display.say(said)
         # No process may find the files that the first one is about to write.
         self.accelerator.wait_for_everyone()
         self._own_folder()

@@ -1,4 +1,4 @@
-"""Settings of the head that is fitted to ladders of degraded crops (``head_fit.py``)."""
+"""Settings of the head that is fitted or tuned to ladders of degraded crops (``head_fit.py``, ``head_adapt.py``)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ class HeadConfig:
     """What the head learns, from which crops, and how far it may bend.
 
     Attributes:
+        share: 0 fits a head from nothing. Above, the head that the weights bring is tuned, and goes this share of the
+            way; of what follows, only ``batches``, ``encoded`` and the settings of the bent part then count.
         batches: Batches of crops, one ladder of degradations each, that it is fitted to.
         encoded: Share of the ladders that carry a mild encoding (``encodings.py``) on all their levels.
         pairs: For each of the seven prompt pairs the distortion kinds that it names, with their weights.
@@ -33,8 +35,9 @@ class HeadConfig:
     """
 
     batches: int
-    pairs: Mapping[str, Mapping[str, float]]
-    stages: tuple[int, ...]
+    pairs: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    stages: tuple[int, ...] = ()
+    share: float = 0.0
     encoded: float = 0.6
     named: float = 0.3
     unnamed: float = 1.0
@@ -57,7 +60,7 @@ class HeadConfig:
         for name in [*self.pairs, *self.gains]:
             if name not in ATTRIBUTES:
                 raise ConfigError(f"head: {name!r} is no prompt pair; there are {', '.join(ATTRIBUTES)}")
-        for name in ATTRIBUTES:
+        for name in ATTRIBUTES if not self.share else ():
             if not any(weight > 0 for weight in self.pairs.get(name, {}).values()):
                 raise ConfigError(f"head: the prompt pair {name!r} names no distortion kind")
         for name in ("batches", "epochs", "batch_size"):
@@ -65,8 +68,9 @@ class HeadConfig:
                 raise ConfigError(f"head: {name} must be at least 1, not {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"head: dropout must be in [0, 1), not {self.dropout}")
-        if self.encoded > 1:
-            raise ConfigError(f"head: encoded is a share of the ladders, at most 1, not {self.encoded}")
+        for name in ("encoded", "share"):
+            if getattr(self, name) > 1:
+                raise ConfigError(f"head: {name} is a share, at most 1, not {getattr(self, name)}")
         weights = [weight for kinds in self.pairs.values() for weight in kinds.values()]
         numbers = [value for value in vars(self).values() if isinstance(value, float)]
         if not all(0 <= value < float("inf") for value in [*weights, *self.gains.values(), *numbers]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from qualiclip_plugin.training import losses
 from qualiclip_plugin.training.config import TrainConfig, load_config
 from qualiclip_plugin.training.lite.config import HeadConfig
 from qualiclip_plugin.training.lite.encodings import encode_ladders
+from qualiclip_plugin.training.lite.head_adapt import adapt_head, tune
 from qualiclip_plugin.training.lite.head_fit import (
     fit_directions,
     fit_head,
@@ -242,6 +244,60 @@ def test_head_gives_the_fitted_qualities_back(network: QualiCLIP) -> None:
         logits = (network.logit_scale * (encoded @ difference.T)).unflatten(0, (200, 6))
     # The features' norm varies by at most (1/3)^2 / 2, and the qualities with it.
     assert ((logits - expected).abs() / expected.abs().clamp_min(1)).max() < 0.06
+
+
+def fitted(network: QualiCLIP, seen: LadderFeatures) -> QualiCLIP:
+    model = deepcopy(network)
+    weight, bias = fit_directions(ladder_moments(seen, torch.arange(64)), HEAD, 5)
+    write_head(model, weight, bias, HiddenLayer(64, 8, 7, 0.0).requires_grad_(False), seen)
+    return model
+
+
+def own_ladders(seed: int) -> LadderFeatures:
+    """Pictures of another kind: here degradations move feature 9, which was never seen to say anything."""
+    draws = torch.Generator().manual_seed(seed)
+    features = 0.1 * torch.randn(64, 1, 64, generator=draws) + torch.zeros(64, 6, 64)
+    features[..., 9] += torch.linspace(0, 1, 6)
+    return LadderFeatures(features, ("haze",) * 64, torch.zeros(64, 7, dtype=torch.bool), features[:, 0])
+
+
+TUNING = TrainConfig(head=HeadConfig(batches=1, share=0.5, epochs=10, learning_rate=1e-2, batch_size=16))
+
+
+def test_a_tuned_head_orders_held_out_pictures_of_its_kind_better(network: QualiCLIP) -> None:
+    known = ladders_of(200, 64)
+    model = fitted(network, known)
+    own = own_ladders(1)
+
+    def fall(ladders: LadderFeatures) -> float:
+        tower = model.image_encoder
+        assert isinstance(tower, StagePoolTower)
+        with torch.no_grad():
+            encoded = torch.nn.functional.normalize(tower.project(ladders.features.flatten(0, 1)), dim=-1)
+        logits = (encoded @ (model.text_features[:, 0] - model.text_features[:, 1]).T).mean(-1).unflatten(0, (-1, 6))
+        return model.logit_scale * float((logits[:, 0] - logits[:, 5]).mean())
+
+    before = fall(own)
+    said = tune(model, own_ladders(0), {"own": own}, TUNING)
+    assert said.startswith("the head went 0.5 of the way; loss of ladders: own ")
+    assert fall(own) > 1.2 * before
+
+
+def test_a_head_stays_where_the_control_would_get_worse(network: QualiCLIP) -> None:
+    model = fitted(network, ladders_of(200, 64))
+    start = deepcopy(model.state_dict())
+    own = own_ladders(1)
+    features = own.features.clone()
+    features[..., 9] = features[..., 9].flip(1)
+    control = dataclasses.replace(own, features=features, twins=features[:, 0])
+    said = tune(model, own_ladders(0), {"own": own, "others": control}, TUNING)
+    assert said.startswith("nothing was gained, the weights stay as they were")
+    assert all(torch.equal(value, start[name]) for name, value in model.state_dict().items())
+
+
+def test_tuning_needs_pictures_that_are_held_out(network: QualiCLIP) -> None:
+    with pytest.raises(ConfigError, match="validation_photos"):
+        adapt_head(network, [], None, TUNING, CPU, lambda done: None)
 
 
 def test_neutral_direction_has_no_share_in_a_prompt() -> None:
