@@ -2,7 +2,7 @@
 
 The trunk stays as it is, so its pooled features of degraded crops are computed once, as for :mod:`.head_fit`. The
 head that the weights bring then learns to order these ladders, and goes ``share`` of the way it would go: what it
-knows of other pictures lies in where it started (Wortsman et al., arXiv 2109.01903, found the same for whole networks).
+knows of other pictures lies in where it started (Wortsman et al., arXiv 2109.01903: the same of whole networks).
 
 Ladders of held-out pictures, and of photographs inside scikit-image as the control, are looked at before and after.
 Where either is ordered worse, the head goes half as far, and then stays where it was.
