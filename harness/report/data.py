@@ -53,6 +53,11 @@ class Cell:
         return bool(self.content["subsets"])
 
     @property
+    def outdated(self) -> bool:
+        """Whether its figures are of labels that a later run on the dataset replaced."""
+        return self.content.get("reason") == OTHER_LABELS
+
+    @property
     def page(self) -> str:
         """File name of its page."""
         return f"cell-{slug(self.scorer)}--{slug(self.dataset)}.html"
