@@ -8,8 +8,8 @@ Steps, in this order:
 - ``leaderboard``: the scorers on ``ladders``, and on the panels with human scores where ``--shared``
   has them; only scores that the present code, weights and versions do not have yet are computed, and those of earlier
   ones are removed; then which differences the tests decide (``comparisons.csv``), and what README.md says of them;
-- ``slow``, only where it is asked for: IL-NIQE on the panels that lack it, at some seconds of a core an image; it
-  goes on where it was stopped;
+- ``slow``, only where it is asked for: IL-NIQE on the same sets, at some seconds of a core an image; it goes on where
+  it was stopped;
 - ``baseline``: the scores on the guard pictures (``iqa-harness check --update``, which says what changed);
 - ``lite``: what the card of the lite model states (``results/lite/measure.py``), where ``--shared`` has photographs;
 - ``picture``: ``docs/report.png``, the report on ``ladders`` in a headless Chromium.
@@ -57,16 +57,21 @@ def panels(shared: Path) -> list[Path]:
     return sorted(path for path in (shared / "data").glob("*_panel") if path.is_dir())
 
 
+def datasets(shared: Path) -> list[str]:
+    """The ladders, and the panels that are at hand."""
+    return ["ladders", *map(str, panels(shared))]
+
+
 def leaderboard(shared: Path) -> None:
     """Scores, cells and tables."""
-    _score(SCORERS, ["ladders", *map(str, panels(shared))])
-    _score([SLOW], [str(path) for path in panels(shared) if Store(RESULTS).cell_path(SLOW, path.name).exists()])
+    _score(SCORERS, datasets(shared))
+    _score([SLOW], [name for name in datasets(shared) if Store(RESULTS).cell_path(SLOW, Path(name).name).exists()])
     _compare()
 
 
 def slow(shared: Path) -> None:
-    """IL-NIQE on the panels."""
-    _score([SLOW], map(str, panels(shared)))
+    """IL-NIQE on the same sets."""
+    _score([SLOW], datasets(shared))
     _compare()
 
 
