@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 FAILED = 1
 """Exit code: some images have no score."""
 
-DECODERS = 2
 RAY_PANEL = "With --engine ray"
 
 app = typer.Typer(
@@ -169,6 +168,9 @@ def score(
     if maps and gallery is None:
         raise ConfigError("--maps belongs to --gallery; 'qualiclip map' writes maps alone")
     from qualiclip_plugin.scoring.ray_engine import ScoreRequest, score_on_ray
+    from qualiclip_plugin.utils.decode_ahead import DECODERS
+
+    threads = DECODERS if workers is None else workers
 
     request = ScoreRequest(
         weights,
@@ -196,7 +198,7 @@ def score(
                 device=device,
                 workers=ray_workers,
                 threads=ray_threads,
-                decoders=DECODERS if workers is None else workers,
+                decoders=threads,
                 retry_failed=retry_failed,
                 advance=advance,
             )
@@ -230,7 +232,6 @@ def score(
     try:
         if gallery is not None:
             reading: dict[str, Any] = {"exif": exif, "icc": icc, "background": colour, "max_pixels": max_pixels}
-            threads = DECODERS if workers is None else workers
             _show(frame, gallery, files, threads, model=model if maps else None, **reading)
     finally:
         _print_table(frame)
@@ -293,7 +294,7 @@ def _unfinished(
     from qualiclip_plugin.scoring.ray_engine import identify
     from qualiclip_plugin.scoring.ray_pool import Pool
     from qualiclip_plugin.scoring.unfinished import UnfinishedScores
-    from qualiclip_plugin.utils.shown import portable, printable
+    from qualiclip_plugin.utils.shown import portable
 
     identity = identify(request, Pool(1, device, torch.get_num_threads()))
     unfinished = UnfinishedScores(output, {**identity, "folder": portable(os.getcwd())})

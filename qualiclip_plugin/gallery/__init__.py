@@ -89,13 +89,13 @@ def map_drawer(model: QualiCLIP, side: int) -> DrawMap:
 
     Maps are made one at a time, since each uses all cores.
     """
-    from qualiclip_plugin.scoring.map_files import map_of_image, overlay
+    from qualiclip_plugin.scoring.map_files import overlay, score_windows
 
     one = threading.Lock()
 
     def draw(pixels: Tensor) -> NDArray[np.uint8]:
         with one:
-            return overlay(map_of_image(pixels, model), side)
+            return overlay(score_windows(pixels, model), side)
 
     return draw
 

@@ -31,23 +31,32 @@ SHOWN_SIDE = 1024
 
 
 @dataclass(frozen=True)
-class QualityMap:
-    """A map and what it belongs to.
+class WindowScores:
+    """The windows of an image and their scores.
 
     Attributes:
         values: Scores in [0, 1] of the windows, (rows, columns).
         window: Height and width of a window in pixels.
         stride: Pixels from one window to the next; see ``quality_map.window_starts``.
-        score: Of the whole image.
         pixels: RGB, uint8, (H, W, 3).
-        title: What is scored, for people.
     """
 
     values: np.ndarray
     window: tuple[int, int]
     stride: int
-    score: float
     pixels: np.ndarray
+
+
+@dataclass(frozen=True)
+class QualityMap(WindowScores):
+    """A map and what it belongs to.
+
+    Attributes:
+        score: Of the whole image.
+        title: What is scored, for people.
+    """
+
+    score: float
     title: str
 
 
@@ -102,19 +111,23 @@ def map_of_file(
     attribute_index(model, attribute)
     pixels = read_image(path, max_pixels=max_pixels)
     try:
-        return map_of_image(pixels, model, attribute=attribute, window=window, stride=stride)
+        found = score_windows(pixels, model, attribute=attribute, window=window, stride=stride)
+        with torch.inference_mode(), exact_fp32():
+            score, named = model(pixels[None].to(model.mean.device), attributes=True)
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from error
+    whole = float(score if attribute is None else named[attribute])
+    return QualityMap(**vars(found), score=whole, title=attribute or "score")
 
 
-def map_of_image(
+def score_windows(
     pixels: Tensor,
     model: QualiCLIP,
     *,
     attribute: str | None = None,
     window: int | None = None,
     stride: int | None = None,
-) -> QualityMap:
+) -> WindowScores:
     """The quality map of an image, RGB, uint8, (3, H, W); the other arguments as of :func:`map_of_file`.
 
     Raises:
@@ -126,19 +139,16 @@ def map_of_image(
     image = pixels[None].to(model.mean.device)
     with torch.inference_mode(), exact_fp32():
         values = model.quality_map(image, window=window, stride=stride, attributes=index is not None)
-        score, named = model(image, attributes=True)
     height, width = image.shape[2:]
-    return QualityMap(
+    return WindowScores(
         values=values[0, index or 0].float().cpu().numpy(),
         window=(min(window, height), min(window, width)),
         stride=stride,
-        score=float(score if attribute is None else named[attribute]),
         pixels=pixels.permute(1, 2, 0).numpy(),
-        title=attribute or "score",
     )
 
 
-def per_pixel(found: QualityMap) -> np.ndarray:
+def per_pixel(found: WindowScores) -> np.ndarray:
     """The mean score of the windows that cover each pixel, those around it most, float32, (H, W)."""
     image_height, image_width, _ = found.pixels.shape
     total, weight = (np.zeros((image_height, image_width), dtype=np.float32) for _ in range(2))
@@ -158,7 +168,7 @@ def _tent(length: int) -> np.ndarray:
     return 1 - np.abs(np.arange(length) - (length - 1) / 2) / (length / 2)
 
 
-def overlay(found: QualityMap, side: int) -> np.ndarray:
+def overlay(found: WindowScores, side: int) -> np.ndarray:
     """The map in colours over the grey image, at most ``side`` pixels wide and high: RGB, uint8, (h, w, 3)."""
     from matplotlib import colormaps
     from PIL import Image

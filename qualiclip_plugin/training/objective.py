@@ -159,6 +159,10 @@ class Loss:
     needs: str = ""
     always: bool = False
 
+    def weight(self, config: ObjectiveConfig) -> float:
+        """Its weight among the losses of a configuration."""
+        return float(getattr(config, f"{self.name}_weight"))
+
     def __call__(self, seen: Seen, config: ObjectiveConfig) -> Tensor:
         """The loss before weighting; :class:`ConfigError` where what it needs is missing."""
         if self.needs and getattr(seen, self.needs) is None:
@@ -198,7 +202,7 @@ LOSSES = (
 
 def losses_of(config: ObjectiveConfig) -> list[Loss]:
     """The losses that a configuration takes, in the order of the logs."""
-    return [loss for loss in LOSSES if loss.always or getattr(config, f"{loss.name}_weight")]
+    return [loss for loss in LOSSES if loss.always or loss.weight(config)]
 
 
 def needs(config: ObjectiveConfig, what: str) -> bool:
@@ -231,8 +235,9 @@ def objective(
     """
     named = None if relevant is None else _select(relevant[..., None], config)[..., 0]
     seen = Seen(_select(similarities, config), distances, named)
-    parts = {loss.name: loss(seen, config) for loss in losses_of(config)}
-    weighted = [getattr(config, f"{name}_weight") * part for name, part in parts.items()]
+    losses = losses_of(config)
+    parts = {loss.name: loss(seen, config) for loss in losses}
+    weighted = [loss.weight(config) * parts[loss.name] for loss in losses]
     return torch.stack(weighted).sum(), parts
 
 

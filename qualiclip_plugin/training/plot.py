@@ -49,9 +49,7 @@ def plot_training(folder: RunFolder, config: TrainConfig, moved: Mapping[str, Ma
     for panel in axes.values():
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.3)
-    _plot_losses(
-        axes["loss"], rows, {loss.name: getattr(config, f"{loss.name}_weight") for loss in losses_of(config)}
-    )
+    _plot_losses(axes["loss"], rows, {loss.name: loss.weight(config) for loss in losses_of(config)})
     _plot_validation(axes["validation"], rows, validation)
     _plot_kinds(axes["kinds"], validation, config.table)
     _plot_movement(axes["movement"], moved)

@@ -29,6 +29,8 @@ from qualiclip_plugin.utils.process_settings import usable_cores
 T = TypeVar("T")
 R = TypeVar("R")
 
+DECODERS = 2
+"""As many decode beside a network on a CPU."""
 MANY_FILES = 2000
 """From here on processes save more than their start takes, where they are what a scorer waits for."""
 AHEAD = 4
@@ -68,7 +70,7 @@ def how_to_decode(device: str, files: int, workers: int | None = None) -> tuple[
         workers: As the user wants it.
     """
     if device.startswith("cpu"):
-        return (2 if workers is None else workers), False
+        return (DECODERS if workers is None else workers), False
     workers = usable_cores() if workers is None else workers
     return workers, files >= MANY_FILES and workers > 1
 

@@ -11,7 +11,6 @@ import typer
 
 from qualiclip_plugin import __version__
 from qualiclip_plugin.utils.errors import QualiCLIPError, first_line, out_of_memory
-from qualiclip_plugin.utils.extras import advice
 from qualiclip_plugin.utils.process_settings import settle_process
 from qualiclip_plugin.utils.shown import printable
 
@@ -47,6 +46,8 @@ def run(app: typer.Typer, name: str) -> None:
     except QualiCLIPError as error:
         reason = str(error)
     except ModuleNotFoundError as error:
+        from qualiclip_plugin.utils.extras import advice  # reads requirements, which no other start needs
+
         if (install := advice(error)) is None:
             raise
         reason = install

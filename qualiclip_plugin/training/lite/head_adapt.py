@@ -20,7 +20,7 @@ from qualiclip_plugin.models.conv_towers import StagePoolTower
 from qualiclip_plugin.models.qualiclip import QualiCLIP
 from qualiclip_plugin.training.config import TrainConfig
 from qualiclip_plugin.training.lite.config import HeadConfig
-from qualiclip_plugin.training.lite.head_ranking import HiddenLayer, ladder_loss
+from qualiclip_plugin.training.lite.head_ranking import HiddenLayer, ladder_loss, minimise
 from qualiclip_plugin.training.lite.ladder_features import LadderFeatures, collect_ladders, stage_pool_tower
 from qualiclip_plugin.training.photos import SKIMAGE, Photos, open_photos
 from qualiclip_plugin.training.seeds import derive_seed, preserved_generators
@@ -119,7 +119,7 @@ def tune(model: QualiCLIP, seen: LadderFeatures, checks: dict[str, LadderFeature
 @torch.no_grad()
 def _loss(model: QualiCLIP, ladders: LadderFeatures, head: HeadConfig) -> float:
     """How badly ladders are ordered, as the network itself scores them."""
-    crops = torch.cat([ladders.features, ladders.twins[:, None]], dim=1)
+    crops = ladders.crops
     features = stage_pool_tower(model).project(crops.flatten(0, 1)).unflatten(0, crops.shape[:2])
     prompts = model.text_features
     logits = nn.functional.normalize(features, dim=-1) @ (prompts[:, 0] - prompts[:, 1]).T
@@ -173,18 +173,9 @@ class _TunedHead(nn.Module):
 def _train(model: QualiCLIP, seen: LadderFeatures, config: TrainConfig) -> _TunedHead:
     head = config.head
     assert head is not None  # noqa: S101 (narrows the type)
-    crops = torch.cat([seen.features, seen.twins[:, None]], dim=1)
+    crops = seen.crops
     with preserved_generators():
         torch.manual_seed(derive_seed(config.seed, "head"))
         tuned = _TunedHead(model, seen, head.dropout)
-        optimizer = torch.optim.AdamW(tuned.parameters(), lr=head.learning_rate, weight_decay=head.weight_decay)
-        steps = head.epochs * -(-len(crops) // head.batch_size)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, head.learning_rate, total_steps=steps)
-        for _ in range(head.epochs):
-            for rows in torch.randperm(len(crops)).split(head.batch_size):
-                loss = ladder_loss(tuned(crops[rows]), seen.relevant[rows], head)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
+        minimise(tuned, lambda rows: ladder_loss(tuned(crops[rows]), seen.relevant[rows], head), len(crops), head)
     return tuned.eval()

@@ -6,6 +6,8 @@ may look at what else is in the picture. It is added to the linear part and kept
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -56,28 +58,42 @@ def train_hidden_layer(
     """
     head = config.head
     assert head is not None  # noqa: S101 (narrows the type; only called with a head)
-    crops = torch.cat([seen.features, seen.twins[:, None]], dim=1)
+    crops = seen.crops
     linear = (crops.double() @ weight.T + bias).float()
     mean, deviation = seen.features.mean((0, 1)), seen.features.std((0, 1)) + 1e-6
     features = (crops - mean) / deviation
     with preserved_generators():
         torch.manual_seed(derive_seed(config.seed, "head"))
         layer = HiddenLayer(features.shape[-1], width, len(bias), head.dropout)
-        optimizer = torch.optim.AdamW(layer.parameters(), lr=head.learning_rate, weight_decay=head.weight_decay)
-        batches = -(-len(features) // head.batch_size)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, head.learning_rate, total_steps=head.epochs * batches
-        )
-        for _ in range(head.epochs):
-            for rows in torch.randperm(len(features)).split(head.batch_size):
-                addition = layer(features[rows])
-                loss = ladder_loss(linear[rows] + addition, seen.relevant[rows], head)
-                loss = loss + head.restraint * addition.square().mean()
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
+
+        def loss(rows: Tensor) -> Tensor:
+            addition = layer(features[rows])
+            ranked = ladder_loss(linear[rows] + addition, seen.relevant[rows], head)
+            return ranked + head.restraint * addition.square().mean()
+
+        minimise(layer, loss, len(features), head)
     return _on_raw_features(layer.eval().requires_grad_(False), mean, deviation)
+
+
+def minimise(module: nn.Module, loss: Callable[[Tensor], Tensor], ladders: int, head: HeadConfig) -> None:
+    """Train a module on batches of ladders, drawn from torch's global generator.
+
+    Args:
+        module: Is changed in place.
+        loss: From the indices of a batch to its loss, a scalar.
+        ladders: How many there are.
+        head: Epochs, size of a batch, learning rate and decay.
+    """
+    optimizer = torch.optim.AdamW(module.parameters(), lr=head.learning_rate, weight_decay=head.weight_decay)
+    steps = head.epochs * -(-ladders // head.batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, head.learning_rate, total_steps=steps)
+    for _ in range(head.epochs):
+        for rows in torch.randperm(ladders).split(head.batch_size):
+            value = loss(rows)
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+            schedule.step()
 
 
 def ladder_loss(qualities: Tensor, relevant: Tensor, config: HeadConfig) -> Tensor:

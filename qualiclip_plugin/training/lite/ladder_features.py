@@ -37,6 +37,11 @@ class LadderFeatures:
     relevant: Tensor
     twins: Tensor
 
+    @property
+    def crops(self) -> Tensor:
+        """The ladders with the twin of the pristine crop last, (M, L + 2, C)."""
+        return torch.cat([self.features, self.twins[:, None]], dim=1)
+
 
 def stage_pool_tower(model: QualiCLIP) -> StagePoolTower:
     """The image encoder; raises ``ConfigError`` where it is another tower."""

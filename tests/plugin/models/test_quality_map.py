@@ -19,7 +19,7 @@ from qualiclip_plugin.cli import app
 from qualiclip_plugin.distortions import get_distortion
 from qualiclip_plugin.models.qualiclip import QualiCLIP
 from qualiclip_plugin.models.quality_map import window_starts
-from qualiclip_plugin.scoring.map_files import QualityMap, check_names, per_pixel
+from qualiclip_plugin.scoring.map_files import WindowScores, check_names, per_pixel
 from qualiclip_plugin.utils.errors import ConfigError
 from qualiclip_plugin.weights import load_model
 from tests.support.rounding import bound_of
@@ -151,5 +151,5 @@ def test_maps_of_one_name_are_refused_before_any_work(tmp_path: Path) -> None:
 
 def test_a_pixel_has_the_mean_of_its_windows() -> None:
     values = np.array([[0.0, 1.0]], dtype=np.float32)
-    found = per_pixel(QualityMap(values, (2, 4), 2, 0.5, np.zeros((2, 6, 3), np.uint8), "score"))
+    found = per_pixel(WindowScores(values, (2, 4), 2, np.zeros((2, 6, 3), np.uint8)))
     assert found.tolist() == [[0, 0, 0.25, 0.75, 1, 1]] * 2
