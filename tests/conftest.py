@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+# isort: off
+from tests.support import fresh_caches  # noqa: F401 - before all others
+
+# isort: on
 import importlib
 import os
 import shutil

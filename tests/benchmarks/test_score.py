@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -119,3 +120,20 @@ def test_a_short_run_measures_every_rival(tmp_path: Path) -> None:
         assert len(rivals) + len(missing) == 1 + 2 * len(WAYS["cpu"]) + len(OTHERS)
         assert all(len(values["seconds"]) == 2 for values in rivals.values())
     assert page.read_text().count("| qualiclip-lite, openvino fp32 |") == len(score.QUICK)
+
+
+def test_a_benchmark_sees_the_weights_that_are_there_and_a_test_does_not(tmp_path: Path) -> None:
+    code = "import {}, os; print(os.environ['TORCH_HOME'])"
+    seen = {
+        module: subprocess.run(
+            [sys.executable, "-c", code.format(module)],
+            env={**os.environ, "TORCH_HOME": str(tmp_path)},
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+        for module in ("tests.benchmarks", "tests.faults", "tests.fuzz")
+    }
+    assert seen.pop("tests.benchmarks") == str(tmp_path)
+    assert not set(seen.values()) & {str(tmp_path)}

@@ -2,3 +2,5 @@
 
 ``python -m tests.faults --trials 50`` runs every fault so many times and writes ``results/reliability.md``.
 """
+
+from tests.support import fresh_caches  # noqa: F401

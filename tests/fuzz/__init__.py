@@ -3,3 +3,5 @@
 ``targets`` says what is read and within which limits; ``test_readers.py`` mutates valid files with Hypothesis, and
 ``python -m tests.fuzz TARGET`` searches further, guided by coverage. ``tests/corpus/<target>`` keeps what was found.
 """
+
+from tests.support import fresh_caches  # noqa: F401

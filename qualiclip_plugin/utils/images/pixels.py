@@ -13,7 +13,7 @@ from torch import Tensor
 from qualiclip_plugin.utils.errors import ImageError
 from qualiclip_plugin.utils.images.colour import to_srgb
 
-_AT_ONCE = 2**20  # pixels
+_AT_ONCE = 2**16  # pixels, whose bytes stay in the cache and in memory that the process has already
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
