@@ -48,6 +48,14 @@ def evaluate(
     Raises:
         QualiCLIPError: A dataset is invalid or the output cannot be written. A scorer that cannot start is a
             row with its reason.
+
+    Examples:
+        >>> import harness
+        >>> frame = harness.evaluate(["entropy", "qualiclip-lite"], ["scored"], output="results")
+        >>> print(frame[["scorer", "n", "srcc"]].to_string(index=False))
+                scorer  n  srcc
+        qualiclip-lite  8  0.00
+               entropy  8  0.00
     """
     request = RunRequest(
         scorers=(scorers,) if isinstance(scorers, str | Scorer) else tuple(scorers),
@@ -87,6 +95,13 @@ def compare(
 
     Raises:
         StoreError: A scorer has no stored scores, or they cannot be read.
+
+    Examples:
+        >>> import harness
+        >>> frame = harness.evaluate(["entropy", "qualiclip-lite"], ["scored"], output="results")
+        >>> row = harness.compare("qualiclip-lite", "entropy", output="results").iloc[0]
+        >>> row["figure"], int(row["n"]), f"{row['p']:.2f}"
+        ('srcc', 8, '0.00')
     """
     import pandas as pd
 
@@ -114,6 +129,12 @@ def compare_all(*, output: str | os.PathLike[str] = "results", draws: int = 2000
 
     Raises:
         StoreError: Results cannot be read, or the folder not be written.
+
+    Examples:
+        >>> import harness
+        >>> frame = harness.evaluate(["entropy", "qualiclip-lite"], ["scored"], output="results")
+        >>> harness.compare_all(output="results")["test"].tolist()
+        ['flip', 'williams', 'pitman']
     """
     return _compare_all(Store(output), draws=draws, seed=seed)
 
@@ -133,6 +154,13 @@ def load_scores(scorer: str, dataset: str, *, output: str | os.PathLike[str] = "
 
     Raises:
         StoreError: There are no such scores, or they or the labels cannot be read.
+
+    Examples:
+        >>> import harness
+        >>> frame = harness.evaluate("entropy", "scored", output="results")
+        >>> scores = harness.load_scores("entropy", "scored", output="results")
+        >>> scores[["file_name", "opinion"]].head(1).to_dict("records")
+        [{'file_name': '0.png', 'opinion': 0.0}]
     """
     store = Store(output)
     found = [cell for cell in store.cells() if cell["scorer"]["name"] == scorer and cell["subsets"]]

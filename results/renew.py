@@ -113,9 +113,9 @@ def claim() -> str:
     ]
     places = [f"{_short(value)} on {name}" for value, name in zip(own["srcc"], PANELS.values(), strict=True)]
     text = (
-        "On three development panels of 300 pictures with human scores, which chose between recipes, its SRCC is "
-        f"{_listed(places)} (95 % intervals {', '.join(intervals)}), that of NIQE "
-        f"{_listed(map(_short, other['srcc']))}; tests {apart} ([results](results/README.md))."
+        "Three development panels of 300 pictures with human scores served to choose between recipes. On these its "
+        f"SRCC is {_listed(places)} (95 % intervals {', '.join(intervals)}); that of NIQE is "
+        f"{_listed(map(_short, other['srcc']))}. The tests {apart} ([results](results/README.md))."
     )
     return textwrap.fill(text, 120, break_on_hyphens=False)
 

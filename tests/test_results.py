@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import re
 from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
@@ -154,27 +153,6 @@ def test_the_readme_claims_what_the_tests_decide() -> None:
     renew = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(renew)
     assert renew.BEGIN + renew.claim() + renew.END in (ROOT / "README.md").read_text(encoding="utf-8"), RENEW
-
-
-def test_the_document_quotes_the_simulations() -> None:
-    rows = pd.read_csv(RESULTS / "statistics" / "simulations.csv")
-    what, images, deciding = rows["what"], rows["images"], rows["contents"] > 5
-    flips, interval = what.str.startswith("size, sign flips"), what.str.startswith("coverage")
-    fitted = what.str.contains("fitted|RMSE")
-    independent = images == "independent images"
-    quoted = {
-        "of the L-test real": flips & deciding & (images == "ladders") & what.str.contains("L-test"),
-        "of SRCC (": flips & deciding & what.str.contains("SRCC") & ~independent,
-        "for independent images": flips & deciding & what.str.contains("SRCC") & independent,
-        "of the trials, those": interval & ~fitted,
-        ". Williams' t": interval & fitted,
-        "), and": what.str.startswith("size, Williams") & independent,
-    }
-    text = " ".join((ROOT / "docs" / "harness.md").read_text(encoding="utf-8").split())
-    for words, chosen in quoted.items():
-        (found,) = re.findall(rf"([.\d]+) to ([.\d]+) ?{re.escape(words)}", text)
-        lowest_and_highest = rows["share"][chosen].agg(["min", "max"]).tolist()
-        assert [float(number) for number in found] == pytest.approx(lowest_and_highest, abs=0.0051), words
 
 
 def tracked(path: Path) -> bool:

@@ -40,6 +40,14 @@ def check_quality(
         AssertionError: The score is out of bounds.
         ValueError: No bound, or one on the side where the metric is good.
         QualiCLIPError: The image cannot be read or the metric cannot start.
+
+    Examples:
+        >>> from harness.check.quality import check_quality
+        >>> check_quality("photo.png", min=0.5) > 0.5
+        True
+        >>> check_quality("photo.png", max=0.5)
+        Traceback (most recent call last):
+        ValueError: qualiclip-lite: higher is better, so give min= alone
     """
     from qualiclip_plugin.utils.images import read_image, to_float
 

@@ -23,7 +23,7 @@ CellJson = Mapping[str, Any]
 INTERVALS = tuple(f"{figure}_{end}" for figure in FIGURES for end in ("low", "high"))
 OVER_SPLITS = tuple(f"{figure}_splits_{what}" for figure in ("srcc", "plcc_raw") for what in ("median", "std"))
 COLUMNS = ("scorer", "dataset", "subset", "n", "n_failed", *FIGURES, *OVER_SPLITS, "seen", *INTERVALS)
-"""Columns of ``leaderboard.csv``; ``results/README.md`` explains each."""
+"""Columns of ``leaderboard.csv``; ``docs/result-files.md`` explains each."""
 
 TIMINGS = ("scorer", "dataset", "images", "seconds", "images_per_second", "device", "date")
 """Columns of ``timings.csv``. A measurement of its own: the same scores take another time in every run."""

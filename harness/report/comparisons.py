@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 PAIR = ("first", "second", "difference", "low", "high", "p", "verdict", "reason")
 COLUMNS = ("dataset", "test", "statistic", "n", "contents", *PAIR)
-"""Of ``comparisons.csv``; ``results/README.md`` explains each."""
+"""Of ``comparisons.csv``; ``docs/result-files.md`` explains each."""
 
 
 def contests(store: Store, cells: Sequence[Cell], *, draws: int = 2000, seed: int = 0) -> dict[str, Contest | None]:

@@ -47,6 +47,13 @@ def degrade_image(image: Tensor, distortion: str, level: int, *, seed: int = 0, 
     Raises:
         ConfigError: Unknown table or kind (near names are suggested), or no such level.
         ImageError: The tensor is no RGB image.
+
+    Examples:
+        >>> from qualiclip_plugin.distortions.contact_sheet import degrade_image
+        >>> from qualiclip_plugin.utils.images import read_image
+        >>> degraded = degrade_image(read_image("photo.png"), "jpeg", 3)
+        >>> degraded.shape, degraded.dtype
+        (torch.Size([3, 192, 256]), torch.uint8)
     """
     kind = get_distortion(distortion, table)
     _check_rgb(image)
@@ -99,6 +106,11 @@ def degrade_file(
     Raises:
         ConfigError: As :func:`degrade_image`; or the output is the input or no lossless format.
         ImageError: The picture cannot be read.
+
+    Examples:
+        >>> from qualiclip_plugin.distortions.contact_sheet import degrade_file
+        >>> degrade_file("photo.png", "gaussian_blur", 3).name
+        'photo_gaussian_blur_3.png'
     """
     target = Path(output or f"{Path(image).stem}_{distortion}_{level}.png")
     _check_target(target, image)
@@ -151,6 +163,12 @@ def contact_sheet(
 
     Returns:
         The paths written.
+
+    Examples:
+        >>> from qualiclip_plugin.distortions.contact_sheet import contact_sheet
+        >>> from qualiclip_plugin.utils.images import read_image
+        >>> [path.name for path in contact_sheet(read_image("photo.png"), "sheet.png", ["jpeg", "white_noise"])]
+        ['sheet.png']
     """
     _check_rgb(image)
     target = Path(path)

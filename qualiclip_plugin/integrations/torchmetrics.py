@@ -26,6 +26,12 @@ class QualiCLIPMetric(Metric):
         weights: As for ``load_model``.
         precision: ``fp32``, ``fp16`` or ``bf16``.
         **options: torchmetrics' own.
+
+    Examples:
+        >>> from qualiclip_plugin.integrations.torchmetrics import QualiCLIPMetric
+        >>> metric = QualiCLIPMetric("lite")
+        >>> metric.higher_is_better
+        True
     """
 
     is_differentiable = False
@@ -44,12 +50,30 @@ class QualiCLIPMetric(Metric):
 
     @torch.no_grad()
     def update(self, images: Tensor) -> None:
-        """Add images (N, 3, H, W), RGB in [0, 1]."""
+        """Add images (N, 3, H, W), RGB in [0, 1].
+
+        Examples:
+            >>> import torch
+            >>> from qualiclip_plugin.integrations.torchmetrics import QualiCLIPMetric
+            >>> metric = QualiCLIPMetric("lite")
+            >>> metric.update(torch.rand(2, 3, 64, 64))
+            >>> metric.count
+            tensor(2)
+        """
         with exact_fp32():
             scores = self.model(images)
         self.total += scores.double().sum()
         self.count += scores.shape[0]
 
     def compute(self) -> Tensor:
-        """Mean score in [0, 1]; nan before the first image."""
+        """Mean score in [0, 1]; nan before the first image.
+
+        Examples:
+            >>> from qualiclip_plugin.integrations.torchmetrics import QualiCLIPMetric
+            >>> from qualiclip_plugin.utils.images import read_image
+            >>> metric = QualiCLIPMetric("lite")
+            >>> metric.update(read_image("photo.png")[None])
+            >>> f"{metric.compute():.2f}"
+            '0.00'
+        """
         return (self.total / self.count).float()

@@ -79,6 +79,12 @@ class QualiCLIP(nn.Module):
         tile_pixels: Images with more pixels are encoded in tiles of at most so many, which bounds the memory and
             leaves the score the same up to rounding (see ``tiling``). It applies to convolutional towers, in
             evaluation mode, where no gradient is asked for; 0 chooses by the image, ``None`` never tiles.
+
+    Examples:
+        >>> from qualiclip_plugin.weights import load_model
+        >>> model = load_model("lite")  # a QualiCLIP
+        >>> model.attributes[:3], model.precision
+        ((), 'fp32')
     """
 
     runtime = "eager"
@@ -149,6 +155,13 @@ class QualiCLIP(nn.Module):
         Raises:
             ImageError: The shape is not (N, 3, H, W), the type neither floating-point nor bytes, or an image is
                 smaller than 32 x 32.
+
+        Examples:
+            >>> from qualiclip_plugin.utils.images import read_image
+            >>> from qualiclip_plugin.weights import load_model
+            >>> features = load_model("lite").encode_image(read_image("photo.png")[None])
+            >>> features.shape
+            torch.Size([1, 384])
         """
         check_images(images)
         with autocast(self._precision, images.device, self.image_encoder):
@@ -199,6 +212,14 @@ class QualiCLIP(nn.Module):
 
         Raises:
             ImageError: See :meth:`encode_image` and :func:`check_range`.
+
+        Examples:
+            >>> from qualiclip_plugin.utils.images import read_image
+            >>> from qualiclip_plugin.weights import load_model
+            >>> images = read_image("photo.png")[None]  # (1, 3, H, W)
+            >>> scores, attributes = load_model("lite")(images, attributes=True)
+            >>> f"{scores.item():.2f} {attributes['sharp_image'].item():.2f}"
+            '0.00 0.00'
         """
         if not self.training:
             check_range(images)
@@ -230,7 +251,8 @@ class QualiCLIP(nn.Module):
             ImageError: See :meth:`encode_image`.
             ConfigError: The window is too small, or the stride not positive.
 
-        Example:
+        Examples:
+            >>> import torch
             >>> from qualiclip_plugin.weights import load_model
             >>> load_model("lite").quality_map(torch.rand(1, 3, 200, 300)).shape
             torch.Size([1, 1, 3, 4])

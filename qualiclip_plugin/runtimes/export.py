@@ -42,6 +42,14 @@ def export_program(model: nn.Module) -> ExportedProgram:
     Raises:
         ConfigError: The model is in training mode, or has a layer that depends on the size in another way, or one
             that this version of torch cannot export.
+
+    Examples:
+        >>> import torch
+        >>> from qualiclip_plugin.runtimes.export import export_program
+        >>> from qualiclip_plugin.weights import load_model
+        >>> program = export_program(load_model("lite"))
+        >>> program.module()(torch.rand(2, 3, 64, 96)).shape
+        torch.Size([2, 1])
     """
     if model.training:
         raise ConfigError("only a model in evaluation mode can be exported (load_model(..., inference=True))")
@@ -96,6 +104,14 @@ def export_onnx(model: nn.Module, path: str | os.PathLike[str]) -> None:
         ConfigError: See :func:`check_name` and :func:`export_program`; or the packages of the extra ``onnx`` are
             missing.
         OSError: The file cannot be written.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from qualiclip_plugin.runtimes.export import export_onnx
+        >>> from qualiclip_plugin.weights import load_model
+        >>> export_onnx(load_model("lite"), "lite.onnx")
+        >>> Path("lite.onnx").stat().st_size < 8e6  # bytes
+        True
     """
     check_name(path, "onnx")
     try:

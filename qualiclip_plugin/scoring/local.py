@@ -46,6 +46,11 @@ class ScoredImage:
         height: The same.
         error: Why there is no score; names the file.
         note: What was decided about the pixels before scoring: depth, page, profile, rotation, background, frame.
+
+    Examples:
+        >>> from qualiclip_plugin.scoring.local import ScoredImage
+        >>> ScoredImage("photo.png", score=0.5, width=640, height=480).error is None
+        True
     """
 
     path: str
@@ -135,6 +140,14 @@ def score_files(
     Raises:
         ConfigError: ``batch_size`` or ``workers`` is negative, or 0 processes are asked for.
         MachineError: A process that decodes was killed.
+
+    Examples:
+        >>> from qualiclip_plugin.scoring.local import score_files
+        >>> from qualiclip_plugin.weights import load_model
+        >>> for row in score_files(["photo.png", "missing.png"], load_model("lite")):
+        ...     print(row.path, row.error or f"{row.score:.2f}")
+        photo.png 0.00
+        missing.png missing.png: no such file
     """
     if processes and workers < 1:
         raise ConfigError("processes need workers: at least 1")

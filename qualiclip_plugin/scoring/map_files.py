@@ -54,6 +54,14 @@ class QualityMap(WindowScores):
     Attributes:
         score: Of the whole image.
         title: What is scored, for people.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from qualiclip_plugin.scoring.map_files import map_of_file, per_pixel
+        >>> from qualiclip_plugin.weights import load_model
+        >>> found = map_of_file(Path("photo.png"), load_model("lite"))
+        >>> per_pixel(found).shape, found.window, found.stride
+        ((192, 256), (96, 96), 72)
     """
 
     score: float
@@ -107,6 +115,14 @@ def map_of_file(
     Raises:
         ImageError: The image cannot be read or scored; names it.
         ConfigError: No such attribute; window or stride do not fit.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from qualiclip_plugin.scoring.map_files import map_of_file
+        >>> from qualiclip_plugin.weights import load_model
+        >>> found = map_of_file(Path("photo.png"), load_model("lite"), attribute="sharp_image")
+        >>> found.title, found.values.shape
+        ('sharp_image', (3, 4))
     """
     attribute_index(model, attribute)
     pixels = read_image(path, max_pixels=max_pixels)
@@ -186,6 +202,14 @@ def write_map(found: QualityMap, folder: Path, name: str) -> tuple[Path, Path]:
 
     Raises:
         OSError: The folder cannot be written.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from qualiclip_plugin.scoring.map_files import map_of_file, write_map
+        >>> from qualiclip_plugin.weights import load_model
+        >>> found = map_of_file(Path("photo.png"), load_model("lite"))
+        >>> [path.name for path in write_map(found, Path("."), "photo")]
+        ['photo.npy', 'photo.png']
     """
     raw, picture = folder / f"{name}.npy", folder / f"{name}.png"
     with atomic_write(raw) as file:

@@ -234,6 +234,13 @@ def load_model(
     Raises:
         WeightsError: The weights cannot be had, read or fitted to the architecture.
         ConfigError: The runtime, precision or size of a tile cannot be had here.
+
+    Examples:
+        >>> import torch
+        >>> from qualiclip_plugin.weights import load_model
+        >>> model = load_model("lite")
+        >>> model(torch.rand(2, 3, 64, 64)).shape
+        torch.Size([2, 1])
     """
     import torch
 

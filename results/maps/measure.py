@@ -88,8 +88,8 @@ def main() -> None:
 
 Area under the ROC curve of `qualiclip-lite`'s map against the degraded part, level {LEVEL}, stride {STRIDE} pixels
 (`python results/maps/measure.py`; {processor_name()}, {pd.Timestamp.now():%Y-%m-%d}; {libraries}).
-1: every window inside has a lower value than every window outside; .5: chance. Smooth parts of a photograph have low
-values too, which is why no value is 1.
+1: every window inside has a lower value than every window outside; .5: chance. No value is 1, because smooth parts of
+a photograph have low values too.
 
 {frame.to_markdown(index=False, floatfmt=".2f")}
 

@@ -255,12 +255,12 @@ def page(rows: list[Row]) -> str:
     trials = sorted({row.trials for row in rows if row.trials})
     return f"""# Do the tests and intervals hold?
 
-Simulations whose truth is known, by `python results/statistics/simulate.py`: two scorers that are equally good by
-construction, so that every decision at .05 is a false one, and intervals that should hold the true value in 95 % of
-the trials. Columns are numbers of contents (of images, where these are independent). {trials[-1]:,} trials, a quarter
-of that for ladders of 100 contents, a fifth for fitted curves, fewer where a statistic has no interval (a perfect
-order); `simulations.csv` has the number and the standard error of each share. Up to 5 contents sign flips cannot
-decide: their smallest p is .0625.
+Simulations with a known truth, made by `python results/statistics/simulate.py`. Two scorers are equally good by
+construction, so every decision at .05 is a false one. Intervals should hold the true value in 95 % of the trials.
+The columns are numbers of contents (of images, if these are independent). There are {trials[-1]:,} trials, a
+quarter of that for ladders of 100 contents, a fifth for fitted curves, and fewer if a statistic has no interval (a
+perfect order); `simulations.csv` has the number and the standard error of each share. Up to 5 contents
+sign flips cannot decide: their smallest p is .0625.
 Python {platform.python_version()}, numpy {np.__version__}, scipy {scipy.__version__}.
 
 {markdown(rows)}

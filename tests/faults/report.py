@@ -23,17 +23,17 @@ same command run once more, and compares with a run that nothing happened to. Me
 
 | column | meaning |
 |---|---|
-| trials, struck | runs that were disturbed; those of them that felt it: ended by it, refused, or said so |
+| trials, struck | disturbed runs; those that were affected: they ended, refused, or reported it |
 | lost | scores, figures, weights or files missing after the next run; scores stored before a kill and made again |
 | doubled | the same twice |
 | wrong | another value than without the fault, after the next run or in a run that claimed success |
-| left | temporary files still there after the next run |
+| left | temporary files that remain after the next run |
 | crashed | ended with neither success nor a declared error (but for the kill itself) |
 
 The works are small and complete: `qualiclip score` into a file, `iqa-harness run` on a dataset with opinions and on
 generated ladders, `iqa-harness data check` of a packed dataset that is downloaded and unpacked, `qualiclip weights
-fetch`, and `qualiclip train`, which the next run continues with `--resume`. Where a damaged file is refused, the next
-run comes after deleting what the message names.
+fetch`, and `qualiclip train`, which the next run continues with `--resume`. If a damaged file is refused,
+the file that the message names is deleted before the next run.
 """
 
 

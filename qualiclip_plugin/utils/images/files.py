@@ -30,6 +30,11 @@ def images_in(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
 
     Raises:
         ImageError: A path that does not exist, a pattern without a match, a folder without an image.
+
+    Examples:
+        >>> from qualiclip_plugin.utils.images import images_in
+        >>> [path.name for path in images_in(["photo.png", "scored"])][:2]
+        ['photo.png', '0.png']
     """
     real_parent: dict[Path, str] = {}
     unique: dict[tuple[str, str], Path] = {}
