@@ -34,7 +34,7 @@ def evaluate(
     output: str | os.PathLike[str] = "results",
     **options: Any,
 ) -> pd.DataFrame:
-    """Score datasets, as far as not done before, and return the leaderboard.
+    """Score datasets, where scores are missing, and return the leaderboard.
 
     Args:
         scorers: Names as on the command line, or started scorers (:class:`harness.scorers.kinds.Scorer`).
@@ -76,9 +76,9 @@ def compare(
 ) -> pd.DataFrame:
     """Test two scorers against each other on every dataset that the store has for both.
 
-    SRCC is compared where there are human scores, the L-test elsewhere: sign flips over contents, with an interval
-    of the difference. Where no two images share a content, Williams' t on ranks and Pitman's test on the residuals of
-    the fit stand beside them. The p-values are those of single tests: with many scorers, adjust them
+    SRCC is compared if there are human scores, else the L-test: sign flips over contents, with an interval of the
+    difference. If no two images share a content, Williams' t on ranks and Pitman's test on the residuals of the fit
+    are given too. The p-values are those of single tests: with many scorers, adjust them
     (:func:`harness.statistics.holm`).
 
     Args:
@@ -90,8 +90,8 @@ def compare(
 
     Returns:
         One row per dataset with the columns ``COMPARISON``; a difference above 0 favours ``first``. Only
-        images that both have scored count (``n``). Scorers that met different labels are not tested: the row
-        has the reason, and so has one with so few contents that no test can decide.
+        images with both scores count (``n``). ``reason`` says why there is no test (different labels) or no possible
+        decision (too few contents).
 
     Raises:
         StoreError: A scorer has no stored scores, or they cannot be read.
@@ -114,10 +114,10 @@ def compare(
 
 
 def compare_all(*, output: str | os.PathLike[str] = "results", draws: int = 2000, seed: int = 0) -> pd.DataFrame:
-    """Test all scorers of every dataset against each other and keep the result with the results.
+    """Test all scorers of every dataset against each other and store the outcome beside the results.
 
-    Unlike those of :func:`compare`, p-values are adjusted by Holm over the pairs of a dataset, and only images that
-    all scorers have scored count. See :func:`harness.report.comparisons.compare_all`.
+    Unlike in :func:`compare`, p-values are adjusted by Holm over the pairs of a dataset, and only images with scores
+    of all scorers count. See :func:`harness.report.comparisons.compare_all`.
 
     Args:
         output: Results folder; ``comparisons.csv`` and ``comparisons/`` are written there.
@@ -128,7 +128,7 @@ def compare_all(*, output: str | os.PathLike[str] = "results", draws: int = 2000
         One row for every test of two scorers.
 
     Raises:
-        StoreError: Results cannot be read, or the folder not be written.
+        StoreError: Results cannot be read, or the folder cannot be written.
 
     Examples:
         >>> import harness
@@ -140,7 +140,7 @@ def compare_all(*, output: str | os.PathLike[str] = "results", draws: int = 2000
 
 
 def load_scores(scorer: str, dataset: str, *, output: str | os.PathLike[str] = "results") -> pd.DataFrame:
-    """Every stored score of a scorer on a dataset beside the labels, for statistics of one's own.
+    """Every stored score of a scorer on a dataset, with the labels, for your own statistics.
 
     Args:
         scorer: Name of a scorer.
@@ -148,9 +148,9 @@ def load_scores(scorer: str, dataset: str, *, output: str | os.PathLike[str] = "
         output: Results folder.
 
     Returns:
-        One row per image: ``file_name``, ``score`` as the scorer gives it (NaN where it failed, with its ``error``),
-        ``opinion``, ``std``, ``votes``, ``reference``, ``distortion``, ``level``, ``split``, ``image_hash`` and what
-        else is known. ``frame.attrs`` has ``scorer_lower_better`` and ``opinion_lower_better``.
+        One row per image: ``file_name``, ``score`` as the scorer gives it (NaN if it failed, with its ``error``),
+        ``opinion``, ``std``, ``votes``, ``reference``, ``distortion``, ``level``, ``split``, ``image_hash`` and others.
+        ``frame.attrs`` has ``scorer_lower_better`` and ``opinion_lower_better``.
 
     Raises:
         StoreError: There are no such scores, or they or the labels cannot be read.
@@ -218,5 +218,5 @@ def _compare(first: Cell, second: Cell, draws: int, seed: int) -> dict[str, Any]
 
 
 def _reason(matrix: SignificanceMatrix) -> str:
-    """Why a matrix of two scorers has no result; empty where it has one."""
+    """Why a matrix of two scorers has no result; empty if it has one."""
     return "".join(f"{matrix.method}: {reason}" for reason in matrix.reasons.values())

@@ -51,7 +51,7 @@ def run(
     allow_partial: Annotated[bool, typer.Option(help="Accept datasets with missing images, marked.")] = False,
     stream: Annotated[bool, typer.Option(help="Read remote datasets as they come, without keeping them.")] = False,
     limit: Annotated[
-        int, typer.Option(min=0, help="A quick try: so many images of each dataset; kept out of all tables.")
+        int, typer.Option(min=0, help="A quick try: only so many images of each dataset; not in the written tables.")
     ] = 0,
     fit: Annotated[str, typer.Option(help="Curve before PLCC and RMSE: logistic4 or logistic5.")] = "logistic4",
     intervals: Annotated[bool, typer.Option(help="95 % intervals of the figures.")] = True,
@@ -61,9 +61,9 @@ def run(
     quiet: Annotated[bool, typer.Option(help="No progress on standard error.")] = False,
     json_log: Annotated[bool, typer.Option(help="Progress as JSON lines on standard error.")] = False,
 ) -> None:
-    """Score every dataset with every scorer, as far as not done before, and print the leaderboard.
+    """Score every dataset with every scorer, where scores are missing, and print the leaderboard.
 
-    Exit code: 0 all that was asked for is there, 1 a scorer of --scorer could not start or an image has no score,
+    Exit code: 0 everything requested was computed, 1 a scorer of --scorer could not start or an image has no score,
     2 the command could not start.
     """
     from harness.run.runner import RunRequest, run_all, settings, shortfalls
@@ -131,7 +131,7 @@ def report(
     ] = 2000,
     maps: Annotated[
         str | None,
-        typer.Option(help="Weights (lite) whose quality maps lie behind the pictures: under the pointer, or by M."),
+        typer.Option(help="Weights (lite) for quality maps of the pictures: point at a picture, or press M."),
     ] = None,
 ) -> None:
     """Write a self-contained HTML report of the stored results."""
@@ -161,7 +161,7 @@ def list_(
     typer.echo(tables[what]())
 
 
-data = typer.Typer(help="Look at a dataset before anything is scored.", no_args_is_help=True)
+data = typer.Typer(help="Check a dataset before scoring.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
 
@@ -174,7 +174,7 @@ def data_check(
 ) -> None:
     """Look for duplicates, unreadable images, near-duplicates between splits; print sizes and opinions.
 
-    The exit code is 1 where something needs a second look.
+    The exit code is 1 if something needs attention.
     """
     from harness.data.inspect import inspect, report
     from harness.data.open import open_dataset
@@ -186,20 +186,20 @@ def data_check(
     raise typer.Exit(0 if found.sound else 1)
 
 
-weights = typer.Typer(help="The files that a metric loads: where they are, and fetching them.", no_args_is_help=True)
+weights = typer.Typer(help="Locate and download the files of a metric.", no_args_is_help=True)
 app.add_typer(weights, name="weights")
 Metric = Annotated[str, typer.Argument(help="A name from 'iqa-harness list scorers'.")]
 
 
 @weights.command("path")
 def weights_path(name: Metric) -> None:
-    """Print where a metric's files are, or where the first that is missing would be, without fetching any."""
+    """Print the paths of a metric's files, up to the first missing one, without downloading any."""
     _print_files(name, fetch=False)
 
 
 @weights.command("fetch")
 def weights_fetch(name: Metric) -> None:
-    """Download what a metric needs (nothing to do where it is there already); print the files."""
+    """Download the files of a metric, unless they are already there; print their paths."""
     _print_files(name, fetch=True)
 
 
@@ -215,7 +215,7 @@ def fit_niqe_(
     folder: Annotated[Path, typer.Argument(help="Pristine photographs; searched recursively.")],
     output: Annotated[Path, typer.Option(help="The model file to write.")] = Path("niqe_own.mat"),
 ) -> None:
-    """Fit NIQE to one's own pristine photographs."""
+    """Fit NIQE to your own pristine photographs."""
     from harness.run.progress import track
     from harness.scorers.niqe_fit import fit_niqe
     from qualiclip_plugin.utils.images import images_in
@@ -236,8 +236,8 @@ def compare(
     """Test two scorers against each other on every dataset that has stored scores of both.
 
     Without names: every two scorers of each dataset, with p adjusted for all pairs, on the images that all have
-    scored. What the tests say is kept in comparisons.csv and in the folder comparisons of the results, so that a
-    report can say it where the labels may not be passed on.
+    scored. The outcome is stored in comparisons.csv and in the folder comparisons of the results: a report can then
+    show it without the labels, which often may not be shared.
     """
     from harness.api import compare as compare_scorers
     from harness.api import compare_all

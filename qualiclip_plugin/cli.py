@@ -41,7 +41,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-weights_app = typer.Typer(help="The weights that are known, where they are, and fetching them.", no_args_is_help=True)
+weights_app = typer.Typer(help="List, download and locate weights.", no_args_is_help=True)
 app.add_typer(weights_app, name="weights")
 app.command("train")(train_command)
 
@@ -91,7 +91,7 @@ def score(
         str,
         typer.Option(
             envvar="QUALICLIP_RUNTIME",
-            help="What computes: eager, openvino, cuda; auto: openvino on a CPU where it is installed, else eager.",
+            help="What computes: eager, openvino, cuda; auto: openvino on a CPU if installed, else eager.",
         ),
     ] = "auto",
     scale: Annotated[
@@ -104,8 +104,8 @@ def score(
         int | None,
         typer.Option(
             min=0,
-            help="Threads that decode ahead; beside a GPU, from 2000 files on, processes.",
-            show_default="2; beside a GPU one a core",
+            help="Threads that decode ahead; with a GPU, from 2000 files, processes.",
+            show_default="2; with a GPU one for each core",
         ),
     ] = None,
     attributes: Annotated[bool, typer.Option("--attributes", help="Add a column for every prompt pair.")] = False,
@@ -130,7 +130,7 @@ def score(
     ] = None,
     maps: Annotated[
         bool,
-        typer.Option("--maps", help="With --gallery: show where pictures are bad, too; this takes longer."),
+        typer.Option("--maps", help="With --gallery: also show where pictures are bad; this takes longer."),
     ] = False,
     engine: Annotated[
         Engine, typer.Option(help="local: this process. ray: all GPUs or cores of a Ray cluster, resumable.")
@@ -142,7 +142,7 @@ def score(
         str | None, typer.Option(help="Column of the images in Parquet files.", rich_help_panel=RAY_PANEL)
     ] = None,
     ray_workers: Annotated[
-        int, typer.Option(min=0, help="Workers; 0: one a GPU, else one a core.", rich_help_panel=RAY_PANEL)
+        int, typer.Option(min=0, help="Workers; 0: one for each GPU, else for each core.", rich_help_panel=RAY_PANEL)
     ] = 0,
     ray_threads: Annotated[
         int, typer.Option(min=1, help="Torch threads and cores of a worker.", rich_help_panel=RAY_PANEL)
@@ -154,11 +154,11 @@ def score(
     """Score images: higher is better, from 0 to 1.
 
     Whole images are scored, neither resized nor cropped. The table goes to standard output, as tab-separated text
-    when that is no terminal. An image that cannot be scored is a row with the reason. A run into --output that was
-    stopped goes on where it was, by the same command.
+    unless that is a terminal. An image that cannot be scored is a row with the reason. After a stop, the same command
+    continues a run with --output.
 
-    With --engine ray the table goes to Parquet files in the folder --output, and its path to standard output; the
-    same command again scores what is missing there.
+    With --engine ray the table goes to Parquet files in the folder --output, and the path of the folder to standard
+    output; the same command scores what is still missing there.
 
     Exit code: 0 all images have a score, 1 some have none, 2 the command could not start.
     """
@@ -392,9 +392,9 @@ def _print_table(frame: DataFrame) -> None:
 @app.command("map")
 def map_images(
     paths: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Files, folders (recursive), patterns.")],
-    output: Annotated[Path, typer.Option(help="Folder for NAME.png, to look at, and NAME.npy, the raw map.")],
+    output: Annotated[Path, typer.Option(help="Folder for NAME.png, to view, and NAME.npy, the raw map.")],
     attribute: Annotated[
-        str | None, typer.Option(help="Map a prompt pair, sharp_image for example, in place of the score.")
+        str | None, typer.Option(help="Map one prompt pair instead of the score, for example sharp_image.")
     ] = None,
     window: Annotated[
         int | None,
@@ -445,7 +445,7 @@ def gallery_command(
     output: Annotated[Path, typer.Option(help="Folder of the page; an earlier gallery there is replaced.")],
     large: Annotated[
         int | None,
-        typer.Option(min=0, help="Pictures, from the worst on, that can be looked at closely. [default: 1000]"),
+        typer.Option(min=0, help="How many pictures, worst first, have a large view. [default: 1000]"),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Threads that read pictures.")] = 2,
     background: Annotated[str, typer.Option(help="As for 'qualiclip score'.")] = "white",
@@ -453,7 +453,7 @@ def gallery_command(
     icc: Annotated[bool, typer.Option(help="As for 'qualiclip score'.")] = True,
     max_pixels: Annotated[int, typer.Option(min=0, help="As for 'qualiclip score'.")] = 0,
 ) -> None:
-    """Write a page that shows scored pictures, worst first: to look at, filter, mark, and save lists of names.
+    """Write a page that shows scored pictures, worst first: view, filter, mark, and save lists of names.
 
     It opens from the folder, without a server and without a network. Relative paths in SCORES start from the current
     folder.
@@ -476,8 +476,8 @@ def gallery_command(
 @app.command()
 def degrade(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The picture.")],
-    distortion: Annotated[str | None, typer.Option(help="Kind of degradation, jpeg for example.")] = None,
-    level: Annotated[int, typer.Option(min=0, help="0 as it is, 1 mild, ... 5 severe.")] = 3,
+    distortion: Annotated[str | None, typer.Option(help="Kind of degradation, for example jpeg.")] = None,
+    level: Annotated[int, typer.Option(min=0, help="0 unchanged, 1 mild, ... 5 severe.")] = 3,
     seed: Annotated[
         int, typer.Option(min=0, max=2**63 - 1, help="Of the random draw (noise, positions, direction).")
     ] = 0,
@@ -491,7 +491,7 @@ def degrade(
         str, typer.Option(envvar="QUALICLIP_WEIGHTS", help="Of the scores on --sheet, as for 'qualiclip score'.")
     ] = "lite",
 ) -> None:
-    """Degrade a picture as the training does; print the path of what was written."""
+    """Degrade a picture as the training does; print the path of the written file."""
     from qualiclip_plugin.distortions.contact_sheet import contact_sheet, degrade_file
     from qualiclip_plugin.utils.images import read_image
 
@@ -528,7 +528,7 @@ def _scorer(weights: str) -> Callable[[Tensor], Tensor]:
 
 @app.command()
 def export(
-    path: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write, model.onnx for example.")],
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write, for example model.onnx.")],
     weights: Annotated[
         str, typer.Option(envvar="QUALICLIP_WEIGHTS", help="A name from 'qualiclip weights list', or a file.")
     ] = "lite",
@@ -556,7 +556,7 @@ def export(
 
 @app.command()
 def doctor() -> None:
-    """Print what this machine offers: processor, GPU, threads, caches, which weights are here, which extras."""
+    """Print what this machine has: processor, GPU, threads, caches, weights, extras."""
     from qualiclip_plugin.doctor import facts
 
     for name, state in facts():
@@ -593,7 +593,7 @@ def list_weights() -> None:
 
 @weights_app.command("fetch")
 def fetch_weights(name: Annotated[str, typer.Argument(help="A name from 'qualiclip weights list'.")]) -> None:
-    """Download and verify a weight file (nothing to do where it is there already); print its path."""
+    """Download and verify a weight file, unless it is already there; print its path."""
     from qualiclip_plugin.weights.loading import fetch
 
     typer.echo(printable(fetch(name)))
@@ -601,7 +601,7 @@ def fetch_weights(name: Annotated[str, typer.Argument(help="A name from 'qualicl
 
 @weights_app.command("path")
 def weights_path(name: Annotated[str, typer.Argument(help="A name from 'qualiclip weights list'.")]) -> None:
-    """Print where a weight file is, or would be once fetched, without fetching it."""
+    """Print the path of a weight file, without downloading it."""
     from qualiclip_plugin.weights.loading import get_card
 
     typer.echo(printable(get_card(name).path))

@@ -39,16 +39,16 @@ def check(
             show_default=False,
         ),
     ] = None,
-    min_score: Annotated[float | None, typer.Option(help="Fail when an image of --images scores worse.")] = None,
+    min_score: Annotated[float | None, typer.Option(help="Fail if an image of --images scores worse.")] = None,
     max_drop: Annotated[
         float | None,
-        typer.Option(help="Fail when an image of --images, their mean or the worst fell by more since the baseline."),
+        typer.Option(help="Fail if an image of --images, their mean or the worst fell by more since the baseline."),
     ] = None,
     allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="With --max-drop: images of the baseline may be gone.")
+        bool, typer.Option("--allow-missing", help="With --max-drop: images of the baseline may be missing.")
     ] = False,
     allow_new: Annotated[
-        bool, typer.Option("--allow-new", help="With --max-drop: there may be images that the baseline lacks.")
+        bool, typer.Option("--allow-new", help="With --max-drop: there may be images that are not in the baseline.")
     ] = False,
     allow_renamed: Annotated[
         bool, typer.Option("--allow-renamed", help="With --max-drop: images may have another name.")
@@ -58,9 +58,9 @@ def check(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "cpu",
     precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16, for the QualiCLIP metrics.")] = "fp32",
-    update: Annotated[bool, typer.Option("--update", help="Take a new baseline and say what changed.")] = False,
+    update: Annotated[bool, typer.Option("--update", help="Write a new baseline and print what changed.")] = False,
 ) -> None:
-    """Compare every score with a baseline and fail when one moved; or hold a folder of images to a minimum.
+    """Compare every score with a baseline and fail if one moved; or check a folder of images against a minimum.
 
     Exit code: 0 within tolerance, 1 something moved, 2 no comparison could be made.
     """
@@ -145,7 +145,7 @@ def _compared(
 
 
 def _updated(baseline: Path, take: Callable[[Snapshot | None], Snapshot]) -> Comparison | None:
-    """Write a new baseline; what it changes, or nothing where there was none."""
+    """Write a new baseline; what it changes, or nothing if there was none."""
     from harness.check import compare as regression
     from harness.check.snapshot import IncomparableError, read_baseline, write_baseline
 

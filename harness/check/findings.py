@@ -60,7 +60,7 @@ class Comparison:
         images: Image to the (baseline, present) SHA-256 of its pixels, where one file is now read differently.
         figures: Every summary figure, moved or not.
         checked: Number of values compared.
-        error: Why no comparison could be made; empty where one was.
+        error: Why no comparison could be made; empty if one was.
     """
 
     findings: list[Finding] = field(default_factory=list)

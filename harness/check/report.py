@@ -144,7 +144,7 @@ def to_html(comparison: Comparison, pictures: Pictures) -> str:
 
 
 def _thumbnail(pictures: Pictures, name: str) -> str:
-    """A picture as an address that holds it; empty where it cannot be read."""
+    """A picture as an address that holds it; empty if it cannot be read."""
     from harness.report.pictures import SIZES
     from qualiclip_plugin.gallery.thumbnails import jpeg
 

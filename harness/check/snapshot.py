@@ -1,6 +1,6 @@
 """Snapshots: the score of every image by some scorers, the figures over them, and the versions that made them.
 
-Scores are always computed anew: a cache would hide what is looked for. A baseline is a stored snapshot.
+Scores are always computed again: a cache would hide what is looked for. A baseline is a stored snapshot.
 """
 
 from __future__ import annotations

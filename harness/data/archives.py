@@ -23,7 +23,7 @@ def open_archive(spec: DatasetSpec) -> Source:
     """Labels and undecoded images of a packed dataset.
 
     Raises:
-        DatasetError: The files cannot be had or unpacked, a column is missing, or a label is invalid; names
+        DatasetError: The files cannot be obtained or unpacked, a column is missing, or a label is invalid; names
             the row.
     """
     archive = packed(spec)
@@ -53,7 +53,7 @@ def packed(spec: DatasetSpec) -> Archive:
 
 
 def remote_labels(archive: Archive) -> Path | None:
-    """The downloaded table of labels; none where it lies in the archive."""
+    """The downloaded table of labels; none if it lies in the archive."""
     labels = archive.labels
     if not (labels.address or labels.repository):
         return None

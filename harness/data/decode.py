@@ -35,7 +35,7 @@ class Decoded:
 
     Attributes:
         index: Position in the dataset.
-        pixels: RGB, uint8, (3, H, W); none where it cannot be read.
+        pixels: RGB, uint8, (3, H, W); none if it cannot be read.
         error: Why it cannot be read.
         changed: Whether the file is another one than when the dataset was opened.
         full: Whether this machine had no room to read it, which says nothing of the image.

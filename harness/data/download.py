@@ -22,7 +22,7 @@ def fetch(
 
     Args:
         remote: What to fetch.
-        folder: Where it is kept; an interrupted download leaves ``<file>.part`` there and goes on from it.
+        folder: Where it is kept; an interrupted download leaves ``<file>.part`` there and continues from it.
         check: Raises a ``DatasetError`` where what was downloaded is not what it should be.
         thorough: Read a file that was there before in any case, because it is about to be used.
 
@@ -30,7 +30,7 @@ def fetch(
         The verified file.
 
     Raises:
-        DatasetError: It cannot be had, or its size or hash is not the expected one.
+        DatasetError: It cannot be obtained, or its size or hash is not the expected one.
     """
     target = inside(folder, Path(remote.file).name, error=DatasetError)
     try:

@@ -30,7 +30,7 @@ def label_table(rows: Sequence[Mapping[str, Any]], spec: DatasetSpec) -> pd.Data
     """Labels of checked rows under the names of ``LABELS``; what the dataset lacks is empty.
 
     Returns:
-        ``opinion``, ``std`` and ``votes`` float64 (NaN where there are none), ``level`` nullable integer; text.
+        ``opinion``, ``std`` and ``votes`` float64 (NaN if there are none), ``level`` nullable integer; text.
     """
     import pandas as pd
 

@@ -103,7 +103,7 @@ def open_dataset(
         stream: Read a remote dataset as it comes, without keeping it, whatever its specification says.
 
     Raises:
-        DatasetError: Unknown, not to be had, or invalid; the message names the row.
+        DatasetError: Unknown, not available, or invalid; the message names the row.
     """
     specs = catalogue() if specs is None else specs
     spec = _named(name, specs)

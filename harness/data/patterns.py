@@ -37,7 +37,7 @@ class Pattern:
             raise ConfigError(f"{self.name} is no regular expression: {error}") from error
 
     def match(self, text: str) -> Mapping[str, str | None] | None:
-        """The named groups of a text that fits; none where it does not.
+        """The named groups of a text that fits; none if it does not.
 
         Raises:
             ConfigError: The time is up.

@@ -93,7 +93,7 @@ def hub_rows(spec: DatasetSpec, **options: Any) -> Any:
     """The rows of a Hub repository, cached or (``streaming=True``) as they come.
 
     Raises:
-        DatasetError: It cannot be had.
+        DatasetError: It cannot be obtained.
     """
     import datasets
 

@@ -67,8 +67,8 @@ class RemoteFile:
         address: ``https://...``; empty for a repository.
         repository: ``owner/name``; empty for an address.
         revision: Commit of the repository.
-        sha256: Expected hash; empty where unknown: then the first download's hash is kept and checked.
-        bytes: Expected size; 0 where unknown.
+        sha256: Expected hash; empty if unknown: then the first download's hash is kept and checked.
+        bytes: Expected size; 0 if unknown.
     """
 
     file: str
@@ -148,10 +148,10 @@ class DatasetSpec:
         description: One sentence.
         licence: Terms of the images, in words.
         citation: Whom to cite.
-        images: Expected number of images; 0 where it is not known beforehand.
+        images: Expected number of images; 0 if it is not known beforehand.
         columns: Where to find what in the dataset's own table.
         derive: Columns that are parts of another one.
-        opinion: Meaning of the human scores; none where there are none.
+        opinion: Meaning of the human scores; none if there are none.
         hub: Source: a Hub repository.
         archive: Source: an archive with a label table.
         folder: Source: a local folder, CSV or Parquet file, relative to the YAML file.

@@ -71,7 +71,7 @@ def timings(cells: Iterable[CellJson]) -> pd.DataFrame:
 
 
 def seen(cell: CellJson) -> bool | None:
-    """Whether the scorer's training saw the dataset's opinions; none where not all training sets are known."""
+    """Whether the scorer's training saw the dataset's opinions; none if not all training sets are known."""
     trained_on = set(cell["scorer"].get("trained_on") or ())
     if trained_on & {cell["dataset"]["name"], *cell["dataset"].get("seen_by", ())}:
         return True
@@ -169,7 +169,7 @@ def label_groups(cells: Iterable[CellJson]) -> list[list[str]]:
 
 
 def label_note(cells: Iterable[CellJson]) -> str:
-    """A sentence where the scorers of one dataset met different labels; empty where they did not."""
+    """A sentence where the scorers of one dataset met different labels; empty if they did not."""
     groups = label_groups(cells)
     if len(groups) < 2:
         return ""

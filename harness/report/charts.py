@@ -76,7 +76,7 @@ class Scatter:
         x: Axis of the scores as the scorer gives them.
         y: Axis of the opinions as the dataset gives them.
         points: Row number, x and y of each point, by rising score.
-        curve: SVG path of the fit; empty where there is none.
+        curve: SVG path of the fit; empty if there is none.
         drawn: How many of the images are drawn.
         total: How many there are.
     """
@@ -90,7 +90,7 @@ class Scatter:
 
 
 def scatter(cell: Cell, width: float = 640, height: float = 400) -> Scatter | None:
-    """Scatter plot of a cell with opinions; none where there are none."""
+    """Scatter plot of a cell with opinions; none if there are none."""
     if not cell.measured or not cell.has_opinions:
         return None
     scores, opinions = cell.rows["score"].to_numpy(dtype=float), cell.rows["opinion"].to_numpy(dtype=float)
@@ -134,7 +134,7 @@ WHISKER_WIDTH = 120
 
 
 def whisker_axis(figures: Sequence[Mapping[str, Any]]) -> Axis | None:
-    """The axis that the whiskers of figures share, with a few ticks; none where all are undefined."""
+    """The axis that the whiskers of figures share, with a few ticks; none if all are undefined."""
     known = [f[k] for f in figures for k in ("value", "low", "high") if f.get(k) is not None]
     if not known:
         return None
@@ -144,7 +144,7 @@ def whisker_axis(figures: Sequence[Mapping[str, Any]]) -> Axis | None:
 
 
 def whiskers(figures: Sequence[Mapping[str, Any]]) -> list[Whisker | None]:
-    """One whisker per figure, all on the axis of :func:`whisker_axis`; none where a figure is undefined."""
+    """One whisker per figure, all on the axis of :func:`whisker_axis`; none if a figure is undefined."""
     shared = whisker_axis(figures)
     if shared is None:
         return [None for _ in figures]
@@ -190,7 +190,7 @@ class Bars:
 def bars(
     groups: Mapping[str, Mapping[str, Any]], figure: str, *, ranked: bool, labels: float = 170, length: float = 390
 ) -> Bars | None:
-    """A figure within each distortion type or level; none where there are no groups.
+    """A figure within each distortion type or level; none if there are no groups.
 
     Args:
         groups: Name to what a cell stores of it.
@@ -222,7 +222,7 @@ class LadderPlot:
 
     Attributes:
         distortion: Which.
-        l_test: Mean rank correlation of its ladders; none where undefined.
+        l_test: Mean rank correlation of its ladders; none if undefined.
         x: Axis of the levels.
         y: Axis of the scores.
         lines: Content and SVG path of every ladder.

@@ -40,7 +40,7 @@ def contests(store: Store, cells: Sequence[Cell], *, draws: int = 2000, seed: in
         seed: Same seed, same result.
 
     Returns:
-        Dataset to its contest; none where there are neither labels nor stored tests of these cells.
+        Dataset to its contest; none if there are neither labels nor stored tests of these cells.
 
     Raises:
         StoreError: A stored comparison cannot be read or was altered.

@@ -69,7 +69,7 @@ class Cell:
 
     @property
     def seen(self) -> bool | None:
-        """Whether the scorer was trained on opinions of this dataset; none where that is not known."""
+        """Whether the scorer was trained on opinions of this dataset; none if that is not known."""
         return leaderboard.seen(self.content)
 
     @property
@@ -88,7 +88,7 @@ class Cell:
         return bool(self.content["dataset"].get("opinion"))
 
     def figure(self, name: str, subset: str = "all") -> Mapping[str, Any]:
-        """Value, interval and reason of a figure; empty where the scorer could not start."""
+        """Value, interval and reason of a figure; empty if the scorer could not start."""
         group = self.content["subsets"].get(subset)
         return group["figures"].get(name, {}) if group else {}
 
@@ -100,7 +100,7 @@ class Cell:
 
     @property
     def opinions(self) -> Floats:
-        """Opinions turned so that higher is better, (N,); NaN where there are none."""
+        """Opinions turned so that higher is better, (N,); NaN if there are none."""
         down = self.directions.opinion_lower_better
         return st.oriented(self.rows["opinion"].to_numpy(dtype=float), lower_better=down)
 
@@ -151,7 +151,7 @@ def load_cell(store: Store, content: Mapping[str, Any]) -> Cell:
 
 
 def labels_of(store: Store, content: Mapping[str, Any]) -> pd.DataFrame | str:
-    """The labels that the figures of a measured cell were made from, or why they are not to be had."""
+    """The labels that the figures of a measured cell were made from, or why they are not available."""
     dataset = content["dataset"]
     key = f"{dataset['name']}@{dataset['version']}"
     if not store.labels_path(key).exists():
@@ -202,7 +202,7 @@ class Contest:
         left_out: Images that some scorer lacks.
         statistic: What the matrix compares.
         other_labels: Scorers with figures that are not compared, as they met other labels.
-        values: Scorer to the statistic on the common images; NaN where it has none.
+        values: Scorer to the statistic on the common images; NaN if it has none.
         images: How many images all of them have scored.
         stored: Whether the tests were made elsewhere, with labels that are not here; then ``rows`` are empty.
     """
@@ -221,7 +221,7 @@ class Contest:
 
 
 def contest(cells: Iterable[Cell], *, draws: int = 2000, seed: int = 0) -> Contest | None:
-    """Compare the scorers of one dataset on their common images; none where no scorer has scores.
+    """Compare the scorers of one dataset on their common images; none if no scorer has scores.
 
     Where they met different labels, the largest group with the same ones and stored scores is compared, the first of
     equal ones.

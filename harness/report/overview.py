@@ -106,7 +106,7 @@ def _ranking(name: str, cells: Sequence[Cell], compared: Contest | None) -> dict
 
 
 def _untested(shown: Sequence[Cell], tested: Sequence[str], compared: Contest | None) -> str:
-    """Why scorers have no rank; empty where all have one."""
+    """Why scorers have no rank; empty if all have one."""
     lacking = [cell for cell in shown if cell.scorer not in tested]
     if not lacking or (compared and not compared.matrices):
         return ""
@@ -116,7 +116,7 @@ def _untested(shown: Sequence[Cell], tested: Sequence[str], compared: Contest | 
 
 
 def value_of(cell: Cell) -> float | None:
-    """The figure that a cell is ranked by; none where it has none."""
+    """The figure that a cell is ranked by; none if it has none."""
     value = cell.figure(cell.main_figure).get("value")
     return None if value is None else float(value)
 
@@ -152,7 +152,7 @@ def _training(cell: Cell) -> str:
 
 
 def _cost(cell: Cell) -> float | None:
-    """Milliseconds per image in the scorer; none where it was not measured."""
+    """Milliseconds per image in the scorer; none if it was not measured."""
     images = cell.content["subsets"]["all"]["n"]
     return 1000 * cell.content["seconds"] / images if images and cell.content["seconds"] else None
 

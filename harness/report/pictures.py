@@ -1,4 +1,4 @@
-"""Pictures of a report: as the scorers read them, encoded anew, so that no metadata of the file leaves."""
+"""Pictures of a report: as the scorers read them, encoded again, so that no metadata of the file leaves."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Gallery:
         }
 
     def address(self, dataset: str, image_hash: str, size: str) -> str:
-        """Relative address of a picture, written if need be; empty where it cannot be had."""
+        """Relative address of a picture, written if need be; empty if it cannot be obtained."""
         if (dataset, image_hash) not in self._rows:
             return ""
         address = f"pictures/{size}/{image_hash[:20]}.jpg"
@@ -76,7 +76,7 @@ class Gallery:
         return True
 
     def map_of(self, address: str) -> str:
-        """Relative address of the map of a large picture; empty where there is none."""
+        """Relative address of the map of a large picture; empty if there is none."""
         mapped = _map_address(address.rpartition("/")[2])
         return mapped if address.startswith("pictures/large/") and (self.folder / mapped).exists() else ""
 

@@ -81,7 +81,7 @@ class Store:
         self.root = Path(root)
 
     def sweep(self) -> None:
-        """Remove temporary files of runs that were killed; those of runs that go on stay.
+        """Remove temporary files of runs that were killed; those of runs that continue stay.
 
         Raises:
             StoreError: See :meth:`append`.

@@ -84,7 +84,7 @@ def run_all(request: RunRequest, reporter: Reporter) -> list[dict[str, Any]]:
 
 
 def shortfalls(request: RunRequest, cells: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What was asked for and is not there, a line each; empty where all is.
+    """What was asked for and is not there, a line each; empty if all is.
 
     A scorer of the default list that cannot start was not asked for, as long as another one can.
     """

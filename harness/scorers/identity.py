@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SCORES_VERSION = 1
 """Of the code that turns pixels into scores of this project's metrics. Raise it in the commit that moves a score of
-unchanged weights by more than rounding: stored scores of the version before are then computed anew.
+unchanged weights by more than rounding: stored scores of the version before are then computed again.
 ``iqa-harness check`` and ``tests/test_results.py`` ask for it."""
 READING_VERSION = 1
 """Of the code that turns bytes into pixels, in the same way."""

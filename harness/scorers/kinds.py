@@ -44,7 +44,7 @@ class Scorer:
         identity: Everything that may change a score.
         device: Where it runs, in words.
         facts: What is known of its training.
-        parameters: Number of parameters; none where unknown.
+        parameters: Number of parameters; none if unknown.
         batches: Whether it accepts several images at once.
         batch_pixels: Most pixels in a batch; 0: by device.
     """

@@ -40,7 +40,7 @@ class Facts:
     """What is known of a scorer without starting it.
 
     Attributes:
-        opinion_aware: Whether human opinion scores entered its training; none where unknown.
+        opinion_aware: Whether human opinion scores entered its training; none if unknown.
         trained_on: Datasets whose opinions it has seen; ``?`` where not all are known.
         licence: Terms of the weights, where known.
         chosen_on: Datasets whose opinions chose between its variants, without entering its training.
@@ -123,7 +123,7 @@ def pyiqa_names() -> frozenset[str]:
 
 
 def other_input(base: str) -> str:
-    """Why a metric of pyiqa cannot score an image alone; empty where it can, or is unknown."""
+    """Why a metric of pyiqa cannot score an image alone; empty if it can, or is unknown."""
     from pyiqa.default_model_configs import DEFAULT_CONFIGS
 
     if base in OTHER_INPUT:

@@ -1,4 +1,4 @@
-"""NIQE fitted to one's own pristine photographs.
+"""NIQE fitted to your own pristine photographs.
 
 Mittal, Soundararajan, Bovik, "Making a Completely Blind Image Quality Analyzer", IEEE SPL 2013. The features
 are pyiqa's own, so that ``niqe@pretrained_model_path=FILE`` measures the distance to the fitted model.

@@ -33,7 +33,7 @@ def filter_in_two_passes() -> None:
 
 
 def column_and_row(kernel: Tensor) -> tuple[Tensor, Tensor] | None:
-    """A column (h, 1) and a row (1, w) whose product is the kernel (h, w); none where it is no such product."""
+    """A column (h, 1) and a row (1, w) whose product is the kernel (h, w); none if it is no such product."""
     import torch
 
     left, sizes, right = torch.linalg.svd(kernel)

@@ -30,7 +30,7 @@ def create_scorer(name: str, *, device: str = "auto", precision: str = "fp32") -
 
     Raises:
         ConfigError: The device is none of this machine.
-        ScorerError: Unknown name or option, weights that cannot be had, a missing dependency: the reason.
+        ScorerError: Unknown name or option, weights that cannot be obtained, a missing dependency: the reason.
     """
     from qualiclip_plugin.scoring.local import check_device
 
@@ -67,8 +67,8 @@ class Start:
 
     Attributes:
         name: The scorer.
-        reason: Why it cannot; empty where it can.
-        parameters: How many it has; none where unknown.
+        reason: Why it cannot; empty if it can.
+        parameters: How many it has; none if unknown.
     """
 
     name: str

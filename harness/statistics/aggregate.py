@@ -16,7 +16,7 @@ class Cells:
     """One statistic for every scorer on every dataset, higher is better.
 
     Attributes:
-        values: (S, D); NaN where undefined or never run.
+        values: (S, D); NaN if undefined or never run.
         complete: All images of the dataset have a score, (S, D).
         seen: The scorer was trained on the dataset, (S, D).
         sizes: Images per dataset, (D,), each > 0.

@@ -106,7 +106,7 @@ class LogisticFit:
         spread: The scores are divided by it (1 for four parameters).
         rising: Whether the curve ends higher than it starts over the fitted scores.
         converged: Whether the optimiser met its tolerance.
-        reason: Why there is no fit; empty where there is one.
+        reason: Why there is no fit; empty if there is one.
     """
 
     form: Form
@@ -118,7 +118,7 @@ class LogisticFit:
     reason: str = ""
 
     def apply(self, scores: ArrayLike) -> Floats:
-        """Map scores (N,) to the opinion scale (N,); all NaN where there is no fit."""
+        """Map scores (N,) to the opinion scale (N,); all NaN if there is no fit."""
         s = finite_vector("scores", scores)
         if self.reason:
             return np.full(s.shape, np.nan)
@@ -231,7 +231,7 @@ def plcc_fitted(scores: ArrayLike, opinions: ArrayLike, fit: LogisticFit) -> Est
     """Pearson's correlation of opinions with the fitted scores, with the sign of the fitted curve.
 
     A least-squares logistic follows a reversed scorer downhill, after which the plain correlation would
-    be positive: a hidden absolute value. So the result is negative where the curve falls.
+    be positive: a hidden absolute value. So the result is negative if the curve falls.
 
     Args:
         scores: Scores, higher is better, (N,).
@@ -239,7 +239,7 @@ def plcc_fitted(scores: ArrayLike, opinions: ArrayLike, fit: LogisticFit) -> Est
         fit: From :func:`fit_logistic4` or :func:`fit_logistic5`.
 
     Returns:
-        Value in [-1, 1]; undefined where the fit is, or where the fitted curve is flat.
+        Value in [-1, 1]; undefined if the fit is, or where the fitted curve is flat.
 
     Raises:
         StatisticsError: NaN, infinite values or different lengths.
@@ -261,7 +261,7 @@ def rmse_fitted(scores: ArrayLike, opinions: ArrayLike, fit: LogisticFit) -> Est
         fit: From :func:`fit_logistic4` or :func:`fit_logistic5`.
 
     Returns:
-        Value >= 0; undefined where the fit is.
+        Value >= 0; undefined if the fit is.
 
     Raises:
         StatisticsError: NaN, infinite values or different lengths.

@@ -74,7 +74,7 @@ def misjudged(scores: ArrayLike, opinions: ArrayLike, fit: LogisticFit, count: i
         count: At most so many.
 
     Returns:
-        Indices; none where there is no fit.
+        Indices; none if there is no fit.
 
     Raises:
         StatisticsError: NaN, infinite values or different lengths.

@@ -24,11 +24,11 @@ class Interval:
     """An interval of a statistic.
 
     Attributes:
-        low: Lower end; NaN where undefined.
-        high: Upper end; NaN where undefined.
+        low: Lower end; NaN if undefined.
+        high: Upper end; NaN if undefined.
         level: Coverage aimed at, such as 0.95.
         contents: How many contents (or independent images) it is made from.
-        reason: Why there is no interval; empty where there is one.
+        reason: Why there is no interval; empty if there is one.
     """
 
     low: float
@@ -53,7 +53,7 @@ def intervals(keys: Iterable[str], scores: ArrayLike, images: Images, *, level: 
         level: Coverage, in (0, 1).
 
     Returns:
-        Key to interval; undefined where the statistic is, for fewer than 3 contents, and where the contents show
+        Key to interval; undefined if the statistic is, for fewer than 3 contents, and where the contents show
         no spread, such as for a perfect order: an interval of no width would claim certainty.
 
     Raises:
@@ -95,7 +95,7 @@ def without_each(statistic: Statistic, scores: ArrayLike, images: Images) -> tup
 
 
 def too_few(number: int, images: Images) -> str:
-    """Why so few contents allow no interval; empty where there are enough."""
+    """Why so few contents allow no interval; empty if there are enough."""
     what = "images" if images.independent else "contents"
     return "" if number >= MIN_IMAGES else f"{number} {what}, {MIN_IMAGES} needed for an interval"
 

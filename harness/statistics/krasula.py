@@ -70,7 +70,7 @@ def krasula(
         seed: Of that part.
 
     Returns:
-        The figures; undefined where a class of pairs is empty, or for constant or fewer than 3 scores.
+        The figures; undefined if a class of pairs is empty, or for constant or fewer than 3 scores.
 
     Raises:
         StatisticsError: NaN, different lengths, or a standard error that is not positive (index named).
@@ -108,7 +108,7 @@ def auc(positives: Floats, negatives: Floats) -> Estimate:
         negatives: (M,).
 
     Returns:
-        Value in [0, 1]; undefined where one class is empty.
+        Value in [0, 1]; undefined if one class is empty.
     """
     p, m = len(positives), len(negatives)
     if not p or not m:

@@ -42,14 +42,14 @@ class SignificanceMatrix:
         names: The scorers, (S,).
         method: Which test was made.
         statistic: Key of what is compared.
-        differences: Statistic of i minus that of j, positive where i is ahead, (S, S); NaN on the diagonal.
-        lows: Lower end of the interval of each difference, (S, S); NaN where there is none.
+        differences: Statistic of i minus that of j, positive if i is ahead, (S, S); NaN on the diagonal.
+        lows: Lower end of the interval of each difference, (S, S); NaN if there is none.
         highs: Upper end.
-        p_values: Two-sided, adjusted by Holm over the S (S - 1) / 2 pairs, (S, S); NaN where undefined.
+        p_values: Two-sided, adjusted by Holm over the S (S - 1) / 2 pairs, (S, S); NaN if undefined.
         verdicts: "better", "worse", "undecided", or "" on the diagonal and where there is no result.
         reasons: Why a pair of names has no result.
         contents: Contents that the test is made on; independent images count as contents.
-        undecidable: Why no pair can be decided, whatever the scores; empty where that is possible.
+        undecidable: Why no pair can be decided, whatever the scores; empty if that is possible.
     """
 
     names: tuple[str, ...]

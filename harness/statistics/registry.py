@@ -52,11 +52,11 @@ class Images:
     """What is known of some images beside their scores; every array is in the same order.
 
     Attributes:
-        opinions: Higher is better, (N,); NaN where there are none.
+        opinions: Higher is better, (N,); NaN if there are none.
         contents: Which photograph each comes from, text (N,); empty: unknown, and then an image stands for itself.
         kinds: Distortion type, text (N,); empty for none.
-        levels: Severity, 0 pristine, (N,); NaN where there is none.
-        qualities: Full-reference qualities, higher is better, (R, N); NaN where there are none.
+        levels: Severity, 0 pristine, (N,); NaN if there is none.
+        qualities: Full-reference qualities, higher is better, (R, N); NaN if there are none.
         margins: By how much each of them must differ before a pair counts as discriminable, (R,).
         form: Curve of the fitted statistics.
     """

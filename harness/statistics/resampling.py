@@ -24,7 +24,7 @@ from qualiclip_plugin.utils.statistics import (
 )
 
 Resampled = Callable[[Floats], Floats]
-"""Counts (B, N) -> the statistic of each row (B,), or several (B, K); NaN where it is undefined."""
+"""Counts (B, N) -> the statistic of each row (B,), or several (B, K); NaN if it is undefined."""
 
 _BLOCK = 200_000  # counts handled at once: arrays of this size stay in the cache
 _MATRIX_LIMIT = 5_000  # images up to which all pairs fit into one matrix (100 MB)
@@ -40,7 +40,7 @@ def leave_one_out(statistic: Resampled, groups: NDArray[np.intp]) -> Floats:
         groups: Number of each image's group, 0 to G - 1, (N,).
 
     Returns:
-        Values, (1 + G,) or (1 + G, K), the whole first; NaN where there is none.
+        Values, (1 + G,) or (1 + G, K), the whole first; NaN if there is none.
     """
     number = int(groups.max()) + 1
     step = max(1, _BLOCK // len(groups))
@@ -81,7 +81,7 @@ def resampled_krcc(scores: ArrayLike, opinions: ArrayLike) -> Resampled:
 
 
 def resampled_fitted(scores: ArrayLike, opinions: ArrayLike, form: Form = "logistic4") -> Resampled:
-    """Signed PLCC and RMSE after a logistic fit, fitted anew in each part: (B, 2)."""
+    """Signed PLCC and RMSE after a logistic fit, fitted again in each part: (B, 2)."""
     x, y = finite_vectors(scores=scores, opinions=opinions)
     fit = fit_logistic(form, x, y)
 
@@ -99,7 +99,7 @@ def resampled_fitted(scores: ArrayLike, opinions: ArrayLike, form: Form = "logis
 def resampled_d_test(scores: ArrayLike, pristine: ArrayLike, clusters: NDArray[np.intp]) -> Resampled:
     """D-test of each part, every content at the threshold that is best for the others.
 
-    The threshold that is best for an image's own content flatters it, and one chosen anew in every part follows the
+    The threshold that is best for an image's own content flatters it, and one chosen again in every part follows the
     part: both make intervals that lie above the truth.
 
     Args:

@@ -25,9 +25,9 @@ class Outcome(NamedTuple):
     """A two-sided test of two scorers.
 
     Attributes:
-        statistic: Positive where the first scorer is ahead; NaN where undefined.
-        p_value: Two-sided, in [0, 1]; NaN where undefined.
-        reason: Why there is no result; empty where there is one.
+        statistic: Positive if the first scorer is ahead; NaN if undefined.
+        p_value: Two-sided, in [0, 1]; NaN if undefined.
+        reason: Why there is no result; empty if there is one.
     """
 
     statistic: float
@@ -82,7 +82,7 @@ def williams_test(first: ArrayLike, second: ArrayLike, opinions: ArrayLike, *, r
         ranks: Compare SRCC; false compares raw PLCC.
 
     Returns:
-        Positive t where ``first`` correlates more; undefined where a correlation is.
+        Positive t where ``first`` correlates more; undefined if a correlation is.
 
     Raises:
         StatisticsError: NaN, infinite values or different lengths.
@@ -146,7 +146,7 @@ def pitman_test(first_residuals: ArrayLike, second_residuals: ArrayLike) -> Outc
         second_residuals: The same of the other scorer, (N,).
 
     Returns:
-        t, positive where the first leaves less, with n - 2 degrees of freedom, and its two-sided p; undefined for
+        t, positive if the first leaves less, with n - 2 degrees of freedom, and its two-sided p; undefined for
         fewer than 4 images or where sums or differences are all the same.
 
     Raises:

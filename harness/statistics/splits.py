@@ -16,10 +16,10 @@ class SplitSummary:
     """One statistic over several test splits.
 
     Attributes:
-        median: Median over the splits; NaN where one of them is undefined.
+        median: Median over the splits; NaN if one of them is undefined.
         std: Standard deviation over the splits (n - 1); NaN for a single split.
         values: The statistic of each split, (S,).
-        reason: Which split is undefined and why; empty where none is.
+        reason: Which split is undefined and why; empty if none is.
     """
 
     median: float

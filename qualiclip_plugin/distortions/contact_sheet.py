@@ -1,4 +1,4 @@
-"""Look before you believe: one picture degraded on its own, or all kinds and levels side by side."""
+"""One degraded picture, or a sheet of all kinds and levels side by side."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def degrade_image(image: Tensor, distortion: str, level: int, *, seed: int = 0, 
     Args:
         image: RGB, uint8 or floating point in [0, 1], (3, H, W).
         distortion: Name of the kind.
-        level: 0 (as it is) to the number of the kind's strengths, usually 5.
+        level: 0 (unchanged) to the number of the kind's strengths, usually 5.
         seed: Of the random draw; the same seed at another level moves only the strength.
         table: Name of the distortion table.
 
     Returns:
-        Of the input's dtype, (3, H, W).
+        Of the dtype of the input, (3, H, W).
 
     Raises:
         ConfigError: Unknown table or kind (near names are suggested), or no such level.
@@ -147,14 +147,14 @@ def contact_sheet(
     tile: int = TILE,
     score: Score | None = None,
 ) -> list[Path]:
-    """Draw all kinds (rows, by group) at all levels (columns), on pages of a screen's size beside the pristine crop.
+    """Draw all kinds (rows, by group) at all levels (columns) beside the pristine crop, on pages for a screen.
 
-    The crop is the centre of the picture at full size; every tile is that crop, degraded as an image of its own and
+    The crop is the centre of the picture at full size. Every tile is this crop, degraded as an image of its own and
     shown pixel by pixel.
 
     Args:
         image: RGB, uint8 or floating point in [0, 1], (3, H, W).
-        path: A lossless picture format by suffix; of several pages, ``sheet.png`` becomes ``sheet-1.png``, ...
+        path: A lossless picture format by suffix; with several pages, ``sheet.png`` becomes ``sheet-1.png``, ...
         distortions: Names of the kinds; all of the table by default.
         seed: Of all random draws.
         table: Name of the distortion table.

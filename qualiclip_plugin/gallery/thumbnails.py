@@ -1,4 +1,4 @@
-"""Pictures for pages: as the scorer read them, encoded anew, so that no metadata of the file leaves."""
+"""Pictures for pages: as the scorer read them, encoded again, so that no metadata of the file leaves."""
 
 from __future__ import annotations
 

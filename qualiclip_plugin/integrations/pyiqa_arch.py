@@ -31,7 +31,7 @@ class PyiqaQualiCLIP(nn.Module):
         n_ctx: Context vectors of an untrained prompt learner.
         ctx_init: Words to start an untrained prompt learner from.
         prompt_specific_ctx: One learned context per prompt.
-        pretrained: Load the learned prompts of ``model_type``; ``False`` starts them anew, for training.
+        pretrained: Load the learned prompts of ``model_type``; ``False`` starts them again, for training.
         pos_embedding: Add the attention pool's positional embedding.
         weights: Name or path of the image encoder's weights; ``None`` means the environment variable
             ``QUALICLIP_WEIGHTS`` or else ``official``.
@@ -41,8 +41,8 @@ class PyiqaQualiCLIP(nn.Module):
         train_image_encoder: Keep the image encoder trainable and part of the state dictionary (``qualiclip`` only).
 
     Raises:
-        WeightsError: The weights cannot be had, read or fitted to the architecture.
-        ConfigError: The runtime cannot be had here.
+        WeightsError: The weights cannot be obtained, read or fitted to the architecture.
+        ConfigError: The runtime cannot be obtained here.
     """
 
     def __init__(

@@ -34,7 +34,7 @@ class HalvingPool(nn.AvgPool2d):
 
 
 def use_halving_pools(module: nn.Module) -> None:
-    """Put :class:`HalvingPool` in the place of every ``nn.AvgPool2d(2)`` inside a module, and leave out those of one
+    """Put :class:`HalvingPool` in place of every ``nn.AvgPool2d(2)`` inside a module, and leave out those of one
     pixel, in place."""
     for owner in list(module.modules()):
         for name, child in owner.named_children():

@@ -7,7 +7,7 @@ The deepest features of an ImageNet network name the objects in a picture and fo
 the stages before them still know. :class:`StagePoolTower` takes the spatial mean of chosen stages, side by side, and
 projects them, so it takes images of any size, and its head can be fitted to features that need computing only once.
 
-In a backbone configuration it stands in the place of open_clip's settings::
+In a backbone configuration it stands in place of open_clip's settings::
 
     {"embed_dim": 384, "vision_cfg": {"stage_pool": {"model": "tf_efficientnet_lite0", "stages": [5, 6]}}}
 """
@@ -72,7 +72,7 @@ class ConvTower(nn.Module):
         return False
 
     def smallest_tile(self) -> int:
-        """Pixels of the smallest tile that has room beside the halos; 0 where there are no tiles."""
+        """Pixels of the smallest tile that has room beside the halos; 0 if there are no tiles."""
         return 0
 
     def encode_in_tiles(self, image: Tensor, normalise: Callable[[Tensor], Tensor], tile_pixels: int) -> Tensor:

@@ -141,7 +141,7 @@ def check_precision(precision: str) -> str:
 
 
 def autocast(precision: str, device: torch.device, tower: nn.Module) -> AbstractContextManager[object]:
-    """The autocast context of a precision on a device: none where a tower sees to it itself, a caller's for fp32."""
+    """The autocast context of a precision on a device: none if a tower sees to it itself, a caller's for fp32."""
     if isinstance(tower, ConvTower) and tower.dtype is not None:
         return without_autocast(device)
     if precision == "fp32":

@@ -78,7 +78,7 @@ class QualiCLIP(nn.Module):
         precision: ``fp32``, ``fp16`` or ``bf16`` of the image tower; the score itself is fp32.
         tile_pixels: Images with more pixels are encoded in tiles of at most so many, which bounds the memory and
             leaves the score the same up to rounding (see ``tiling``). It applies to convolutional towers, in
-            evaluation mode, where no gradient is asked for; 0 chooses by the image, ``None`` never tiles.
+            evaluation mode, without gradients; 0 chooses by the image, ``None`` never tiles.
 
     Examples:
         >>> from qualiclip_plugin.weights import load_model
@@ -234,18 +234,19 @@ class QualiCLIP(nn.Module):
     def quality_map(
         self, images: Tensor, *, window: int | None = None, stride: int | None = None, attributes: bool = False
     ) -> Tensor:
-        """Score windows all over images: where they are good and where not.
+        """Score windows all over images, to show where they are good and where they are bad.
 
         Args:
             images: As :meth:`forward` takes them, all of one size.
             window: Side of a window in pixels, at least 32; ``None``: 96 for ``qualiclip-lite``, 224 for CLIP's
                 towers. A window is at most as large as the image.
             stride: Pixels from one window to the next; ``None``: three quarters of a window.
-            attributes: Return a map for every prompt pair, in the order of ``self.attributes``, and not their mean.
+            attributes: Return a map for every prompt pair, in the order of ``self.attributes``, not their mean.
 
         Returns:
-            Scores in [0, 1], (N, 1, rows, columns), or (N, P, rows, columns) with ``attributes``: each that of its
-            window as an image. :func:`qualiclip_plugin.models.quality_map.window_starts` tells where they lie.
+            Scores in [0, 1], (N, 1, rows, columns), or (N, P, rows, columns) with ``attributes``: each value is the
+            score of its window as an image. :func:`qualiclip_plugin.models.quality_map.window_starts` gives the
+            places of the windows.
 
         Raises:
             ImageError: See :meth:`encode_image`.
@@ -267,7 +268,7 @@ class QualiCLIP(nn.Module):
         stride: int | None,
         attributes: bool,
     ) -> Tensor:
-        """:meth:`quality_map` from similarities of one's own: images (M, 3, h, w) -> (M, P, 2)."""
+        """:meth:`quality_map` from similarities of your own: images (M, 3, h, w) -> (M, P, 2)."""
         check_images(images)
         check_range(images)
         window, stride = chosen_windows(self.image_encoder, window, stride)
@@ -289,14 +290,14 @@ def check_images(images: Tensor) -> None:
 
 
 def check_range(images: Tensor) -> None:
-    """Refuse floating-point images with values outside [0, 1] or that are no numbers.
+    """Refuse floating-point images with NaN or values outside [0, 1].
 
-    One pass over the images, whose result a GPU is waited for. Left to the caller where a gradient to the images is
-    asked for, as pyiqa does (a generator overshoots, and a loss must not stop the device), and inside graphs, which
-    have no place for an error.
+    This takes one pass over the images; with a GPU the program waits for it. There is no check if the images need a
+    gradient, as in pyiqa (a generator overshoots, and a loss must not stop the device), or inside graphs, which
+    cannot raise an error.
 
     Raises:
-        ImageError: Says which range came, and what to do.
+        ImageError: Gives the range of the values, and a remedy.
     """
     if not images.is_floating_point() or images.numel() == 0 or images.requires_grad or in_graph():
         return

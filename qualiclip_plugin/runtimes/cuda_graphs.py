@@ -1,4 +1,4 @@
-"""Images of a size that was seen before, by replaying a CUDA graph: one call in the place of some hundred."""
+"""Images of a size that was seen before, by replaying a CUDA graph: one call in place of some hundred."""
 
 from __future__ import annotations
 

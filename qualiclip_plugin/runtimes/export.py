@@ -40,8 +40,8 @@ def export_program(model: nn.Module) -> ExportedProgram:
     """Export a model loaded for inference: images (N, 3, H, W), RGB in [0, 1] -> scores (N, 1).
 
     Raises:
-        ConfigError: The model is in training mode, or has a layer that depends on the size in another way, or one
-            that this version of torch cannot export.
+        ConfigError: The model is in training mode, or has a layer whose dependence on the size cannot be exported, or
+            one that this version of torch cannot export.
 
     Examples:
         >>> import torch

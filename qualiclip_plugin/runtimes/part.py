@@ -1,4 +1,4 @@
-"""What stands in the place of a method of a network."""
+"""What stands in place of a method of a network."""
 
 from __future__ import annotations
 

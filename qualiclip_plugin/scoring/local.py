@@ -1,10 +1,10 @@
 """From a list of image files to one row each: a score, or the reason why there is none.
 
-Files are decoded ahead, images of equal size are scored together, rows come back in the order of the files. On the
-CPU a batch holds one image by default: larger ones are no faster there, and so the score of a file is the same bit
-for bit whatever else is scored, in whatever order, with any number of workers. With larger batches, or another number
-of torch threads, fp32 scores stay within ``BATCH_TOLERANCE`` of it. On a GPU, fp32 means fp32: TensorFloat-32 is off
-and algorithms are deterministic.
+Files are decoded ahead, images of equal size are scored together, and rows come back in the order of the files. On
+the CPU a batch holds one image by default, because larger batches are not faster there. The score of a file is then the
+same bit for bit, for any other files, any order and any number of workers. With larger batches, or another number of
+torch threads, fp32 scores stay within ``BATCH_TOLERANCE`` of it. On a GPU, fp32 means fp32: TensorFloat-32 is off and
+algorithms are deterministic.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ScoredImage:
     Attributes:
         path: The file's name as valid Unicode text.
         score: In [0, 1], higher is better; ``None`` where there is an error.
-        attributes: Score in [0, 1] by prompt pair name, where asked for.
+        attributes: Score in [0, 1] by prompt pair name; empty unless requested.
         width: Pixels after the EXIF rotation; ``None`` where the image could not be decoded.
         height: The same.
         error: Why there is no score; names the file.
@@ -125,20 +125,20 @@ def score_files(
 
     Args:
         paths: Image files (``images.images_in`` makes them from folders and patterns), or images in other storage.
-        model: Images (N, 3, H, W) in [0, 1], or in bytes where it says ``reads_bytes`` -> scores (N, 1); with
-            ``attributes=True`` also a mapping of names to (N,). Runs on the device that holds it.
-        attributes: Ask for the scores of the single prompt pairs too.
+        model: Images (N, 3, H, W) in [0, 1], or in bytes if it has ``reads_bytes`` -> scores (N, 1); with
+            ``attributes=True`` also a mapping of names to (N,). It runs on its own device.
+        attributes: Also return the scores of the single prompt pairs.
         batch_size: Most images in a batch; 0 chooses: 1 on the CPU, 16 elsewhere. Large images make smaller ones.
         workers: How many decode ahead; 0 decodes between batches.
-        processes: They are processes, not threads; see :mod:`qualiclip_plugin.utils.decode_ahead`. A program that
-            asks for them keeps its own work behind ``if __name__ == "__main__":``.
+        processes: Decode in processes, not in threads; see :mod:`qualiclip_plugin.utils.decode_ahead`. The program
+            must keep its own work behind ``if __name__ == "__main__":``.
         exif: Apply the EXIF rotation.
         icc: Convert the colours of an ICC profile to sRGB.
         background: RGB in 0..255 behind transparent pixels.
         max_pixels: Larger images are refused.
 
     Raises:
-        ConfigError: ``batch_size`` or ``workers`` is negative, or 0 processes are asked for.
+        ConfigError: ``batch_size`` or ``workers`` is negative, or there are 0 processes.
         MachineError: A process that decodes was killed.
 
     Examples:

@@ -107,7 +107,7 @@ def map_of_file(
     Args:
         path: The image.
         model: In evaluation mode.
-        attribute: A prompt pair by name, in place of the score.
+        attribute: Name of a prompt pair to map instead of the score.
         window: Side of the windows in pixels; ``None``: by the model.
         stride: Pixels from one window to the next; ``None``: by the window.
         max_pixels: A larger image is refused.
@@ -165,7 +165,7 @@ def score_windows(
 
 
 def per_pixel(found: WindowScores) -> np.ndarray:
-    """The mean score of the windows that cover each pixel, those around it most, float32, (H, W)."""
+    """The mean score of the windows that cover each pixel, weighted by their nearness, float32, (H, W)."""
     image_height, image_width, _ = found.pixels.shape
     total, weight = (np.zeros((image_height, image_width), dtype=np.float32) for _ in range(2))
     height, width = found.window
@@ -220,7 +220,7 @@ def write_map(found: QualityMap, folder: Path, name: str) -> tuple[Path, Path]:
 
 
 def draw(found: QualityMap) -> Figure:
-    """The image, and its map laid over it; the colours stand for the same scores in every picture."""
+    """The image, and the map over it; a colour means the same score in every picture."""
     from matplotlib.figure import Figure
 
     height, width = found.pixels.shape[:2]

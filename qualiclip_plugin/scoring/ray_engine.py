@@ -121,7 +121,7 @@ def score_on_ray(
 
     Args:
         sources: See :func:`sources.list_sources`.
-        output: Folder; one that holds the same run goes on, one that holds another is refused.
+        output: Folder; one that holds the same run continues, one that holds another is refused.
         request: What is scored and how.
         device: ``auto`` (GPUs where the cluster has any), ``cpu`` or ``cuda``.
         workers: How many; 0: one a GPU, else one for every ``threads`` cores. More than GPUs share them.
@@ -132,7 +132,7 @@ def score_on_ray(
 
     Raises:
         ConfigError: A source or option is invalid, the output holds another run, Ray is missing.
-        WeightsError: The weights cannot be had.
+        WeightsError: The weights cannot be obtained.
     """
     # What a worker would refuse is refused here, before a folder is begun that another run could not use.
     on_cpu = check_request(request)
@@ -174,7 +174,7 @@ def identify(request: ScoreRequest, pool: Pool) -> dict[str, Any]:
     """Everything that may change a score: the model's files, options and code, and the libraries.
 
     Raises:
-        WeightsError: The weights cannot be had.
+        WeightsError: The weights cannot be obtained.
     """
     from qualiclip_plugin.weights.loading import get_card, load_cards, resolve
 
@@ -231,7 +231,7 @@ class ShardWorker:
 
     Raises:
         ConfigError: This machine has other weights, code or libraries than the one that started the run.
-        WeightsError: The weights cannot be had here.
+        WeightsError: The weights cannot be obtained here.
     """
 
     def __init__(

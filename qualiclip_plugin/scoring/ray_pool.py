@@ -1,6 +1,6 @@
 """A pool of scoring workers on a Ray cluster: the one thing that scores and leaderboards at scale have in common.
 
-Ray Data places the workers, hands out the work, starts a worker that died anew and gives its work to another.
+Ray Data places the workers, hands out the work, starts a new worker in place of one that died, and gives it the work.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class ShardFolder:
         return self.root / "scores"
 
     def write(self, shard: int, frame: DataFrame) -> None:
-        """Write the rows of a shard in one step, in the place of those that it may have had.
+        """Write the rows of a shard in one step, in place of those that it may have had.
 
         Raises:
             ConfigError: The folder cannot be written.
@@ -126,7 +126,7 @@ class ShardFolder:
 
 
 def open_shards(root: str | os.PathLike[str], sizes: tuple[int, ...], identity: Mapping[str, Any]) -> ShardFolder:
-    """Begin a run in a new folder, or go on with the same run.
+    """Begin a run in a new folder, or continue with the same run.
 
     Args:
         root: The folder; created where it is missing.

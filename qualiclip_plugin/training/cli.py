@@ -27,7 +27,7 @@ def train_command(
 ) -> None:
     """Train QualiCLIP on your own pristine photographs; no human scores are needed.
 
-    The result is OUTPUT/model.safetensors; its path can stand wherever a weight name can. A stopped run (Ctrl-C,
+    The result is OUTPUT/model.safetensors; use its path in place of a weight name. A stopped run (Ctrl-C,
     SIGTERM, a crash) continues with --resume as if it had not been stopped.
     """
     from qualiclip_plugin.training.config import load_config

@@ -37,7 +37,7 @@ class Learner:
 
     Attributes:
         start: The image encoder's parameters before training, by name.
-        averaged: Averaged weights by name, or None where the configuration averages none.
+        averaged: Averaged weights by name, or None if the configuration averages none.
     """
 
     def __init__(self, model: QualiCLIP, config: TrainConfig, accelerator: Accelerator) -> None:
@@ -94,7 +94,7 @@ class Learner:
 
         Returns:
             Similarities of the whole batch, (B, 2, L, P, 2), gradient in this process's part; GMSD (B, 2, L) or
-            None where no loss asks for it.
+            None if no loss asks for it.
         """
         shape, flat = batch.images.shape[:3], batch.images.flatten(0, 2)
         features = self.encoder(flat).float()

@@ -54,7 +54,7 @@ def falls(values: Tensor, dim: int, pairs: str = "all") -> Tensor:
         pairs: As for :func:`level_pairs`.
 
     Returns:
-        The same shape, with the pairs in the place of the levels.
+        The same shape, with the pairs in place of the levels.
     """
     levels = values.unbind(dim)
     # Indices would have to be sent to a GPU, which waits for all that it was given before.
@@ -95,7 +95,7 @@ def positive_ranking_loss(
         reduction: Over the level pairs and crops.
 
     Returns:
-        Scalar, at least 0; 0 where every pair falls by the margin.
+        Scalar, at least 0; 0 if every pair falls by the margin.
     """
     _check_shape(similarities)
     return _ranking_loss(similarities[..., 0], margin, pairs, reduction)
@@ -113,7 +113,7 @@ def negative_ranking_loss(
         reduction: Over the level pairs and crops.
 
     Returns:
-        Scalar, at least 0; 0 where every pair rises by the margin.
+        Scalar, at least 0; 0 if every pair rises by the margin.
     """
     _check_shape(similarities)
     return _ranking_loss(-similarities[..., 1], margin, pairs, reduction)
@@ -156,7 +156,7 @@ def metric_order_loss(similarities: Tensor, distances: Tensor, gap: float = 0.05
         margin: Distance in s_positive - s_negative that every compared pair must reach.
 
     Returns:
-        Scalar, the mean over the compared pairs and prompt pairs; 0 where nothing is compared.
+        Scalar, the mean over the compared pairs and prompt pairs; 0 if nothing is compared.
     """
     _check_shape(similarities)
     quality = (similarities[..., 0] - similarities[..., 1]).flatten(0, 2)
@@ -178,7 +178,7 @@ def attribute_loss(similarities: Tensor, relevant: Tensor, margin: float = 6.75e
         margin: By how much the mean fall of the relevant pairs must exceed the fall of each other pair.
 
     Returns:
-        Scalar, the mean over the other pairs of the photographs that take part; 0 where there are none.
+        Scalar, the mean over the other pairs of the photographs that take part; 0 if there are none.
     """
     _check_shape(similarities)
     quality = similarities[..., 0] - similarities[..., 1]

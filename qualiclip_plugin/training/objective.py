@@ -134,7 +134,7 @@ class Seen:
 
     Attributes:
         similarities: Of the prompt pairs that are trained, (B, 2, L, P, 2).
-        distances: GMSD of each crop, (B, 2, L); None where no loss needs it.
+        distances: GMSD of each crop, (B, 2, L); None if no loss needs it.
         relevant: Which of these pairs name the distortion of each photograph, (B, P) bool; None likewise.
     """
 

@@ -142,7 +142,7 @@ def _stored_rows(where: str, split: str, streaming: bool) -> Any:
 
 
 def _image_files(where: str) -> list[Path]:
-    """The photographs of scikit-image, or the images in a folder; none where it is no folder of images."""
+    """The photographs of scikit-image, or the images in a folder; none if it is no folder of images."""
     if where == SKIMAGE:
         import skimage.data
 

@@ -259,7 +259,7 @@ class RunFolder:
             remove_folder(parent / f"step-{old:08d}")
 
     def load(self) -> tuple[int, RunState] | None:
-        """The last checkpoint with its step, or None where none was written yet.
+        """The last checkpoint with its step, or None if none was written yet.
 
         Raises:
             ConfigError: Its files are not those that were written.
@@ -395,7 +395,7 @@ def read_log(path: Path) -> list[dict[str, str]]:
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file; none where it is missing. A row cut off by an interruption is left out.
+    """Rows of a CSV file; none if it is missing. A row cut off by an interruption is left out.
 
     Raises:
         ConfigError: It is no CSV file.

@@ -91,7 +91,7 @@ def sample_plan(
         by_group: Draw a group first, then one of its types, then a side of it (ARNIQA's way: groups are equally
             likely). False: all names are equally likely.
         share_noise: All steps of a ladder share their random draw, so that only the strength moves. False draws
-            anew for each step, as ARNIQA does.
+            again for each step, as ARNIQA does.
 
     Raises:
         ConfigError: Unknown table, kind or level, or more kinds per photograph than groups to draw from.

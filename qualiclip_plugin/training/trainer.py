@@ -61,7 +61,7 @@ class TrainResult:
 
     Attributes:
         step: Steps that are done.
-        model: The result, or None where the run was stopped before its last step.
+        model: The result, or None if the run was stopped before its last step.
         stopped_by: Name of the signal that stopped it.
         validation: The last validation figures.
     """

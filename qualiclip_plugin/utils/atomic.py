@@ -304,7 +304,7 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
 
 
 def recorded_sha256(path: Path) -> str | None:
-    """The hash recorded beside a file, in ``<name>.sha256``, when it was first seen; none where there is no record.
+    """The hash recorded beside a file, in ``<name>.sha256``, when it was first seen; none if there is no record.
 
     Raises:
         QualiCLIPError: The record holds no hash.

@@ -1,7 +1,7 @@
 """Images decoded before they are asked for, in order: in threads of this process, or in processes of their own.
 
 Threads begin at once and share Python's lock: two of them decode about one and a half times what one does. Processes
-take seconds to start, nearly double it, and go on where there are more cores. ``python -m
+take seconds to start, nearly double it, and continue where there are more cores. ``python -m
 tests.benchmarks.bench_decoding`` measures both.
 """
 
@@ -132,7 +132,7 @@ class _Room:
             self._changed.notify_all()
 
     def open(self) -> None:
-        """Let all go on: nothing is taken any more."""
+        """Let all continue: nothing is taken any more."""
         with self._changed:
             self._pixels = -math.inf
             self._changed.notify_all()

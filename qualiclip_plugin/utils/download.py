@@ -51,9 +51,9 @@ def download(
 
     Args:
         address: ``https://...``; one of the Hub is recognised.
-        target: Its place. An interrupted download leaves ``<name>.part`` there, from which a later one goes on.
-        sha256: Expected hash; empty where unknown.
-        size: Expected bytes; 0 where unknown.
+        target: Its place. An interrupted download leaves ``<name>.part`` there, from which a later one continues.
+        sha256: Expected hash; empty if unknown.
+        size: Expected bytes; 0 if unknown.
         limit: Most bytes that are accepted.
         check: Raises a ``QualiCLIPError`` where the content is not what it should be.
 
@@ -89,7 +89,7 @@ def verify(path: Path, sha256: str = "", *, thorough: bool = True) -> None:
 
     Args:
         path: The file; its hash is recorded beside it, in ``<name>.sha256``.
-        sha256: Expected hash; empty where unknown.
+        sha256: Expected hash; empty if unknown.
         thorough: Read it in any case; else a large file of the same size and time as when it was last read passes.
 
     Raises:
@@ -144,7 +144,7 @@ def _discard(partial: Path) -> None:
 
 
 def _forget(partial: Path) -> None:
-    """Remove what a later download would need to go on with a part."""
+    """Remove what a later download would need to continue with a part."""
     _mark(partial).unlink(missing_ok=True)
     shutil.rmtree(_hub_folder(partial), ignore_errors=True)
 
@@ -265,7 +265,7 @@ def _finished_before(served: str, have: int, partial: Path) -> bool:
 
 
 def _total(response: requests.Response, start: int, *, known: bool) -> int:
-    """Bytes of the whole file; 0 where the server says in another way when all of it was sent."""
+    """Bytes of the whole file; 0 if the server says in another way when all of it was sent."""
     length = response.headers.get("Content-Length", "")
     if length.isascii() and length.isdecimal():
         return start + int(length[:20])

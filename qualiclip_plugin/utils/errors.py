@@ -51,7 +51,7 @@ def out_of_room(error: OSError) -> bool:
 
 
 def did_you_mean(name: str, known: Iterable[str], most: int = 3, cutoff: float = 0.6) -> str:
-    """``"; did you mean a, b?"`` for the known names nearest to ``name``; empty where none is near.
+    """``"; did you mean a, b?"`` for the known names nearest to ``name``; empty if none is near.
 
     Args:
         name: What was asked for.

@@ -29,7 +29,7 @@ class _Kept:
 def keep_freed() -> None:
     """Keep freed memory for what is allocated next, in this process from now on; :func:`give_back` returns it.
 
-    The maps of a network are so large that glibc asks the system for each of them anew, and the system clears every
+    The maps of a network are so large that glibc asks the system for each of them again, and the system clears every
     page of it: up to half of the time of a score.
     """
     if (option := _of_glibc("mallopt")) is not None:
@@ -40,7 +40,7 @@ def keep_freed() -> None:
 
 @contextmanager
 def frugal(pixels: int) -> Iterator[None]:
-    """Within the block ask the system anew for what an image of so many pixels takes, where it is ``LARGE``.
+    """Within the block ask the system again for what an image of so many pixels takes, where it is ``LARGE``.
 
     What is kept fits the next map ill: :func:`keep_freed` would add a third to the most that a large image takes.
     """

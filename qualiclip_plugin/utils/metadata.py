@@ -24,7 +24,7 @@ WHOLE_SET = "all"
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns in the dataset's own table; empty where it has none.
+    """Names of the columns in the dataset's own table; empty if it has none.
 
     Attributes:
         image: Image, or file name of the image.

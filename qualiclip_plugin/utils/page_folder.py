@@ -49,7 +49,7 @@ def check_page_folder(target: Path, kind: str, made_by: str) -> None:
 
 
 def _earlier(manifest: Path, made_by: str) -> set[str]:
-    """The files that were written here before; none where there is no list of them."""
+    """The files that were written here before; none if there is no list of them."""
     try:
         content = read_json(manifest, ConfigError, "a list of pages")
     except ConfigError:

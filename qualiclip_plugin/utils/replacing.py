@@ -1,4 +1,4 @@
-"""Other values in the place of attributes of a library, for the length of a block."""
+"""Other values in place of attributes of a library, for the length of a block."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class Estimate(NamedTuple):
     """A number, or NaN and the reason why there is none.
 
     Attributes:
-        value: The statistic; NaN where it is undefined.
+        value: The statistic; NaN if it is undefined.
         reason: Empty where the statistic is defined.
     """
 
@@ -108,7 +108,7 @@ def same_length(**arrays: NDArray[Any]) -> int:
 
 
 def why_undefined(**vectors: Floats) -> str:
-    """Why no correlation exists between checked vectors; empty where one does."""
+    """Why no correlation exists between checked vectors; empty if one does."""
     for name, vector in vectors.items():
         if len(vector) < MIN_IMAGES:
             return f"{len(vector)} images, {MIN_IMAGES} needed"
@@ -182,7 +182,7 @@ def d_test(scores: ArrayLike, pristine: ArrayLike) -> Estimate:
         pristine: True for pristine images, (N,) booleans.
 
     Returns:
-        Value in [0.5, 1], 0.5 for no separation; undefined where one of the two classes is empty or all
+        Value in [0.5, 1], 0.5 for no separation; undefined if one of the two classes is empty or all
         scores are the same.
 
     Raises:
@@ -218,7 +218,7 @@ class Ladders:
     """Rank correlation with severity, one entry per content and distortion type.
 
     Attributes:
-        values: SRCC of score and -level, (M,); NaN where all scores of the ladder are the same.
+        values: SRCC of score and -level, (M,); NaN if all scores of the ladder are the same.
         contents: Content of each ladder, (M,).
         kinds: Distortion type of each ladder, (M,).
     """
@@ -275,7 +275,7 @@ def ladder_correlations(scores: ArrayLike, levels: ArrayLike, contents: ArrayLik
 
 
 def _row_srcc(x: Floats, y: Floats) -> Floats:
-    """Rank correlation of each row of x with that of y, (M,); NaN where all of a row of x are the same."""
+    """Rank correlation of each row of x with that of y, (M,); NaN if all of a row of x are the same."""
     a, b = (stats.rankdata(values, axis=1) - (values.shape[1] + 1) / 2 for values in (x, y))
     norm = np.sqrt(np.square(a).sum(axis=1) * np.square(b).sum(axis=1))
     return np.divide((a * b).sum(axis=1), norm, out=np.full(len(a), np.nan), where=norm > 0)

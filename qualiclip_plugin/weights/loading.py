@@ -1,8 +1,8 @@
 """Weight names: what they mean, where their files are, how they are fetched and verified.
 
 A weight is chosen in this order: the explicit argument (a card's name or a path), the environment variable
-``QUALICLIP_WEIGHTS``, the default ``official``. One never stands in for another. The commands that score and export
-have ``lite`` as their own default, so that they need no download.
+``QUALICLIP_WEIGHTS``, the default ``official``. No weights ever replace others. The commands that score and export
+have ``lite`` as their own default and need no download.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def resolve(weights: str | os.PathLike[str] | None = None) -> Path:
         weights: A card's name, a path, or ``None`` for the environment variable or the default.
 
     Raises:
-        WeightsError: The name is unknown, the file cannot be had, or its content is not the expected one.
+        WeightsError: The name is unknown, the file cannot be obtained, or its content is not the expected one.
     """
     chosen = chosen_weights(weights)
     if chosen not in load_cards() and Path(chosen).is_file():
@@ -228,12 +228,12 @@ def load_model(
         precision: ``fp32``, ``fp16`` or ``bf16``.
         inference: Freeze and optimise for scoring; ``False`` gives the plain network for training.
         runtime: ``eager``, ``openvino``, ``cuda`` or ``auto`` (see ``runtimes``); for inference only.
-        tile_pixels: Larger images are computed in tiles of at most so many pixels, to bound the memory; 0 chooses.
+        tile_pixels: Larger images are computed in tiles of at most this many pixels, to bound the memory; 0 chooses.
         **options: ``scale``, ``temperature``, ``backbone``, ``positional_embedding`` of ``checkpoint.build_model``.
 
     Raises:
-        WeightsError: The weights cannot be had, read or fitted to the architecture.
-        ConfigError: The runtime, precision or size of a tile cannot be had here.
+        WeightsError: The weights cannot be obtained, read or fitted to the architecture.
+        ConfigError: The runtime, precision or size of a tile cannot be obtained here.
 
     Examples:
         >>> import torch

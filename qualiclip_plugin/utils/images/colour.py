@@ -27,8 +27,8 @@ class Profile:
     Attributes:
         name: Its description, printable.
         space: Its colour space: ``GRAY``, ``RGB``, ``CMYK``, or one that no image here has.
-        transform: To sRGB, from the mode of the colour space; none where it is sRGB itself, or cannot be used.
-        problem: Why it cannot be used; empty where it can.
+        transform: To sRGB, from the mode of the colour space; none if it is sRGB itself, or cannot be used.
+        problem: Why it cannot be used; empty if it can.
     """
 
     name: str = ""

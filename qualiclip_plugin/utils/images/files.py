@@ -16,11 +16,11 @@ from qualiclip_plugin.utils.shown import printable
 def images_in(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     """List the image files that paths stand for.
 
-    A file stands for itself whatever its name; a folder for the files in it, at any depth, whose suffix is in
-    ``SUFFIXES``; a pattern (``*``, ``?``, ``[...]``, ``**``) for what a shell would expand it to. A path that
-    exists is never read as a pattern. Names that start with a dot are left out of folders and patterns unless
-    the pattern says the dot. Links are followed, each folder is visited once, so a loop of links ends.
-    A folder that cannot be listed is returned itself, so that reading it reports the error.
+    A file is listed, with any name. A folder gives the files in it, at any depth, whose suffix is in ``SUFFIXES``. A
+    pattern (``*``, ``?``, ``[...]``, ``**``) is expanded as in a shell. An existing path is never a pattern. Names
+    that start with a dot are left out of folders, and of patterns without the dot. Links are followed; each folder is
+    visited once, so a loop of links ends. A folder that cannot be listed is returned itself, and reading it reports
+    the error.
 
     Args:
         paths: Files, folders and patterns.

@@ -66,7 +66,7 @@ def _silence_libtiff() -> None:
     """Switch off libtiff's messages: it writes them to stderr without the file's name, and errors are raised anyway.
 
     Pillow does so with its warnings alone. Where the library cannot be found (not Linux, or linked statically) it
-    goes on writing.
+    continues writing.
     """
     try:
         mapped = Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape")
