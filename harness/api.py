@@ -149,7 +149,7 @@ def load_scores(scorer: str, dataset: str, *, output: str | os.PathLike[str] = "
 
     Returns:
         One row per image: ``file_name``, ``score`` as the scorer gives it (NaN if it failed, with its ``error``),
-        ``opinion``, ``std``, ``votes``, ``reference``, ``distortion``, ``level``, ``split``, ``image_hash`` and others.
+        ``opinion``, ``std``, ``votes``, ``reference``, ``distortion``, ``level``, ``split``, ``image_hash``, ....
         ``frame.attrs`` has ``scorer_lower_better`` and ``opinion_lower_better``.
 
     Raises:

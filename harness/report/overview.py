@@ -132,9 +132,9 @@ def _verdict(
     first = tested[0]
     rivals = [name for name in tested[1:] if set(letters[name]) & set(letters[first])]
     if rivals:
-        return f"{first} has the highest value, but nothing is decided between it and {', '.join(rivals)}."
+        return f"{first} has the highest value, but no test separates it from {', '.join(rivals)}."
     others = "scorer here" if len(tested) == shown else "scorer that was compared"
-    return f"{first} is ahead of every other {others}, and tests decide it."
+    return f"{first} is better than every other {others}, and the tests confirm it."
 
 
 def _rank(ends: tuple[int, int] | None) -> str:

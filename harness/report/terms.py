@@ -15,10 +15,10 @@ BLOCKS = (
 TESTS = {
     "flip": (
         "Sign flips",
-        "what each photograph (each image, where none share one) says could as well have been the other way round",
+        "if both are equally good, the difference on each photograph could as well have the opposite sign",
     ),
     "williams": ("Williams' t", "two dependent rank correlations with the same opinions, of independent images"),
-    "pitman": ("Pitman's test", "variance of what the fit leaves, on the same independent images"),
+    "pitman": ("Pitman's test", "variance that the fit leaves, on the same independent images"),
 }
 """Name and one line on each significance test."""
 

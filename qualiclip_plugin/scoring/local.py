@@ -1,10 +1,10 @@
 """From a list of image files to one row each: a score, or the reason why there is none.
 
 Files are decoded ahead, images of equal size are scored together, and rows come back in the order of the files. On
-the CPU a batch holds one image by default, because larger batches are not faster there. The score of a file is then the
-same bit for bit, for any other files, any order and any number of workers. With larger batches, or another number of
-torch threads, fp32 scores stay within ``BATCH_TOLERANCE`` of it. On a GPU, fp32 means fp32: TensorFloat-32 is off and
-algorithms are deterministic.
+the CPU a batch holds one image by default, because larger batches are not faster there. The score of a file is then
+the same bit for bit, for any other files, any order and any number of workers. With larger batches, or another
+number of torch threads, fp32 scores stay within ``BATCH_TOLERANCE`` of it. On a GPU, fp32 means fp32:
+TensorFloat-32 is off and algorithms are deterministic.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def test_the_first_page_ranks_by_them_and_says_on_how_many_images(published: tup
     store, made = published
     cells = load_cells(store)
     (ranking,) = overview(cells, contests(store, cells))["rankings"]
-    assert ranking["verdict"] == "fake is ahead of every other scorer here, and tests decide it."
+    assert ranking["verdict"] == "fake is better than every other scorer here, and the tests confirm it."
     assert ranking["rows"][0]["rank"] == "1"
     assert all(row["rank"] and row["letters"] for row in ranking["rows"])
     assert (ranking["images"], ranking["left_out"], ranking["untested"]) == (made.images, made.left_out, "")
@@ -84,7 +84,7 @@ def test_a_scorer_that_is_in_no_test_is_not_behind_the_first(
     store.write_cell(store.cell_path("new", "rated"), {**cell, "scorer": {**cell["scorer"], "name": "new"}})
     cells = load_cells(store)
     (ranking,) = overview(cells, contests(store, cells))["rankings"]
-    assert ranking["verdict"] == "fake is ahead of every other scorer that was compared, and tests decide it."
+    assert ranking["verdict"] == "fake is better than every other scorer that was compared, and the tests confirm it."
     assert ranking["untested"] == "Not compared with the others: new."
 
 

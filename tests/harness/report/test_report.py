@@ -151,7 +151,7 @@ def test_the_first_page_says_which_is_ahead_and_how_sure_that_is(results: Path) 
     assert [row["rank"] for row in ranking["rows"]] == ["1\N{EN DASH}2"] * 2
     assert [row["letters"] for row in ranking["rows"]] == ["a"] * 2
     best, other = (row["scorer"] for row in ranking["rows"])
-    assert ranking["verdict"] == f"{best} has the highest value, but nothing is decided between it and {other}."
+    assert ranking["verdict"] == f"{best} has the highest value, but no test separates it from {other}."
     values = [row["cell"]["value"] for row in ranking["rows"]]
     assert values == sorted(values, reverse=True)
     assert [(row["cost"], row["trained_on"]) for row in ranking["rows"]] == [(50, "not recorded")] * 2
