@@ -1,4 +1,4 @@
-"""What this machine offers the project: processor, GPU, threads, caches, weights and extras."""
+"""What this machine has for the project: processor, GPU, threads, caches, weights and extras."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Scores under guard: baselines, what moved, and the bounds of other people's pipelines."""
+"""Guards for scores: baselines, changes, and bounds for users' pipelines."""

@@ -1,6 +1,6 @@
-"""Bounds on the quality of somebody's images: ``--min-score``, and ``--max-drop`` picture by picture.
+"""Bounds on the quality of a user's images: ``--min-score``, and ``--max-drop`` picture by picture.
 
-A mean over all pictures hides one that is ruined, and so does the worst score where another picture was worse before.
+A mean over all pictures hides one ruined picture, and so does the worst score if another picture was worse before.
 Every picture is therefore held to its own score in the baseline, and every picture of the baseline must be there.
 """
 

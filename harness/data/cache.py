@@ -1,4 +1,4 @@
-"""Where generated and downloaded data is kept between runs, and how it is known to be what was put there."""
+"""The cache of generated and downloaded data between runs, and the check that nothing in it was altered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the Hub can be reached, and doing without it."""
+"""Check whether the Hub can be reached, and work without it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def hub_reachable() -> bool:
 
 @contextlib.contextmanager
 def offline(wanted: bool = True) -> Iterator[None]:
-    """Keep the Hub's client from asking the network within the block, where that is ``wanted``."""
+    """Keep the Hub's client off the network within the block, if that is ``wanted``."""
     # Without a network the Hub's client repeats every request for half a minute before it gives up.
     from huggingface_hub import constants
 

@@ -1,6 +1,6 @@
-"""Datasets that are larger than the disk: read from where they lie, image by image, and never kept.
+"""Datasets that are larger than the disk: images are read one by one from their source and never kept.
 
-What is kept is an index: the labels and the hash of every image. It is made by reading the stream once, stays in
+Only an index is kept: the labels and the hash of every image. It is made by reading the stream once, stays in
 the cache where the source is pinned, and tells which images still need a score. Every later pass hashes the bytes
 again as they come, so that a score never stands under another image's hash.
 """

@@ -1,4 +1,4 @@
-"""Archives from strangers: unpacked without ever leaving the folder, within limits, whole or not at all."""
+"""Unpack archives from strangers: inside one folder, within limits, completely or not at all."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def unpack(archive: Path, folder: Path, limits: Limits = Limits()) -> Path:
     """Unpack an archive into a folder that is complete once it exists.
 
     Args:
-        archive: zip, tar, or compressed tar; told by its content.
+        archive: zip, tar, or compressed tar; recognised by its content.
         folder: Must not exist, or be the result of an earlier call, which is then kept.
         limits: What is refused as a bomb.
 
@@ -88,7 +88,7 @@ def unpack(archive: Path, folder: Path, limits: Limits = Limits()) -> Path:
 
 
 def check_archive(path: Path) -> None:
-    """Refuse what does not begin, or for a zip end, like an archive.
+    """Refuse a file that does not begin like an archive, or for a zip does not end like one.
 
     Raises:
         DatasetError: It is none.

@@ -1,4 +1,4 @@
-"""The stored cells as one table of plain numbers, and what the protocol says about them."""
+"""The stored cells as one table of plain numbers, with the rules of the protocol."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COLUMNS = ("scorer", "dataset", "subset", "n", "n_failed", *FIGURES, *OVER_SPLIT
 """Columns of ``leaderboard.csv``; ``docs/result-files.md`` explains each."""
 
 TIMINGS = ("scorer", "dataset", "images", "seconds", "images_per_second", "device", "date")
-"""Columns of ``timings.csv``. A measurement of its own: the same scores take another time in every run."""
+"""Columns of ``timings.csv``. Timings are separate, because they differ in every run."""
 
 BLOCKS = ("opinion-unaware", "opinion-aware", "training unknown")
 SEEN = {True: "yes", False: "no", None: ""}
@@ -84,7 +84,7 @@ def chosen_here(cell: CellJson) -> bool:
 
 
 def block(cell: CellJson) -> str:
-    """In which block of a table the scorer stands."""
+    """The block of a table that a scorer belongs to."""
     known: dict[bool | None, str] = {False: BLOCKS[0], True: BLOCKS[1], None: BLOCKS[2]}
     return known[cell["scorer"].get("opinion_aware")]
 
@@ -158,7 +158,7 @@ def unlike(cells: Iterable[CellJson]) -> dict[str, str]:
 
 
 def label_groups(cells: Iterable[CellJson]) -> list[list[str]]:
-    """The scorers of one dataset, those together that were compared with the same labels."""
+    """The scorers of one dataset, grouped by the labels that they were run with."""
     groups: dict[str, list[str]] = {}
     for cell in cells:
         if cell["subsets"]:
@@ -169,7 +169,7 @@ def label_groups(cells: Iterable[CellJson]) -> list[list[str]]:
 
 
 def label_note(cells: Iterable[CellJson]) -> str:
-    """A sentence where the scorers of one dataset met different labels; empty if they did not."""
+    """A sentence if the scorers of one dataset were run with different labels; else empty."""
     groups = label_groups(cells)
     if len(groups) < 2:
         return ""

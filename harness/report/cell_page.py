@@ -1,4 +1,4 @@
-"""What the page of one scorer on one dataset says: figures, scatter plot, distortions, ladders, misjudged images."""
+"""Content of the page of one scorer on one dataset: figures, scatter plot, distortions, ladders, misjudged images."""
 
 from __future__ import annotations
 

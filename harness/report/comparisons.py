@@ -1,7 +1,7 @@
-"""Comparisons of scorers that stand beside published results, whose labels often may not be passed on.
+"""Comparisons of scorers, stored beside published results whose labels often may not be shared.
 
-Without the labels nobody can make the tests again. What they said is kept as ``comparisons/<dataset>.json``, with the
-fingerprints of the scores and the hash of the labels that they were made with: it is used for those cells alone.
+The tests need the labels. Their outcome is stored as ``comparisons/<dataset>.json``, with the fingerprints of the
+scores and the hash of the labels: it is used only for the same scores and labels.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def contests(store: Store, cells: Sequence[Cell], *, draws: int = 2000, seed: in
 
 
 def compare_all(store: Store, *, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
-    """Test all scorers of every dataset against each other, and keep what the tests said, for readers without labels.
+    """Test all scorers of every dataset against each other, and store the outcome for readers without labels.
 
     Writes ``comparisons/<dataset>.json`` for the datasets whose labels are here, and ``comparisons.csv`` of all.
 

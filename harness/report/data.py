@@ -1,4 +1,4 @@
-"""What the report shows, from stored results alone: cells with their images, scores and labels."""
+"""Data of the report, from stored results only: cells with their images, scores and labels."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Cell:
 
     @property
     def outdated(self) -> bool:
-        """Whether its figures are of labels that a later run on the dataset replaced."""
+        """Whether a later run on the dataset replaced the labels of its figures."""
         return self.content.get("reason") == OTHER_LABELS
 
     @property
@@ -79,7 +79,7 @@ class Cell:
 
     @property
     def main_figure(self) -> str:
-        """The figure that the cell is ranked by: SRCC, or the L-test where nobody gave opinions."""
+        """The figure that the cell is ranked by: SRCC, or the L-test if there are no opinions."""
         return "srcc" if self.has_opinions else "l_test"
 
     @property

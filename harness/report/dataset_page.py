@@ -1,4 +1,4 @@
-"""What the page of one dataset says: every scorer with intervals, significance, distortions and gMAD pairs."""
+"""Content of the page of one dataset: every scorer with intervals, significance, distortions and gMAD pairs."""
 
 from __future__ import annotations
 

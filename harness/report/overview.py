@@ -1,4 +1,4 @@
-"""What the first and the last page of the report say: the leaderboard over all datasets, and the versions."""
+"""Content of the first and the last page of the report: the leaderboard over all datasets, and the versions."""
 
 from __future__ import annotations
 

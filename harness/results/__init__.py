@@ -1,1 +1,1 @@
-"""What a run leaves: scores of every image, and the figures made from them."""
+"""The output of a run: scores of every image, and figures made from them."""

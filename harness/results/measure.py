@@ -29,8 +29,8 @@ version before are then made again from their stored scores."""
 FIGURES = tuple(st.STATISTICS)
 
 P_MARGINS = {"psnr": 6.0, "ssim": 0.1, "gmsd": 0.03}
-"""By how much every full-reference quality must differ before a pair counts as discriminable: dB and plain numbers.
-Chosen here so that the better image is plainly better to the eye."""
+"""How much every full-reference quality must differ before a pair counts as discriminable: dB and plain numbers.
+They are chosen so that the better image is clearly better to the eye."""
 
 NO_SCORE = "no image has a score"
 
@@ -58,7 +58,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Directions:
-    """Which of the two run downwards."""
+    """Which of the two are lower-is-better."""
 
     scorer_lower_better: bool
     opinion_lower_better: bool

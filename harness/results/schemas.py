@@ -1,4 +1,4 @@
-"""What stored cells and baselines must hold (JSON Schema): all that is read from them without asking."""
+"""JSON Schemas of stored cells and baselines: everything that other code reads without a check."""
 
 from __future__ import annotations
 

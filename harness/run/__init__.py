@@ -1,1 +1,1 @@
-"""Scoring whole datasets: what is missing is scored and stored as it comes."""
+"""Score whole datasets: missing scores are computed and stored as they come."""

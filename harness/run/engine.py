@@ -1,4 +1,4 @@
-"""Score what is missing, store it as it comes, and sum up one cell."""
+"""Score missing images, store scores as they come, and compute one cell."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def score_key(scorer: Scorer, images: ImageSet) -> ScoreKey:
-    """Under what the scores of a scorer on a dataset are stored."""
+    """The key for the stored scores of a scorer on a dataset."""
     from qualiclip_plugin.utils.images.colour import littlecms_version
 
     libraries = {"Pillow": metadata.version("Pillow"), "LittleCMS": littlecms_version()}
@@ -142,7 +142,7 @@ def score_missing(
 
 
 def described(scorer: Scorer, images: ImageSet, key: ScoreKey) -> dict[str, Any]:
-    """What a cell says of its scorer and dataset, which takes no scores to know."""
+    """The part of a cell about its scorer and dataset; it needs no scores."""
     spec = images.spec
     return {
         "scorer": {
@@ -171,7 +171,7 @@ def described(scorer: Scorer, images: ImageSet, key: ScoreKey) -> dict[str, Any]
 
 
 def summarise(scorer: Scorer, images: ImageSet, scores: pd.DataFrame, settings: Settings) -> dict[str, Any]:
-    """What a cell says of the scores, from stored ones alone."""
+    """The part of a cell about the scores, from stored scores only."""
     spec = images.spec
     rows = join_scores(images.table, scores, spec.unordered)
     failed = rows[rows["error"] != ""]

@@ -14,7 +14,7 @@ Item = TypeVar("Item")
 
 
 class Reporter(Protocol):
-    """Who is told how a run proceeds."""
+    """Receives the progress of a run."""
 
     def start(self, scorer: str, dataset: str, total: int, done: int) -> None: ...
 
@@ -111,7 +111,7 @@ def reporter(*, quiet: bool = False, json_log: bool = False) -> Reporter:
 
 
 def track(items: Iterable[Item], text: str, number: int) -> Iterable[Item]:
-    """The same items with a bar on standard error that goes when they are through: silence looks like a hang."""
+    """The same items, with a bar on standard error until they are done: silence looks like a hang."""
     from rich.console import Console
     from rich.progress import track as tracked
 

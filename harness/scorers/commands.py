@@ -1,4 +1,4 @@
-"""Running a program of the user's: for a limited time, with limited output, and nothing of it stays behind."""
+"""Run a user's program with limited time and output, and stop everything that it started."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files that pyiqa's metrics load, held to the rules for this project's own weights.
+"""The files that pyiqa's metrics load, under the same rules as this project's own weights.
 
 pyiqa loads whatever a file asks for, as the whole of Python or as TorchScript, and files come from options, a cache
 or the network. While a metric starts here, tensors are loaded as tensors alone, and TorchScript, which is a program,

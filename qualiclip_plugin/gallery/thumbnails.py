@@ -17,7 +17,7 @@ from qualiclip_plugin.utils.errors import QualiCLIPError
 THUMBNAIL = (288, 85)
 """Longest side in pixels and JPEG quality of a tile: sharp on a dense screen, 100,000 of them in 2 to 3 GB."""
 LARGE = (1280, 92)
-"""The same, for looking closely."""
+"""The same, for the large view."""
 MAP = (LARGE[0], 80)
 """The same, for the map of a large picture."""
 SHARD = 1000

@@ -1,4 +1,4 @@
-"""What a run says about itself: its record before the first step, and the card of its result."""
+"""The record of a run before its first step, and the card of its result."""
 
 from __future__ import annotations
 

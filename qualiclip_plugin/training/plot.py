@@ -1,4 +1,4 @@
-"""``training.png``: a run at a glance, for people who have not seen one before."""
+"""``training.png``: a run at a glance, also for people who have not seen one before."""
 
 from __future__ import annotations
 

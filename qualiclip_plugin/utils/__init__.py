@@ -1,1 +1,1 @@
-"""What both packages stand on: files, documents, images, errors. Nothing here knows of what is above it."""
+"""Shared by both packages: files, documents, images, errors. It imports nothing from other rooms."""

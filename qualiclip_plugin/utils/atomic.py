@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: atomic writes, paths that stay in their folder, content hashes.
+"""Files that are complete or absent: atomic writes, paths that stay in their folder, content hashes.
 
 A temporary file or folder has a name that nothing else has, and whoever writes it holds a lock on it, which the
 system gives back when the process ends, however it ends. So a temporary whose lock can be taken has no writer any

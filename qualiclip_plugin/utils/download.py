@@ -1,4 +1,4 @@
-"""Files from the network: resumed where a connection broke, verified, and in place only when whole.
+"""Files from the network: resumed after a broken connection, verified, and in place only when complete.
 
 Files of the Hugging Face Hub come by its own client, with the user's token, so that gated and private repositories
 can be read; files at other addresses by plain HTTP.

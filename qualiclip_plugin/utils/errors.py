@@ -1,4 +1,4 @@
-"""Errors that name what is wrong. Every one is an input problem a user can mend, shown without a traceback."""
+"""Errors that name what is wrong: input problems that a user can fix, shown without a traceback."""
 
 from __future__ import annotations
 

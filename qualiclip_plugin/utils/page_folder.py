@@ -1,4 +1,4 @@
-"""A folder of static pages: made whole or not at all, and only where no other files are lost."""
+"""A folder of static pages: written completely or not at all, and only if no other files are lost."""
 
 from __future__ import annotations
 

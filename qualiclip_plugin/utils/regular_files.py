@@ -1,4 +1,4 @@
-"""Opening files of others: regular ones alone, and none larger than what is expected.
+"""Open foreign files: only regular files, up to the expected size.
 
 A named pipe or a terminal would block for ever, a device such as ``/dev/zero`` never ends, and a link can lead to
 either under any name. Every reader of files from elsewhere opens them here, so that each refuses the same things.

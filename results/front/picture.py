@@ -50,7 +50,7 @@ GOAL_PHOTOGRAPHS = ("coffee", "rocket", "astronaut")
 MAP_STRIDE = 24
 QUICKSTART = (
     ("degrade", "rocket.png", "--distortion", "gaussian_blur", "--level", "3"),
-    ("score", "rocket.png", "rocket_gaussian_blur_3.png"),
+    ("score", "rocket.png", "rocket_gaussian_blur_3.png", "--gallery", "gallery"),
 )
 
 

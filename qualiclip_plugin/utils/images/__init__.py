@@ -1,6 +1,6 @@
-"""From a file to RGB pixels, the same way every time, and from paths to a list of image files.
+"""From a file to RGB pixels, always in the same way, and from paths to a list of image files.
 
-Pillow decodes. What this package adds is a declared answer for every kind of input: which formats are tried,
+Pillow decodes. This package adds a declared answer for every kind of input: which formats are tried,
 how sixteen bits become eight, what lies behind transparent pixels, what is refused and with which words.
 The rules in one place:
 
