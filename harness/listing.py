@@ -1,4 +1,4 @@
-"""What is known by name, as text tables."""
+"""Lists of known names, as text tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a check finds, as data, and what every kind of check says of the scorers besides."""
+"""The findings of a check as data, and what every kind of check reports about the scorers."""
 
 from __future__ import annotations
 

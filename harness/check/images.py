@@ -1,6 +1,6 @@
 """The pictures that guard the project's own scores: the same bytes on every machine and in every version.
 
-Photographs of the scikit-image wheel, changed by integer arithmetic alone: floating point and codecs would give other
+Photographs of the scikit-image wheel, changed only by integer arithmetic: floating point and codecs would give other
 pixels on another processor or with another library, and then it would not be the scores that moved.
 """
 

@@ -1,1 +1,1 @@
-"""Datasets: what they are (``harness/data/catalogue/*.yaml``), how they are fetched, checked, read and decoded."""
+"""Datasets: their definitions (``harness/data/catalogue/*.yaml``), download, checks, reading and decoding."""

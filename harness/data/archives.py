@@ -53,7 +53,7 @@ def packed(spec: DatasetSpec) -> Archive:
 
 
 def remote_labels(archive: Archive) -> Path | None:
-    """The downloaded table of labels; none if it lies in the archive."""
+    """The downloaded table of labels; none if it is in the archive."""
     labels = archive.labels
     if not (labels.address or labels.repository):
         return None
@@ -72,7 +72,7 @@ def labelled(spec: DatasetSpec, table: Path) -> list[Placed]:
 
 
 def image_path(archive: Archive, row: Row, where: str) -> str:
-    """Where a row's image lies in the archive, as the specification writes it.
+    """Path of a row's image in the archive, from the specification.
 
     Raises:
         DatasetError: The path needs a column that the row lacks, or leads out of the folder.
@@ -119,7 +119,7 @@ class Members:
 
 
 def fits(path: str, wanted: str) -> bool:
-    """Whether a path in an archive is the wanted one; one that starts with ``**/`` may lie in any folder."""
+    """Whether a path in an archive is the wanted one; one that starts with ``**/`` may be in any folder."""
     return path == wanted or (wanted.startswith(ANYWHERE) and f"/{path}".endswith(wanted.removeprefix("**")))
 
 

@@ -41,7 +41,7 @@ def write_manifest(folder: Path, hashes: Mapping[str, str]) -> None:
 
 
 def check_cached(found: Mapping[str, str]) -> None:
-    """Compare files with those that were put into the cache; files that lie elsewhere pass.
+    """Compare files with those that were put into the cache; files elsewhere are not checked.
 
     Args:
         found: Paths, and the SHA-256 of what is there now.

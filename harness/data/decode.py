@@ -185,7 +185,7 @@ def batches(items: Iterable[Decoded], fits: Callable[[int, int, int], bool]) -> 
         fits: Whether so many images of a height and width are one batch.
 
     Yields:
-        Images of one size, in their order; an unreadable image comes alone. A batch leaves as soon as one
+        Images of one size, in their order; an unreadable image is a batch of its own. A batch leaves as soon as one
         more image would not fit, or when too many pixels wait.
     """
     waiting: dict[tuple[int, int], list[Decoded]] = {}

@@ -44,7 +44,7 @@ class ImageSet:
     Attributes:
         spec: Where it comes from.
         table: One row per image: the columns of ``LABELS`` and ``image_hash`` (SHA-256 of the file's bytes).
-        rows: The undecoded images, in the order of the table; column ``image``. A stream is read in order alone.
+        rows: The undecoded images, in the order of the table; column ``image``. A stream can only be read in order.
         complete: Whether it has as many images as the specification declares, and none is missing.
         missing: Rows whose image is not there.
         unlisted: Images in a folder that no row of its metadata names; they are not scored.

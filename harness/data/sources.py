@@ -85,7 +85,7 @@ def load_parquet(path: Path, spec: DatasetSpec) -> Source:
 
 
 def load_hub(spec: DatasetSpec) -> Source:
-    """Load a Hub repository at its revision; with ``HF_HUB_OFFLINE=1`` from the cache alone."""
+    """Load a Hub repository at its revision; with ``HF_HUB_OFFLINE=1`` only from the cache."""
     return from_rows(hub_rows(spec), spec, _hub_name(spec), _hub_folders(spec))
 
 
@@ -217,7 +217,7 @@ def label_columns(spec: DatasetSpec, found: Sequence[str], where: str) -> list[s
 
 
 def image_column(rows: Any, spec: DatasetSpec) -> Any:
-    """The images alone, undecoded, as the column ``image`` of a dataset or a stream."""
+    """Only the undecoded images, as the column ``image`` of a dataset or a stream."""
     import datasets
 
     images = rows.select_columns([spec.columns.image])

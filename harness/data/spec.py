@@ -1,4 +1,4 @@
-"""What a dataset is: frozen records, read from short YAML files, and the catalogue of those that ship."""
+"""Datasets as frozen records, read from short YAML files, and the catalogue of the shipped ones."""
 
 from __future__ import annotations
 

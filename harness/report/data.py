@@ -191,7 +191,7 @@ class Rival:
 
 @dataclass(frozen=True)
 class Contest:
-    """The scorers of one dataset that met the same labels against each other, on the images that all of them scored.
+    """The scorers of one dataset with the same labels, against each other, on the images that all of them scored.
 
     Attributes:
         dataset: Its name.

@@ -26,7 +26,7 @@ class Options:
 
     Attributes:
         batch_pixels: Most pixels in one batch; 0: by device.
-        batch_size: Most images in one batch; 0: by ``batch_pixels`` alone.
+        batch_size: Most images in one batch; 0: only by ``batch_pixels``.
         workers: Processes that decode; 0: a thread.
         retry_failed: Score images again that failed before.
         engine: ``local``: this process; ``ray``: the workers of a Ray cluster (see ``cluster_rows``).

@@ -1,1 +1,1 @@
-"""What is compared: anything that turns images into one number each, with a declared direction."""
+"""Scorers: anything that turns images into one number each, with a declared direction."""

@@ -1,4 +1,4 @@
-"""What identifies a score: weights, versions and devices, so that stored scores of two never mix."""
+"""The identity of a score: weights, versions and devices. Stored scores of two identities never mix."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def by_content(value: Any) -> Any:
-    """A file by what it holds: where it lies is no part of a score."""
+    """A file by its content: its place is not part of a score."""
     return f"{Path(value).name} {sha256_file(value)}" if isinstance(value, str) and Path(value).is_file() else value
 
 

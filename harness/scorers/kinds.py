@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 VERSION = "version"
-"""Option of functions and commands, not given to them: what tells scores of changed files that nobody sees."""
+"""Option of functions and commands, not given to them: separates scores after changes that are not seen here."""
 COMMAND_BATCH_PIXELS = 32_000_000
 """Starting a process for every image would cost more than most scorers do."""
 

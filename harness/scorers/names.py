@@ -1,4 +1,4 @@
-"""What is known of a scorer by its name, before it starts: options, training, direction."""
+"""Facts about a scorer from its name, before it starts: options, training, direction."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class ScorerError(QualiCLIPError):
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a scorer without starting it.
+    """Facts about a scorer that need no start.
 
     Attributes:
         opinion_aware: Whether human opinion scores entered its training; none if unknown.
@@ -87,7 +87,7 @@ def parse_name(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def facts(name: str) -> Facts:
-    """What is known of a scorer's training, from its options, its card or ``scorers.csv``, in this order.
+    """Facts about a scorer's training, from its options, its card or ``scorers.csv``, in this order.
 
     Raises:
         ScorerError: The options contradict each other.
@@ -123,7 +123,7 @@ def pyiqa_names() -> frozenset[str]:
 
 
 def other_input(base: str) -> str:
-    """Why a metric of pyiqa cannot score an image alone; empty if it can, or is unknown."""
+    """Why a metric of pyiqa cannot score a single image; empty if it can, or is unknown."""
     from pyiqa.default_model_configs import DEFAULT_CONFIGS
 
     if base in OTHER_INPUT:

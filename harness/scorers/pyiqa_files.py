@@ -1,7 +1,7 @@
 """The files that pyiqa's metrics load, under the same rules as this project's own weights.
 
 pyiqa loads whatever a file asks for, as the whole of Python or as TorchScript, and files come from options, a cache
-or the network. While a metric starts here, tensors are loaded as tensors alone, and TorchScript, which is a program,
+or the network. While a metric starts here, only tensors are loaded, and TorchScript, which is a program,
 is run only where it is one of OpenAI's CLIP files, by their SHA-256, or where the user asks for it.
 """
 

@@ -13,7 +13,7 @@ _OURS = tuple(Path(__file__).parents[2] / name for name in ("harness", "qualicli
 
 
 def own_files(path: Path, roots: Iterable[Path] | None = None) -> list[Path]:
-    """A Python file and the files that it imports, and those that they import, as far as nobody installed them.
+    """A Python file and all files that it imports, directly or not, without installed packages.
 
     Imports are found in the text, wherever they stand in it; what a program puts together at run time is not.
 

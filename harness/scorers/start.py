@@ -1,4 +1,4 @@
-"""Starting a scorer by its name, and saying why one cannot start."""
+"""Start a scorer by its name, or say why it cannot start."""
 
 from __future__ import annotations
 

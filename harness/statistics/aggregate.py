@@ -1,4 +1,4 @@
-"""Means and win rates over datasets, only over cells that are complete and that nobody compared was trained on."""
+"""Means and win rates over datasets, only over complete cells, on datasets that no compared scorer was trained on."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Standing:
 def standings(table: Cells) -> dict[str, Standing]:
     """Compare the scorers of a table over its datasets.
 
-    A mean over fewer or other datasets than another scorer's says nothing: two scorers that are equal everywhere
+    A mean over fewer or other datasets than another scorer's has no meaning: two scorers that are equal everywhere
     would differ. So means are over the sets that none of them was trained on, and one missing or incomplete value
     leaves a scorer without a mean. Win rates use, for each two scorers, the sets that both have and neither saw.
 

@@ -83,7 +83,7 @@ def _columns(parameters: Floats) -> Floats:
 
 
 class Curve(NamedTuple):
-    """A function of scores and parameters, alone and with its derivatives."""
+    """A function of scores and parameters, and the same with its derivatives."""
 
     function: Callable[[Floats, Floats], Floats]
     with_gradient: Callable[[Floats, Floats], tuple[Floats, list[Floats]]]

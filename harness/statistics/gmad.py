@@ -65,7 +65,7 @@ def gmad_pairs(defender: ArrayLike, attacker: ArrayLike, *, levels: int = 5) -> 
 
 
 def misjudged(scores: ArrayLike, opinions: ArrayLike, fit: LogisticFit, count: int = 12) -> NDArray[np.intp]:
-    """Images whose fitted score lies farthest from the opinion, worst first.
+    """Images whose fitted score is farthest from the opinion, worst first.
 
     Args:
         scores: Scores, higher is better, (N,).

@@ -1,6 +1,6 @@
 """Every statistic of the leaderboard, one record each; a new one is one more record.
 
-A record is all that figures, intervals, comparisons, tables and the report need of a statistic.
+A record holds everything that figures, intervals, comparisons, tables and the report need.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ MAX_GROUPS = 400
 
 @dataclass(frozen=True)
 class Images:
-    """What is known of some images beside their scores; every array is in the same order.
+    """Facts about some images beside their scores; all arrays have the same order.
 
     Attributes:
         opinions: Higher is better, (N,); NaN if there are none.

@@ -1,4 +1,4 @@
-"""How pyiqa learns of this package: what its entry points call, and the metric rows added on import.
+"""How pyiqa finds this package: what its entry points call, and the metric rows added on import.
 
 pyiqa loads the entry points when it first looks up a type, so after ``pip install`` alone
 ``pyiqa.create_metric("qualiclip")`` builds this project's network. A new metric *name* is known only once

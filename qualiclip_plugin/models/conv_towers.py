@@ -93,7 +93,7 @@ class ConvTower(nn.Module):
 
 
 class ResNetTower(ModifiedResNet, ConvTower):
-    """CLIP's ResNet for images of any size, pooled by its mean token alone.
+    """CLIP's ResNet for images of any size, pooled only by its mean token.
 
     Args:
         vision_cfg: open_clip's settings of the tower.
@@ -194,7 +194,7 @@ class StagePoolTower(ConvTower):
         return torch.isin(owners, torch.tensor(list(stages))).nonzero().flatten()
 
     def lowered(self) -> Iterator[nn.Conv2d]:
-        """All but the first one: rounded images alone move scores as far as everything after them."""
+        """All but the first one: rounded images already move scores as far as everything after them."""
         yield from (module for module in super().lowered() if module is not self.trunk.conv_stem)
 
     def early_map(self, images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What makes scoring faster without changing the scores: folded BatchNorm, channels-last memory, lower precision."""
+"""Faster scoring without a change of the scores: folded BatchNorm, channels-last memory, lower precision."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def make_exact_in_half(module: nn.Module) -> None:
     """Give a trained network weights whose folded form is exact in fp16, in place.
 
     Each BatchNorm is folded into its convolution, both are rounded, and what remains of it adds the bias. Scores in
-    fp32 and fp16 then come from the same weights and differ by the rounding of the feature maps alone.
+    fp32 and fp16 then come from the same weights and differ only by the rounding of the feature maps.
     """
     for block, conv_name, norm_name in _pairs(module):
         conv, norm = getattr(block, conv_name), getattr(block, norm_name)

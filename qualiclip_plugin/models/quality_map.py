@@ -1,4 +1,4 @@
-"""Where an image is good or bad: the scores of windows that are laid over it.
+"""Where an image is good or bad: the scores of windows that cover it.
 
 Every value is the score of its window as an image of its own. Windows could also be pooled from the feature maps of
 the whole image, for less work; but the deep layers of these networks see hundreds of pixels far, and such maps did

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from qualiclip_plugin.models.conv_towers import ConvTower
 
 TILE_MEMORY = 1_850_000_000
-"""What a tile takes by default, in bytes. Of a larger image more remains, and its tiles are smaller by as much."""
+"""What a tile takes by default, in bytes. A larger image keeps more, and its tiles are smaller by as much."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def _span(start: int, stop: int, length: int, halo: int, stride: int) -> Span:
 
 
 def automatic_tile(tower: ConvTower, pixels: int) -> int:
-    """Most pixels that are read at once of an image of ``pixels``, halo included, where nobody chose."""
+    """Most pixels that are read at once of an image of ``pixels``, halo included, by default."""
     whole = TILE_MEMORY // tower.tile_bytes
     kept = round(tower.kept_bytes * max(0, pixels - whole))
     # Below a quarter most of a tile would be halo.

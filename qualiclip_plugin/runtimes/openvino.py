@@ -1,4 +1,4 @@
-"""The convolutions of a tower in OpenVINO, for images of any number and size on the CPU."""
+"""The convolutions of a tower in OpenVINO, for any number and size of images on the CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands in place of a method of a network."""
+"""A replacement for a method of a network."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from qualiclip_plugin.models.qualiclip import QualiCLIP
 
 COLOURS, OPACITY = "viridis", 0.6
-"""How a map lies over the grey image."""
+"""Colours and opacity of a map over the grey image."""
 SHOWN_SIDE = 1024
 """Longest side of the image in the picture, in pixels."""
 

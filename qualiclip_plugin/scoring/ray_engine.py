@@ -159,7 +159,7 @@ def score_on_ray(
 
 
 def check_request(request: ScoreRequest) -> ScoreRequest:
-    """Raise what a worker would of a model, also where this machine has not the workers' GPUs.
+    """Raise the errors that a worker would raise for a model, also if this machine lacks the workers' GPUs.
 
     Returns:
         The request with what its runtime stands for on CPUs.

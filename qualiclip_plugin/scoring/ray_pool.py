@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 REFUSAL = "declared error"
 MOST_DEATHS = 2
-"""Workers that one image, alone in their hands, may end before it is left out."""
+"""How many workers a single image may kill before it is left out."""
 MOST_BLOCKS = 10_000
 """Pieces of work that Ray Data keeps account of one by one; with more, several items make a piece."""
 

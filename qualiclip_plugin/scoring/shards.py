@@ -129,7 +129,7 @@ def open_shards(root: str | os.PathLike[str], sizes: tuple[int, ...], identity: 
     """Begin a run in a new folder, or continue with the same run.
 
     Args:
-        root: The folder; created where it is missing.
+        root: The folder; created if missing.
         sizes: Number of images of every shard.
         identity: Everything that may change a row, JSON-serialisable.
 

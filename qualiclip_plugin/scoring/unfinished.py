@@ -27,7 +27,7 @@ SUFFIX = ".unfinished"
 KIND = "unfinished qualiclip scores 1"
 BEGINNING = b'{"kind": "unfinished qualiclip scores'
 Mark = tuple[int, int]
-"""Size in bytes and date in nanoseconds of a file, by which a changed one is told."""
+"""Size in bytes and date in nanoseconds of a file: they show whether it changed."""
 
 
 class UnfinishedScores:

@@ -1,4 +1,4 @@
-"""What a step is trained on: crop pairs and their degraded ladders, on the device."""
+"""The batch of a step: crop pairs and their degraded ladders, on the device."""
 
 from __future__ import annotations
 

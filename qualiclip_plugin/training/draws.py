@@ -1,4 +1,4 @@
-"""What is drawn for a training step: degradations and crops, from the seed and the step's number alone."""
+"""What is drawn for a training step: degradations and crops, only from the seed and the step's number."""
 
 from __future__ import annotations
 

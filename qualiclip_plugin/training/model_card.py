@@ -28,7 +28,7 @@ def starting_record(weights: str) -> dict[str, Any]:
     """What a result inherits from its starting weights: licence, and whether human scores entered them.
 
     Args:
-        weights: A name or a path; ``None`` stands for what a file does not say.
+        weights: A name or a path; ``None`` is returned for what a file does not say.
     """
     if weights == LITE_START:
         return {"weights": weights, "licence": "Apache-2.0", "opinion_aware": False}

@@ -107,7 +107,7 @@ def selected_prompt_pairs(config: ObjectiveConfig) -> list[int]:
 
 
 def check_attributes(attributes: Sequence[str], config: ObjectiveConfig) -> None:
-    """Refuse settings that name prompt pairs, for a network whose pairs are others or stand in another order.
+    """Refuse settings that name prompt pairs, for a network with other pairs or another order.
 
     Args:
         attributes: Names of the network's prompt pairs.

@@ -1,4 +1,4 @@
-"""What a person sees while a network trains: a progress bar on a terminal, plain lines elsewhere, both on stderr."""
+"""The display of a training run: a progress bar on a terminal, plain lines elsewhere, both on stderr."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Display:
         self.console.print(printable(text), markup=False, soft_wrap=True)
 
     def start(self, step: int, steps: int) -> None:
-        """Begin to show a run that stands at ``step``."""
+        """Begin to show a run at ``step``."""
         self.report_skipped()
         self._task = self.progress.add_task("training", total=steps, completed=step)
         self.steps = steps

@@ -136,7 +136,7 @@ class RunFolder:
             raise ConfigError(f"cannot write to {self.path}: {error.strerror or error}") from error
 
     def lock(self) -> None:
-        """Keep other processes from training into this folder until this process ends.
+        """Prevent other processes from training into this folder until this process ends.
 
         Raises:
             ConfigError: Another process is training there.
@@ -229,7 +229,7 @@ class RunFolder:
         return sorted(int(name[1]) for name in names if name)
 
     def last_whole(self) -> str:
-        """A phrase that says where the run can be continued from."""
+        """A phrase for the step that the run can continue from."""
         steps = self.steps()
         return f"the checkpoint of step {steps[-1]} is whole" if steps else "no checkpoint was written yet"
 
@@ -353,7 +353,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 class CsvLog:
-    """A CSV file that grows by a row at a time and can be taken up again.
+    """A CSV file that grows by one row at a time and can be continued.
 
     Args:
         path: The file.

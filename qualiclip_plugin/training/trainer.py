@@ -140,7 +140,7 @@ class Trainer:
                 self.folder.record_steps(self.config.steps)
 
     def close(self) -> None:
-        """End the threads, the trackers and the hold on the folder; list what was skipped, whatever ended the run."""
+        """End the threads, the trackers and the hold on the folder; list what was skipped, also after an error."""
         self.pool.shutdown(wait=True, cancel_futures=True)
         self.accelerator.end_training()
         if self.folder.held:

@@ -1,4 +1,4 @@
-"""Which photographs can be used, which are left out and why, and which one stands where.
+"""Which photographs can be used, which are left out and why, and which one is at which place.
 
 A photograph that cannot be used, because it cannot be decoded or is smaller than a crop, is named in the skip list
 together with the reason, and another one takes its place. Which photograph stands at which place of which step
@@ -144,7 +144,7 @@ def hold_out(
 
 
 class PhotoOrder:
-    """Which photograph stands at which place: a new permutation in each epoch, a function of the seed alone.
+    """Which photograph is at which place: a new permutation in each epoch, a function of the seed alone.
 
     Args:
         indices: Photographs that are trained on.

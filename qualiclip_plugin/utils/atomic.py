@@ -57,7 +57,7 @@ def inside(
 
 
 def is_relative(part: str) -> bool:
-    """Whether a text is a path that stays in the folder it is joined to, as far as names alone tell."""
+    """Whether a text is a path that stays in the folder it is joined to, judged only by its name."""
     windows = PureWindowsPath(part)  # splits at slashes of either kind
     outside = part.startswith("/") or windows.drive or windows.root or ".." in windows.parts
     return bool(PurePosixPath(part).parts) and not outside and "://" not in part and "\0" not in part

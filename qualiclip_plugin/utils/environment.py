@@ -1,4 +1,4 @@
-"""Where a result comes from: versions of the libraries and the revision of the code."""
+"""Origin of a result: versions of the libraries and the revision of the code."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class DatasetError(QualiCLIPError):
 
 
 class MachineError(QualiCLIPError):
-    """This machine ran out of something, which says nothing of the image or scorer at hand."""
+    """This machine ran out of something; it is not a fault of the image or scorer."""
 
 
 def out_of_room(error: OSError) -> bool:

@@ -1,4 +1,4 @@
-"""What every statistic shares: checked arrays, one place for direction, results that may be undefined.
+"""Shared by all statistics: checked arrays, one place for direction, results that may be undefined.
 
 And the statistics that training validates with: SRCC, and the D- and L-test of Ma et al., "Waterloo Exploration
 Database: New Challenges for Image Quality Assessment Models", IEEE TIP 2017. They expect scores that :func:`oriented`
@@ -19,7 +19,7 @@ from qualiclip_plugin.utils.errors import QualiCLIPError
 Floats = NDArray[np.float64]
 
 MIN_IMAGES = 3
-"""Fewest images for which a correlation says anything: two always correlate perfectly."""
+"""Fewest images for which a correlation has a meaning: two always correlate perfectly."""
 
 
 class StatisticsError(QualiCLIPError, ValueError):

@@ -28,7 +28,7 @@ LARGEST = 3.4e38
 def read_rows(
     path: Path, header: Sequence[str] = (), separator: str = ",", needed: Collection[str] = ()
 ) -> Generator[Placed, None, None]:
-    """Rows in the order of the file, and where each stands.
+    """Rows in the order of the file, and the place of each.
 
     Args:
         path: JSON lines where its name ends in ``.jsonl``, a list of JSON objects where it ends in ``.json``, else

@@ -1,4 +1,4 @@
-"""How every command of this project ends: by its own exit code, or with one line that says what is wrong."""
+"""The end of every command: its own exit code, or one line that says what is wrong."""
 
 from __future__ import annotations
 

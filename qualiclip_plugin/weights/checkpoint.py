@@ -1,6 +1,6 @@
 """Reading and writing weights: formats, safe loading, errors that name the file.
 
-Four formats are told apart by what a file contains, never by its name:
+Four formats are recognised by the content of a file, never by its name:
 
 =================  ==================================================================================
 ``plugin``         safetensors of this project: the image encoder, the prompt features and, as JSON in

@@ -1,4 +1,4 @@
-"""Mild encodings: what cameras and web sites do to every picture, and people do not mind.
+"""Mild encodings: cameras and web sites apply them to every picture, and people do not mind.
 
 They are no degradations. A ladder carries one on all its levels, the pristine one too, so that a head which is fitted
 to ladders sees that it says nothing of quality: pictures then differ by their encoding as they differ by content.

@@ -1,4 +1,4 @@
-"""Tune a fitted head to pictures of your own kind, from pristine ones alone.
+"""Tune a fitted head to pictures of your own kind, from pristine pictures only.
 
 The trunk stays as it is, so its pooled features of degraded crops are computed once, as for :mod:`.head_fit`. The
 head that the weights bring then learns to order these ladders, and goes ``share`` of the way it would go: what it

@@ -26,7 +26,7 @@ from qualiclip_plugin.utils.errors import WeightsError
 from qualiclip_plugin.weights.pickles import load_pickle
 
 LITE_START = "lite-start"
-"""The name that stands for these weights in a training configuration."""
+"""The name of these weights in a training configuration."""
 
 BACKBONE = {
     "embed_dim": 384,

@@ -15,7 +15,7 @@ MAX_PROFILE_BYTES = 2**22
 _MODES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}
 """Pillow's mode for the colour space of a profile."""
 _FITS = {"GRAY": ("1", "L", "LA"), "RGB": ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "YCbCr"), "CMYK": ("CMYK",)}
-"""Modes of images that a profile of a colour space can speak of; grey is then red, green and blue alike."""
+"""Modes of images that fit a profile of a colour space; grey is then red, green and blue alike."""
 SRGB_TOLERANCE = 2
 """Steps of 255 by which a profile may differ from sRGB anywhere and still be sRGB itself, which writers round."""
 
