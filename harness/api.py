@@ -52,10 +52,10 @@ def evaluate(
     Examples:
         >>> import harness
         >>> frame = harness.evaluate(["entropy", "qualiclip-lite"], ["scored"], output="results")
-        >>> print(frame[["scorer", "n", "srcc"]].to_string(index=False))
+        >>> print(frame[["scorer", "n", "srcc"]].round(2).to_string(index=False))
                 scorer  n  srcc
-        qualiclip-lite  8  0.00
-               entropy  8  0.00
+        qualiclip-lite  8  0.86
+               entropy  8 -0.19
     """
     request = RunRequest(
         scorers=(scorers,) if isinstance(scorers, str | Scorer) else tuple(scorers),
@@ -101,7 +101,7 @@ def compare(
         >>> frame = harness.evaluate(["entropy", "qualiclip-lite"], ["scored"], output="results")
         >>> row = harness.compare("qualiclip-lite", "entropy", output="results").iloc[0]
         >>> row["figure"], int(row["n"]), f"{row['p']:.2f}"
-        ('srcc', 8, '0.00')
+        ('srcc', 8, '0.10')
     """
     import pandas as pd
 
@@ -160,7 +160,7 @@ def load_scores(scorer: str, dataset: str, *, output: str | os.PathLike[str] = "
         >>> frame = harness.evaluate("entropy", "scored", output="results")
         >>> scores = harness.load_scores("entropy", "scored", output="results")
         >>> scores[["file_name", "opinion"]].head(1).to_dict("records")
-        [{'file_name': '0.png', 'opinion': 0.0}]
+        [{'file_name': '0.png', 'opinion': 9.0}]
     """
     store = Store(output)
     found = [cell for cell in store.cells() if cell["scorer"]["name"] == scorer and cell["subsets"]]

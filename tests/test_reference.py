@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import inspect
 import re
+import shutil
 from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
@@ -58,8 +59,14 @@ def test_the_page_shows_what_it_lists() -> None:
 
 
 @pytest.mark.parametrize("name", SHOWN)
-def test_examples_print_what_they_show(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples_print_what_they_show(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     monkeypatch.chdir(folder)
+    if name.endswith(".export_onnx"):
+        # The same export takes many seconds: it is made once for all tests.
+        made = request.getfixturevalue("lite_onnx")
+        monkeypatch.setattr(name, lambda _, path: shutil.copyfile(made, path) and None)
     monkeypatch.setattr("qualiclip_plugin.weights.load_model", _shared_model)
     # A docstring that is inherited is another name's.
     examples = doctest.DocTestParser().get_doctest(SHOWN[name].__doc__ or "", {}, name, None, None)

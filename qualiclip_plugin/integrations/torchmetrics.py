@@ -74,6 +74,6 @@ class QualiCLIPMetric(Metric):
             >>> metric = QualiCLIPMetric("lite")
             >>> metric.update(read_image("photo.png")[None])
             >>> f"{metric.compute():.2f}"
-            '0.00'
+            '0.97'
         """
         return (self.total / self.count).float()

@@ -146,7 +146,7 @@ def score_files(
         >>> from qualiclip_plugin.weights import load_model
         >>> for row in score_files(["photo.png", "missing.png"], load_model("lite")):
         ...     print(row.path, row.error or f"{row.score:.2f}")
-        photo.png 0.00
+        photo.png 0.97
         missing.png missing.png: no such file
     """
     if processes and workers < 1:

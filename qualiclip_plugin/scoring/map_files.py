@@ -208,8 +208,8 @@ def write_map(found: QualityMap, folder: Path, name: str) -> tuple[Path, Path]:
         >>> from qualiclip_plugin.scoring.map_files import map_of_file, write_map
         >>> from qualiclip_plugin.weights import load_model
         >>> found = map_of_file(Path("photo.png"), load_model("lite"))
-        >>> [path.name for path in write_map(found, Path("."), "photo")]
-        ['photo.npy', 'photo.png']
+        >>> [path.name for path in write_map(found, Path("maps"), "photo.png")]
+        ['photo.png.npy', 'photo.png.png']
     """
     raw, picture = folder / f"{name}.npy", folder / f"{name}.png"
     with atomic_write(raw) as file:

@@ -161,7 +161,7 @@ def test_the_pages_have_figures_counts_and_failures_without_the_labels(
     assert '<small class="mark">failed images</small>' in pages["index.html"]
     assert "that some scorer lacks" in pages["index.html"]
     assert "<b>20</b> images" in pages["dataset-rated.html"]
-    assert "the tests were made where they are, with these scores" in pages["dataset-rated.html"]
+    assert "the tests were made with them elsewhere, on these scores" in pages["dataset-rated.html"]
     cell = pages["cell-contrast--rated.html"]
     assert "No images are shown one by one: the labels are not in this results folder" in cell
     assert "<span>SRCC</span>" in cell

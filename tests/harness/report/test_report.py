@@ -350,7 +350,7 @@ def test_scorers_that_met_different_labels_are_told_apart(results: Path, tmp_pat
     write_report(tmp_path / "results", tmp_path / "site", draws=0)
     text = (tmp_path / "site" / "dataset-rated.html").read_text()
     assert "and so not with each other" in text
-    assert f"as they met other labels than the rest: {name}." in text
+    assert f"because they were run with other labels than the rest: {name}." in text
     compared = data.contest((cell for cell in data.load_cells(store) if cell.dataset == "rated"), draws=20)
     assert compared is not None
     assert compared.other_labels == [name]
