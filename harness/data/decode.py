@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import queue
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from harness.data.open import ImageSet
 from harness.data.resizing import resize_shorter_side
 from harness.data.rows import Stream, image_bytes
-from harness.data.spec import DatasetSpec
+from qualiclip_plugin.utils.decode_ahead import Read, in_processes, in_threads
 from qualiclip_plugin.utils.errors import DatasetError, ImageError, MachineError, out_of_room
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-AHEAD = 4
-"""Decoded images per worker that wait to be asked for."""
+    Pixels = NDArray[np.uint8]
 
 MAX_WAITING_PIXELS = 64_000_000
 """Decoded pixels that may wait for others of their size; 3 bytes each."""
+
+Undecoded = tuple[int, Mapping[str, Any], str]
+"""Position in the dataset, undecoded image of ``datasets``, SHA-256 of the bytes that are expected."""
 
 
 @dataclass(frozen=True)
@@ -42,139 +42,114 @@ class Decoded:
     """
 
     index: int
-    pixels: NDArray[np.uint8] | None
+    pixels: Pixels | None
     error: str = ""
     changed: bool = False
     full: bool = False
 
 
-def decoded(images: ImageSet, indices: Sequence[int], workers: int = 0) -> Iterator[Decoded]:
-    """Decode images in order.
+class Kept:
+    """Decoded images that later scorers need too: the first ones, as many as fit.
+
+    Args:
+        room: Bytes that they may take.
+    """
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self._images: dict[Hashable, Pixels] = {}
+
+    def get(self, key: Hashable) -> Pixels | None:
+        """The pixels of an image that is kept."""
+        return self._images.get(key)
+
+    def add(self, key: Hashable, pixels: Pixels) -> None:
+        """Keep an image that is not kept yet, where there is room."""
+        if pixels.nbytes <= self.room:
+            self.room -= pixels.nbytes
+            self._images[key] = pixels
+
+
+def decoded(
+    images: ImageSet, indices: Sequence[int], workers: int = 0, *, threads: bool = False, kept: Kept | None = None
+) -> Iterator[Decoded]:
+    """Decode images in order; those that are kept come first.
 
     Args:
         images: The dataset.
         indices: Positions in it, ascending for a stream.
-        workers: Processes that decode ahead, for a stream threads; 0 decodes here, when asked.
+        workers: Processes that decode ahead; 0 decodes here, when asked.
+        threads: They are threads.
+        kept: Takes and gives decoded images.
 
     Raises:
-        DatasetError: A file was changed or removed since the dataset was opened, a stream broke off or holds
-            something else than before, or a decoding process was killed.
+        DatasetError: A file was changed or removed since the dataset was opened, or a stream broke off or holds
+            something else than before.
+        MachineError: A process was killed or cannot be started, or there is no room to read an image.
     """
-    if isinstance(images.rows, Stream):
-        yield from _decoded_stream(images, images.rows, indices, workers)
+    kept = kept or Kept(0)
+    hashes = images.table["image_hash"].tolist()
+    how = {"exif": images.spec.exif, "icc": images.spec.icc, "resize": images.spec.resize}
+
+    def key(index: int) -> Hashable:
+        return (hashes[index], *how.values())
+
+    there = {index: pixels for index in indices if (pixels := kept.get(key(index))) is not None}
+    for index, pixels in there.items():
+        yield Decoded(index, pixels)
+    if not (rest := [index for index in indices if index not in there]):
         return
-    from torch.utils.data import DataLoader
-
-    _check_room(images.spec.name, workers)
-    loader: DataLoader[Decoded] = DataLoader(
-        _Decoder(images, indices),  # type: ignore[arg-type]  # any object with a length and items will do
-        batch_size=None,
-        num_workers=workers,
-        prefetch_factor=AHEAD if workers else None,
-        # Arrays travel through a pipe; tensors would need shared memory, which containers keep small.
-        collate_fn=_unchanged,
-    )
-    yield from _checked(loader, images)
+    items: Iterator[Undecoded] = ((index, image, hashes[index]) for index, image in _undecoded(images, rest))
+    ahead = in_processes if workers and not threads else in_threads
+    for about, found in ahead(partial(_read, **how), items, workers):
+        _check(about, images)
+        if found is not None:
+            kept.add(key(about.index), found)
+        yield replace(about, pixels=found)
 
 
-def _check_room(name: str, workers: int) -> None:
-    """Raise ``DatasetError`` where processes cannot be started: torch would leave a traceback beside its error."""
-    try:
-        # Each process talks through queues, whose locks lie in shared memory.
-        _ = [multiprocessing.Lock() for _ in range(4 * (workers + 1) if workers else 0)]
-    except OSError as error:
-        raise DatasetError(
-            f"{name}: no processes that decode can be started ({error.strerror}): make room in shared memory "
-            "(/dev/shm; in a container --shm-size), or take --workers 0"
-        ) from error
+def _undecoded(images: ImageSet, indices: Sequence[int]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    rows: Any = images.rows
+    if isinstance(rows, Stream):
+        yield from ((index, {"bytes": content, "path": None}) for index, content in rows.contents(indices))
+    else:
+        yield from ((index, rows[index]["image"]) for index in indices)
 
 
-def _checked(loader: Iterable[Decoded], images: ImageSet) -> Iterator[Decoded]:
-    items = iter(loader)
-    while True:
-        try:
-            item = next(items)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            # torch's words for a worker process that the system killed, usually for want of memory.
-            if "DataLoader worker" not in str(error):
-                raise
-            raise DatasetError(
-                f"{images.spec.name}: a decoding process was killed, perhaps for want of memory; what was scored is "
-                "kept, run again with fewer --workers"
-            ) from error
-        if item.changed:
-            # Its score would be kept under the content that it had before.
-            name = images.table["file_name"].iloc[item.index]
-            raise DatasetError(
-                f"{images.spec.name}: {name} was changed or removed while the dataset was scored; run again"
-            )
-        yield _refuse_full(item, images)
-
-
-class _Decoder:
-    """What a worker process needs to decode one image."""
-
-    def __init__(self, images: ImageSet, indices: Sequence[int]) -> None:
-        self.rows: Any = images.rows
-        self.spec = images.spec
-        self.hashes = images.table["image_hash"].tolist()
-        self.indices = list(indices)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, position: int) -> Decoded:
-        index = self.indices[position]
-        try:
-            content = image_bytes(self.rows[index]["image"])
-        except FileNotFoundError:
-            return Decoded(index, None, changed=True)
-        except OSError as error:
-            return _failed(index, error)
-        if hashlib.sha256(content).hexdigest() != self.hashes[index]:
-            return Decoded(index, None, changed=True)
-        return decode(index, content, self.spec)
-
-
-def decode(index: int, content: bytes, spec: DatasetSpec) -> Decoded:
-    """Read the bytes of one image as a dataset wants them read."""
-    from qualiclip_plugin.utils.images import read_image
-
-    try:
-        pixels = read_image(content, exif=spec.exif, icc=spec.icc)
-    except (ImageError, OSError, MemoryError) as error:
-        return _failed(index, error)
-    if spec.resize:
-        pixels = resize_shorter_side(pixels, spec.resize)
-    return Decoded(index, pixels.numpy())
-
-
-def _failed(index: int, error: Exception) -> Decoded:
-    full = isinstance(error, OSError) and out_of_room(error)
-    return Decoded(index, None, f"{type(error).__name__}: {error}"[:500], full=full)
-
-
-def _refuse_full(item: Decoded, images: ImageSet) -> Decoded:
+def _check(item: Decoded, images: ImageSet) -> None:
     if item.full:
         raise MachineError(f"{images.spec.name}: {item.error}; what was scored is kept, make room and run again")
-    return item
+    if item.changed and isinstance(images.rows, Stream):
+        raise DatasetError(f"{images.rows.origin}: image {item.index} is not what it was when it was indexed")
+    if item.changed:
+        # Its score would be kept under the content that it had before.
+        name = images.table["file_name"].iloc[item.index]
+        raise DatasetError(
+            f"{images.spec.name}: {name} was changed or removed while the dataset was scored; run again"
+        )
 
 
-def _decoded_stream(images: ImageSet, stream: Stream, indices: Sequence[int], workers: int) -> Iterator[Decoded]:
-    hashes = images.table["image_hash"]
-    waiting: deque[Future[Decoded]] = deque()
-    # Threads, since a stream cannot be divided among processes; decoding leaves the interpreter alone.
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        for index, content in stream.contents(indices):
-            if hashlib.sha256(content).hexdigest() != hashes.iloc[index]:
-                raise DatasetError(f"{stream.origin}: image {index} is not what it was when it was indexed")
-            waiting.append(pool.submit(decode, index, content, images.spec))
-            if len(waiting) > AHEAD * max(1, workers):
-                yield _refuse_full(waiting.popleft().result(), images)
-        while waiting:
-            yield _refuse_full(waiting.popleft().result(), images)
+def _read(item: Undecoded, **how: Any) -> Read[Decoded]:
+    """Read one image as a dataset wants it read, in a process that decodes or here."""
+    index, image, expected = item
+    try:
+        content = image_bytes(image)
+        if hashlib.sha256(content).hexdigest() != expected:
+            return Read(Decoded(index, None, changed=True), None)
+        return Read(Decoded(index, None), _pixels(content, **how))
+    except FileNotFoundError:
+        return Read(Decoded(index, None, changed=True), None)
+    except (ImageError, OSError, MemoryError) as error:
+        full = isinstance(error, OSError) and out_of_room(error)
+        return Read(Decoded(index, None, f"{type(error).__name__}: {error}"[:500], full=full), None)
+
+
+def _pixels(content: bytes, *, exif: bool, icc: bool, resize: int) -> Pixels:
+    from qualiclip_plugin.utils.images import read_image
+
+    pixels = read_image(content, exif=exif, icc=icc)
+    found: Pixels = (resize_shorter_side(pixels, resize) if resize else pixels).numpy()
+    return found
 
 
 def batches(items: Iterable[Decoded], fits: Callable[[int, int, int], bool]) -> Iterator[list[Decoded]]:
@@ -239,7 +214,3 @@ def in_background(items: Iterable[Any], ahead: int) -> Iterator[Any]:
     finally:
         stopped.set()
         thread.join()
-
-
-def _unchanged(item: Any) -> Any:
-    return item

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data.decode import AHEAD, Decoded, decoded, in_background
+from harness.data.decode import Decoded, decoded, in_background
 from harness.data.open import ImageSet
+from qualiclip_plugin.utils.decode_ahead import AHEAD
 from qualiclip_plugin.utils.shown import printable
 
 if TYPE_CHECKING:

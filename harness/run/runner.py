@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.data.decode import Kept
 from harness.data.open import ImageSet, open_datasets
 from harness.data.parquet import DamagedError
 from harness.data.spec import catalogue
@@ -25,6 +26,7 @@ from harness.scorers.names import DEFAULT_SCORERS, ScorerError, known_scorers, s
 from harness.scorers.start import create_scorer
 from qualiclip_plugin.utils.atomic import one_at_a_time
 from qualiclip_plugin.utils.errors import ConfigError, DatasetError
+from qualiclip_plugin.utils.process_settings import free_memory
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,6 +35,8 @@ DEFAULT_DATASETS = ("ladders",)
 _MOST_NAMED = 5
 IMAGE_LABELS = ["file_name", "opinion", "reference", "distortion", "level"]
 """What together tells an image whose file was altered."""
+KEPT_SHARE = 4
+"""Of the memory that is free when a run begins, one part of so many may hold decoded images."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class RunRequest:
     precision: str = "fp32"
     batch_size: int = 0
     workers: int = -1
+    processes: bool = False
     include: tuple[Path, ...] = ()
     retry_failed: bool = False
     allow_partial: bool = False
@@ -62,7 +67,11 @@ def run_all(request: RunRequest, reporter: Reporter) -> list[dict[str, Any]]:
         QualiCLIPError: A dataset or setting is invalid, or the output holds results of another dataset of its name
             (all found before anything is scored), or the output is not writable.
     """
-    options = _options(request)
+    from qualiclip_plugin.scoring.local import check_device
+
+    check_device(request.device)
+    kept = Kept(free_memory() // KEPT_SHARE)
+    options = _options(request, kept if request.engine == "local" else None)
     specs = catalogue(request.include)
     names = request.datasets or DEFAULT_DATASETS
     scorers = _named(request.scorers or DEFAULT_SCORERS)
@@ -76,7 +85,9 @@ def run_all(request: RunRequest, reporter: Reporter) -> list[dict[str, Any]]:
     store.sweep()
     cells: list[dict[str, Any]] = []
     with _engine(request.engine):
-        for name, scorer in scorers.items():
+        for number, (name, scorer) in enumerate(scorers.items(), start=1):
+            if number == len(scorers):
+                kept.room = 0  # nobody comes after it
             cells.extend(_run_scorer(name, scorer, opened, store, request, options, reporter))
     if not all(images.limit for images in opened):
         write_tables(store)
@@ -176,13 +187,15 @@ def _check_stored(images: ImageSet, store: Store) -> None:
         )
 
 
-def _options(request: RunRequest) -> Options:
+def _options(request: RunRequest, kept: Kept | None) -> Options:
     return Options(
         batch_size=request.batch_size,
-        workers=_workers(request),
+        workers=request.workers,
+        processes=request.processes,
         retry_failed=request.retry_failed,
         engine=request.engine,
         write_every=_write_every(os.environ.get("HARNESS_WRITE_EVERY")),
+        kept=kept,
     )
 
 
@@ -237,12 +250,3 @@ def _unavailable(name: str, images: ImageSet, store: Store, reason: str) -> dict
     if known is None or not known["subsets"]:
         store.write_cell(path, cell)
     return cell
-
-
-def _workers(request: RunRequest) -> int:
-    from qualiclip_plugin.scoring.local import check_device
-
-    if request.workers >= 0:
-        return request.workers
-    # On a CPU the scorer needs every core; a thread decodes fast enough beside it.
-    return min(8, (os.cpu_count() or 2) - 1) if check_device(request.device).startswith("cuda") else 0

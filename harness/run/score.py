@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from harness.data.decode import Decoded, batches, decoded, in_background
+from harness.data.decode import Decoded, Kept, batches, decoded, in_background
 from harness.data.open import ImageSet
 from harness.run.progress import Reporter
 from harness.scorers.commands import ScorerStoppedError
 from harness.scorers.kinds import Scorer
+from qualiclip_plugin.utils.decode_ahead import how_to_decode
 from qualiclip_plugin.utils.errors import MachineError, out_of_memory, out_of_room
 
 LARGEST_SCORE = 3.4e38
@@ -27,18 +28,23 @@ class Options:
     Attributes:
         batch_pixels: Most pixels in one batch; 0: by device.
         batch_size: Most images in one batch; 0: only by ``batch_pixels``.
-        workers: Processes that decode; 0: a thread.
+        workers: Processes that decode; 0: a thread; -1: by device and number of images.
+        processes: Whether -1 may mean processes. A program that allows them keeps its own work behind
+            ``if __name__ == "__main__":``.
         retry_failed: Score images again that failed before.
         engine: ``local``: this process; ``ray``: the workers of a Ray cluster (see ``cluster_rows``).
         write_every: Scores that a kill may cost, in seconds of work.
+        kept: Decoded images that several scorers of a run share.
     """
 
     batch_pixels: int = 0
     batch_size: int = 0
-    workers: int = 0
+    workers: int = -1
+    processes: bool = False
     retry_failed: bool = False
     engine: str = "local"
     write_every: float = 20.0
+    kept: Kept | None = None
 
 
 def scored_rows(
@@ -50,11 +56,24 @@ def scored_rows(
         The rows of :func:`score_batch`, with the ``device``.
     """
     limit = BatchLimit(options, scorer)
+    workers, processes = _decoders(options, scorer.device, len(missing))
+    items = decoded(images, missing, workers, threads=not processes, kept=options.kept)
     # The next batch is decoded and put together while this one is scored.
-    for batch in in_background(batches(decoded(images, missing, options.workers), limit.fits), 1):
+    for batch in in_background(batches(items, limit.fits), 1):
         for row in score_batch(scorer, batch, limit, reporter):
             yield {**row, "device": scorer.device}
         reporter.advance(len(batch))
+
+
+def _decoders(options: Options, device: str, images: int) -> tuple[int, bool]:
+    """How many decode ahead, and whether in processes."""
+    if options.workers >= 0:
+        return options.workers, options.workers > 0
+    if "CUDA" not in device:
+        # The scorer needs every core; the thread that makes batches decodes fast enough beside it.
+        return 0, False
+    workers, processes = how_to_decode("cuda", images)
+    return workers, processes and options.processes
 
 
 class BatchLimit:

@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from qualiclip_plugin.utils.memory import keep_freed
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
+MEMINFO = Path("/proc/meminfo")
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
 """How threads wait, for OpenMP in general and for GNU's."""
 
@@ -64,17 +67,47 @@ def usable_cores(own: Path = OWN_CGROUPS, root: Path = CGROUPS) -> int:
     return max(1, math.ceil(min([allowed_cores(), *_quotas(own, root)])))
 
 
+def free_memory(own: Path = OWN_CGROUPS, root: Path = CGROUPS, system: Path = MEMINFO) -> int:
+    """Bytes that this process may still take, of the machine or, where that is less, of its containers.
+
+    Files that the system keeps in memory and can drop count as free.
+
+    Args:
+        own: Where Linux lists the control groups of this process.
+        root: Where control groups lie.
+        system: Where Linux tells what the machine has.
+
+    Returns:
+        0 where the system does not tell.
+    """
+    available = re.search(r"^MemAvailable: *(\d+) kB", _text(system), re.MULTILINE)
+    free = [int(available[1]) * 1024 if available else 0]
+    for folder in _groups("memory", own, root):
+        dropped = re.search(r"^inactive_file (\d+)", _text(folder / "memory.stat"), re.MULTILINE)
+        for limit, used in (("max", "current"), ("limit_in_bytes", "usage_in_bytes")):
+            with suppress(ValueError):  # there is no limit, or no such file
+                least, most = (int(_text(folder / f"memory.{name}")) for name in (used, limit))
+                free.append(most - least + (int(dropped[1]) if dropped else 0))
+    return max(0, min(free))
+
+
 def _quotas(own: Path, root: Path) -> Iterator[float]:
-    """Quotas in cores of the control groups that hold this process, of version 1 and 2."""
+    """Quotas in cores of the control groups that hold this process."""
+    for folder in _groups("cpu", own, root):
+        yield _quota(_text(folder / "cpu.max").split())
+        yield _quota([_text(folder / f"cpu.cfs_{part}_us").strip() for part in ("quota", "period")])
+
+
+def _groups(controller: str, own: Path, root: Path) -> Iterator[Path]:
+    """Folders of the control groups that hold this process, of version 1 and 2."""
     for line in _text(own).splitlines():
         _, _, rest = line.partition(":")
         controllers, _, name = rest.partition(":")
         if not controllers:
-            yield from (_quota(_text(folder / "cpu.max").split()) for folder in _and_above(root, name))
-        elif "cpu" in controllers.split(","):
-            for base in (root / "cpu", root / controllers):
-                for folder in _and_above(base, name):
-                    yield _quota([_text(folder / f"cpu.cfs_{part}_us").strip() for part in ("quota", "period")])
+            yield from _and_above(root, name)
+        elif controller in controllers.split(","):
+            for base in (root / controller, root / controllers):
+                yield from _and_above(base, name)
 
 
 def _and_above(root: Path, name: str) -> Iterator[Path]:

@@ -242,11 +242,13 @@ def dead_decoder(trial: Trial) -> Outcome:
 
 
 def _children(tasks: Path) -> list[int]:
-    """Processes that the threads of a process have started."""
+    """Processes of Python's multiprocessing that the threads of a process have started."""
     found: list[int] = []
     for path in tasks.glob("*/children"):
         with contextlib.suppress(OSError):
-            found += [int(number) for number in path.read_text().split()]
+            numbers = path.read_text().split()
+            # Beside them stands one that minds what they share.
+            found += [int(one) for one in numbers if b"spawn_main" in Path(f"/proc/{one}/cmdline").read_bytes()]
     return found
 
 

@@ -6,7 +6,6 @@ import dataclasses
 import errno
 import hashlib
 import json
-import multiprocessing
 import os
 import re
 from pathlib import Path
@@ -520,9 +519,9 @@ def test_exif_policy_and_unreadable_files(tmp_path: Path) -> None:
     assert next(decoded(kept, [0])).pixels.shape == (3, 20, 30)
 
 
-def test_worker_processes_decode_the_same(tmp_path: Path) -> None:
+def test_a_worker_process_decodes_the_same(tmp_path: Path) -> None:
     images = open_dataset(str(opinion_folder(tmp_path, 6)))
-    here, there = ([item.pixels for item in decoded(images, range(6), workers)] for workers in (0, 2))
+    here, there = ([item.pixels for item in decoded(images, range(6), workers)] for workers in (0, 1))
     assert all(np.array_equal(a, b) for a, b in zip(here, there, strict=True))
 
 
@@ -671,7 +670,7 @@ def test_paths_in_a_parquet_file_are_relative_to_it(tmp_path: Path) -> None:
     found = open_dataset(str(folder / "packed.parquet"))
     contents = [(folder / f"{i}.png").read_bytes() for i in range(4)]
     assert [image_bytes(found.rows[i]["image"]) for i in range(4)] == contents
-    assert [item.error for item in decoded(found, range(4), workers=1)] == [""] * 4
+    assert [item.error for item in decoded(found, range(4))] == [""] * 4
 
 
 def test_rows_of_the_hub_name_only_its_own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -738,15 +737,3 @@ def test_a_damaged_manifest_says_what_to_delete(
     (folder / MANIFEST).write_text(content)
     with pytest.raises(DatasetError, match=f"not a manifest: .*; delete {folder} to have it made again"):
         check_cached({str(folder / "a.png"): "0"})
-
-
-def test_shared_memory_that_is_full_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images = open_dataset(str(opinion_folder(tmp_path / "photos", 5)))
-
-    def full() -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(multiprocessing, "Lock", full)
-    with pytest.raises(DatasetError, match=r"photos: no processes .* \(No space left on device\): .*--workers 0"):
-        next(decoded(images, [0], workers=2))
-    assert next(decoded(images, [0])).pixels is not None

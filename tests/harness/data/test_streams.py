@@ -18,7 +18,6 @@ from harness.data.spec import Columns, DatasetSpec, Hub, LabelFile, Opinion
 from harness.results.measure import Settings
 from harness.results.store import Store
 from harness.run.engine import evaluate
-from harness.run.score import Options
 from qualiclip_plugin.utils import download
 from qualiclip_plugin.utils.download import DownloadError
 from qualiclip_plugin.utils.errors import DatasetError
@@ -63,8 +62,10 @@ def test_a_stream_has_the_labels_hashes_and_scores_of_the_cached_set(tmp_path: P
     assert stream.labels_hash == kept.labels_hash
     cells = [evaluate(fake_scorer(), images, Store(tmp_path / "results"), settings=FAST) for images in (kept, stream)]
     assert cells[0] == cells[1]
-    alone = evaluate(fake_scorer(), stream, Store(tmp_path / "other"), Options(workers=3), settings=FAST)
+    alone = evaluate(fake_scorer(), stream, Store(tmp_path / "other"), settings=FAST)
     assert alone["subsets"] == cells[0]["subsets"]
+    ways = ([item.pixels.tobytes() for item in decoded(stream, range(6), n, threads=True)] for n in (0, 3))
+    assert next(ways) == next(ways)
 
 
 def test_a_row_of_a_stream_without_an_image_is_named(tmp_path: Path, repository: str) -> None:

@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,12 @@ from harness.data.open import open_dataset
 from harness.leaderboard.render import render
 from harness.results.measure import Settings
 from harness.results.store import Store
+from harness.run import runner
 from harness.run.engine import evaluate, score_key, unavailable_cell
 from harness.run.progress import Silent
 from harness.run.runner import RunRequest, run_all
 from harness.run.score import Options
+from harness.scorers.kinds import Scorer
 from harness.scorers.names import Facts
 from qualiclip_plugin.utils import images as images_module
 from qualiclip_plugin.utils.errors import DatasetError, MachineError
@@ -236,6 +238,45 @@ def test_out_of_memory_halves_the_batch_and_says_so(tmp_path: Path) -> None:
     assert sizes[0] == 8
     assert max(sizes[-4:]) <= 4
     assert "out of memory with 8 images of 48x40; halved" in reporter.notes[0]
+
+
+IMAGE_BYTES = 3 * 40 * 48
+
+
+@pytest.mark.parametrize(
+    ("images_kept", "stored", "decoded"),
+    [
+        pytest.param(100, 0, 8, id="each once"),
+        pytest.param(100, 8, 8, id="the first scorer has its scores"),
+        pytest.param(100, 3, 8, id="the first scorer lacks some"),
+        pytest.param(5, 0, 5 + 3 * 3, id="some have no room"),
+        pytest.param(0, 0, 3 * 8, id="no room"),
+    ],
+)
+def test_scorers_of_a_run_share_decoded_images_where_memory_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images_kept: int, stored: int, decoded: int
+) -> None:
+    folder, reads = opinion_folder(tmp_path / "set", 8), []
+    scorers = tuple(fake_scorer(lambda batch, by=by: brightness(batch) ** by, f"power{by}") for by in (1, 2, 3))
+    read = images_module.read_image
+
+    def counted(*arguments: Any, **options: Any) -> torch.Tensor:
+        reads.append(1)
+        return read(*arguments, **options)
+
+    def run(asked: Sequence[Scorer], output: str) -> tuple[bytes, bytes]:
+        request = RunRequest(tuple(asked), (str(folder),), tmp_path / output, settings=Settings(intervals=False))
+        run_all(request, Silent())
+        return tables(tmp_path / output)
+
+    for scorer in scorers:
+        alone = run([scorer], "alone")
+    if stored:
+        evaluate(scorers[0], open_dataset(str(folder)).first(stored), Store(tmp_path / "together"))
+    monkeypatch.setattr(images_module, "read_image", counted)
+    monkeypatch.setattr(runner, "free_memory", lambda: runner.KEPT_SHARE * images_kept * IMAGE_BYTES)
+    assert run(scorers, "together") == alone
+    assert len(reads) == decoded
 
 
 def test_a_scorer_without_batches_gets_single_images(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import multiprocessing.context
 import os
 import signal
 import threading
@@ -56,6 +58,15 @@ def test_errors_come_out_and_a_killed_process_is_named() -> None:
         assert next(rows).about == 1
         with pytest.raises(MachineError, match="was killed, perhaps for want of memory"):
             list(rows)
+
+
+def test_processes_that_cannot_be_started_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(multiprocessing.context.SpawnContext, "RawArray", full)
+    with pytest.raises(MachineError, match=r"no process .* \(No space left on device\): take fewer --workers"):
+        next(in_processes(grey, [1], 1))
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])

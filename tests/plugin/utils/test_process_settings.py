@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from qualiclip_plugin.utils import memory, process_settings
-from qualiclip_plugin.utils.process_settings import WAITING, allowed_cores, settings, settle_process, usable_cores
+from qualiclip_plugin.utils.process_settings import (
+    WAITING,
+    allowed_cores,
+    free_memory,
+    settings,
+    settle_process,
+    usable_cores,
+)
 
 
 def _write(path: Path, text: str) -> None:
@@ -43,6 +50,36 @@ def test_quotas_of_both_versions(
     for name, text in files.items():
         _write(root / name, text)
     assert usable_cores(own, root) == expected
+
+
+GIB = 2**30
+FILES = {"memory.stat": f"anon 1\ninactive_file {GIB}\n"}
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "expected"),
+    [
+        ("", {}, 8 * GIB),
+        ("0::/\n", {"memory.max": "max\n", "memory.current": "5\n"}, 8 * GIB),
+        ("0::/\n", {"memory.max": f"{4 * GIB}\n", "memory.current": f"{3 * GIB}\n", **FILES}, 2 * GIB),
+        ("0::/a\n", {"a/memory.max": f"{6 * GIB}\n", "a/memory.current": f"{GIB}\n", **FILES}, 5 * GIB),
+        (
+            "4:memory:/docker/1\n",
+            {"memory/memory.limit_in_bytes": f"{GIB}\n", "memory/memory.usage_in_bytes": f"{2 * GIB}\n"},
+            0,
+        ),
+    ],
+)
+def test_free_memory_is_that_of_the_container(
+    tmp_path: Path, groups: str, files: dict[str, str], expected: int
+) -> None:
+    own, root, system = tmp_path / "cgroup", tmp_path / "root", tmp_path / "meminfo"
+    own.write_text(groups)
+    system.write_text(f"MemTotal: {16 * 2**20} kB\nMemAvailable:    {8 * 2**20} kB\n")
+    for name, text in files.items():
+        _write(root / name, text)
+    assert free_memory(own, root, system) == expected
+    assert free_memory(own, root, tmp_path / "nowhere") == 0
 
 
 def test_what_the_user_set_stays() -> None:
