@@ -108,7 +108,7 @@ def one_ladder() -> pd.DataFrame:
 
 def test_the_ladders_are_those_of_the_present_distortions(one_ladder: pd.DataFrame) -> None:
     (key,) = {f"ladders@{cell['dataset']['version']}" for cell in cells_on("ladders")}
-    stored = Store(RESULTS).labels(key).merge(one_ladder, on="file_name", suffixes=("", "_now"))
+    stored = Store(RESULTS).labels(key)[0].merge(one_ladder, on="file_name", suffixes=("", "_now"))
     assert len(stored) == len(one_ladder) > 20
     for quality, rounding in (("psnr", 0.05), ("ssim", 1e-3), ("gmsd", 1e-3)):
         moved = stored.loc[(stored[f"full_reference_{quality}"] - stored[quality]).abs() > rounding, "file_name"]

@@ -55,11 +55,12 @@ def read_bounded(path: Path, content: bytes) -> tuple[pa.Table, dict[str, str]]:
         header = {name.decode(): value.decode() for name, value in (table.schema.metadata or {}).items()}
         if sum(_text_bytes(column) for column in table.columns) > MAX_TABLE_BYTES:
             raise DamagedError(f"{path}: more than {MAX_TABLE_BYTES} bytes of text")
+        table = pa.table([_own_text(column) for column in table.columns], names=table.column_names)
     except DamagedError:
         raise
     except Exception as error:  # damaged bytes raise whatever they please: OSError, ArrowInvalid, UnicodeDecodeError
         raise DamagedError(f"{path}: not a readable Parquet file: {first_line(error)}") from error
-    return table.replace_schema_metadata(None), header
+    return table, header
 
 
 def frame_from(path: Path, table: pa.Table, shaped: Callable[[pd.DataFrame], pd.DataFrame]) -> pd.DataFrame:
@@ -95,6 +96,13 @@ def _text_types() -> tuple[Callable[[pa.DataType], bool], ...]:
     import pyarrow as pa
 
     return pa.types.is_string, pa.types.is_large_string
+
+
+def _own_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A dictionary-encoded text column with a copy for every row."""
+    import pyarrow as pa
+
+    return column.cast(pa.large_string()) if pa.types.is_dictionary(column.type) else column
 
 
 def _text_bytes(column: pa.ChunkedArray) -> int:

@@ -49,7 +49,7 @@ def open_stream(spec: DatasetSpec) -> Source:
     key = hashlib.sha256(f"{ORDER} {spec!r}".encode()).hexdigest()[:16]
     path = cache_folder("streams", f"{spec.name}-{key}.parquet")
     if spec.pinned and path.exists():
-        labels, missing = unpack_labels(path, read_regular(path)), tuple[str, ...]()
+        labels, missing = unpack_labels(path, read_regular(path))[0], tuple[str, ...]()
     else:
         labels, missing = opened.index()
         if spec.pinned and not missing:

@@ -71,18 +71,18 @@ def _bar_charts(shown: Cell) -> list[dict[str, Any]]:
 
 
 def _points(shown: Cell, plot: charts.Scatter, gallery: Gallery) -> list[dict[str, Any]]:
-    rows = shown.rows.to_dict("records")
-    pictures = gallery.addresses(shown.dataset, [rows[i]["image_hash"] for i, _, _ in plot.points], "small")
+    rows = shown.rows.iloc[[i for i, _, _ in plot.points]].to_dict("records")
+    pictures = gallery.addresses(shown.dataset, [row["image_hash"] for row in rows], "small")
     return [
         {
             "x": x,
             "y": y,
-            "file": rows[i]["file_name"],
-            "score": rows[i]["score"],
-            "opinion": rows[i]["opinion"],
+            "file": row["file_name"],
+            "score": row["score"],
+            "opinion": row["opinion"],
             "picture": picture,
         }
-        for (i, x, y), picture in zip(plot.points, pictures, strict=True)
+        for (_, x, y), row, picture in zip(plot.points, rows, pictures, strict=True)
     ]
 
 

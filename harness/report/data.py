@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache, reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness import statistics as st
-from harness.data.labels import labels_hash
 from harness.leaderboard import table as leaderboard
 from harness.results.measure import Directions, images_of, join_scores
 from harness.results.store import ScoreKey, Store, StoreError, slug
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 GMAD_LEVELS = 3
 NO_LABELS = "the labels are not in this results folder; a run on the dataset writes them again"
 OTHER_LABELS = "its figures are of other labels, which a later run on the dataset replaced; run it again"
+LabelReader = Callable[[str], "tuple[pd.DataFrame, str]"]
 SHOWN = 12  # misjudged images or inversions on a page
 
 
@@ -126,17 +127,18 @@ def load_cells(store: Store) -> list[Cell]:
     Raises:
         StoreError: A cell, its scores or its labels cannot be read, or do not belong together.
     """
-    return [load_cell(store, content) for content in store.cells()]
+    read = cache(store.labels)
+    return [load_cell(store, content, read) for content in store.cells()]
 
 
-def load_cell(store: Store, content: Mapping[str, Any]) -> Cell:
-    """One cell with its images; see :func:`load_cells`."""
+def load_cell(store: Store, content: Mapping[str, Any], read: LabelReader | None = None) -> Cell:
+    """One cell with its images; see :func:`load_cells`. ``read`` stands for :meth:`Store.labels`."""
     import pandas as pd
 
     scorer, dataset = content["scorer"]["name"], content["dataset"]["name"]
     if not content["subsets"]:
         return Cell(scorer, dataset, content, pd.DataFrame())
-    labels = labels_of(store, content)
+    labels = labels_of(store, content, read)
     if isinstance(labels, str):
         return Cell(scorer, dataset, {**content, "reason": labels}, pd.DataFrame())
     joined = joined_rows(store, content, labels)
@@ -150,15 +152,15 @@ def load_cell(store: Store, content: Mapping[str, Any]) -> Cell:
     return Cell(scorer, dataset, content, scored)
 
 
-def labels_of(store: Store, content: Mapping[str, Any]) -> pd.DataFrame | str:
+def labels_of(store: Store, content: Mapping[str, Any], read: LabelReader | None = None) -> pd.DataFrame | str:
     """The labels that the figures of a measured cell were made from, or why they are not available."""
     dataset = content["dataset"]
     key = f"{dataset['name']}@{dataset['version']}"
     if not store.labels_path(key).exists():
         # Labels of datasets that may not be passed on are left out where results are published.
         return NO_LABELS
-    labels = store.labels(key)
-    return labels if labels_hash(labels) == dataset["labels_hash"] else OTHER_LABELS
+    labels, labels_hash = (read or store.labels)(key)
+    return labels if labels_hash == dataset["labels_hash"] else OTHER_LABELS
 
 
 def joined_rows(store: Store, content: Mapping[str, Any], labels: pd.DataFrame) -> pd.DataFrame:
@@ -231,6 +233,8 @@ def contest(cells: Iterable[Cell], *, draws: int = 2000, seed: int = 0) -> Conte
         draws: Random sign patterns, at least; 0 leaves the matrices out.
         seed: Same seed, same matrix.
     """
+    import pandas as pd
+
     cells = list(cells)
     having_scores = [cell for cell in cells if cell.measured]
     if not having_scores:
@@ -240,14 +244,15 @@ def contest(cells: Iterable[Cell], *, draws: int = 2000, seed: int = 0) -> Conte
     alike = max(groups, key=lambda group: len(scored.intersection(group)))
     measured = [cell for cell in having_scores if cell.scorer in alike]
     others = [name for group in groups if group is not alike for name in group]
-    tables = [cell.rows.set_index("file_name") for cell in measured]
-    images = [set(table.index) for table in tables]
-    common = sorted(set.intersection(*images))
-    rows = tables[0].loc[common].reset_index()
-    scores = {cell.scorer: dict(zip(cell.rows["file_name"], cell.scores, strict=True)) for cell in measured}
-    columns = {name: np.array([values[file] for file in common]) for name, values in scores.items()}
+    names = [pd.Index(cell.rows["file_name"]) for cell in measured]
+    common = reduce(lambda some, others: some.intersection(others, sort=False), names).sort_values()
+    places = [own.get_indexer(common) for own in names]
+    rows = measured[0].rows.iloc[places[0]].reset_index(drop=True)
+    columns = {cell.scorer: cell.scores[own] for cell, own in zip(measured, places, strict=True)}
     known = images_of(rows, measured[0].directions, measured[0].content["settings"]["form"])
-    matrices = _matrices(measured[0], known, columns, draws, seed) if draws and len(columns) > 1 else []
+    # A fit is of all images of its cell.
+    fits = {cell.scorer: cell.fit for cell in measured if cell.fit and len(cell.rows) == len(common)}
+    matrices = _matrices(measured[0], known, columns, draws, seed, fits) if draws and len(columns) > 1 else []
     statistic = measured[0].main_figure
     figures = {name: st.measure(statistic, own, known).value for name, own in columns.items()}
     rivals = [
@@ -256,19 +261,24 @@ def contest(cells: Iterable[Cell], *, draws: int = 2000, seed: int = 0) -> Conte
         for attacker in columns
         if defender != attacker
     ]
-    left_out = len(set.union(*images)) - len(common)
+    left_out = len(reduce(lambda some, others: some.union(others, sort=False), names)) - len(common)
     return Contest(
         measured[0].dataset, measured, rows, matrices, rivals, left_out, statistic, others, figures, len(common)
     )
 
 
 def _matrices(
-    cell: Cell, images: st.Images, columns: Mapping[str, Floats], draws: int, seed: int
+    cell: Cell,
+    images: st.Images,
+    columns: Mapping[str, Floats],
+    draws: int,
+    seed: int,
+    fits: Mapping[str, st.LogisticFit],
 ) -> list[st.SignificanceMatrix]:
     # The other tests compare scores with opinions, and take images for independent.
     methods = st.METHODS if cell.has_opinions and images.independent else st.METHODS[:1]
     return [
-        st.significance_matrix(columns, images, cell.main_figure, method=method, draws=draws, seed=seed)
+        st.significance_matrix(columns, images, cell.main_figure, method=method, draws=draws, seed=seed, fits=fits)
         for method in methods
     ]
 

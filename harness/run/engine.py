@@ -61,14 +61,18 @@ def evaluate(
         reporter.finish()
     store.merge(key)
     scores = store.scores(key) if missing else scores
-    about = described(scorer, images, key)
     if images.limit:
         # A quick try keeps its scores, for the whole run to take up, and never stands for the dataset.
-        return {**about, **summarise(scorer, images, scores, settings)}
-    store.write_labels(images.spec.key, images.table, images.labels_hash)
+        return {**described(scorer, images, key), **summarise(scorer, images, scores, settings)}
     path = store.cell_path(scorer.name, images.spec.name)
-    inputs = inputs_hash(about, images, scores, settings)
     known = _known_cell(store, path, reporter)
+    labels_hash = known.get("dataset", {}).get("labels_hash", "")
+    # To make the hash of many labels anew takes longer than all else where nothing is to be done.
+    if not labels_hash or not store.has_labels(images.spec.key, images.table, labels_hash):
+        labels_hash = images.labels_hash
+        store.write_labels(images.spec.key, images.table, labels_hash)
+    about = described(scorer, images, key, labels_hash)
+    inputs = inputs_hash(about, images, scores, settings)
     if known.get("inputs") == inputs:
         return known
     store.write_cell(path, {**about, **summarise(scorer, images, scores, settings), "inputs": inputs})
@@ -94,7 +98,7 @@ def inputs_hash(about: Mapping[str, Any], images: ImageSet, scores: pd.DataFrame
     """
     import pandas as pd
 
-    used = scores[_among(scores["image_hash"], images.table["image_hash"])]
+    used = scores[among(scores["image_hash"], images.table["image_hash"])]
     rows = pd.util.hash_pandas_object(used[["image_hash", "score", "error"]], index=False).to_numpy().tobytes()
     others = [about, images.complete, images.spec.split, asdict(settings), FIGURES_VERSION]
     return hashlib.sha256(json.dumps(others, sort_keys=True).encode() + rows).hexdigest()
@@ -103,13 +107,18 @@ def inputs_hash(about: Mapping[str, Any], images: ImageSet, scores: pd.DataFrame
 def missing_images(labels: pd.DataFrame, scores: pd.DataFrame, retry_failed: bool) -> list[int]:
     """Positions of the images to score: one per content that has no stored score."""
     known = scores[scores["error"] == ""] if retry_failed else scores
-    fresh = ~_among(labels["image_hash"], known["image_hash"]) & ~labels["image_hash"].duplicated()
+    fresh = ~among(labels["image_hash"], known["image_hash"]) & ~labels["image_hash"].duplicated()
     return [int(index) for index in fresh.to_numpy().nonzero()[0]]
 
 
-def _among(values: pd.Series, known: pd.Series) -> pd.Series:
-    """Which texts are among the known ones; as objects, since pandas looks at those of Arrow one by one."""
-    return values.astype(object).isin(known.astype(object))
+def among(values: pd.Series, known: pd.Series) -> pd.Series:
+    """Which texts are among the known ones; by Arrow, as pandas makes an object of each."""
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    found = pc.is_in(pa.array(values, pa.large_string()), value_set=pa.array(known, pa.large_string()))
+    return pd.Series(found.to_numpy(zero_copy_only=False), values.index, dtype=bool)
 
 
 def score_missing(
@@ -141,8 +150,8 @@ def score_missing(
         store.append(key, pending)
 
 
-def described(scorer: Scorer, images: ImageSet, key: ScoreKey) -> dict[str, Any]:
-    """The part of a cell about its scorer and dataset; it needs no scores."""
+def described(scorer: Scorer, images: ImageSet, key: ScoreKey, labels_hash: str = "") -> dict[str, Any]:
+    """The part of a cell about its scorer and dataset; it needs no scores. ``labels_hash`` saves to compute it again."""
     spec = images.spec
     return {
         "scorer": {
@@ -159,7 +168,7 @@ def described(scorer: Scorer, images: ImageSet, key: ScoreKey) -> dict[str, Any]
             "images": len(images),
             "images_declared": spec.images or None,
             "missing": len(images.missing),
-            "labels_hash": images.labels_hash,
+            "labels_hash": labels_hash or images.labels_hash,
             "opinion": {"kind": spec.opinion.kind, "lower_better": spec.opinion.lower_better}
             if spec.opinion
             else None,

@@ -18,7 +18,7 @@ from harness.leaderboard.render import render
 from harness.leaderboard.table import table, timings, to_csv
 from harness.results.measure import Settings
 from harness.results.store import Store
-from harness.run.engine import evaluate, unavailable_cell
+from harness.run.engine import among, evaluate, unavailable_cell
 from harness.run.progress import Reporter
 from harness.run.score import Options
 from harness.scorers.kinds import Scorer
@@ -79,7 +79,7 @@ def run_all(request: RunRequest, reporter: Reporter) -> list[dict[str, Any]]:
     opened = [images.first(request.limit) for images in opened]
     store = Store(request.output)
     for images in opened:
-        _check_stored(images, store)
+        check_stored(images, store)
         if images.unlisted:
             reporter.note(_without_row(images))
     store.sweep()
@@ -168,18 +168,21 @@ def _without_row(images: ImageSet) -> str:
     )
 
 
-def _check_stored(images: ImageSet, store: Store) -> None:
+def check_stored(images: ImageSet, store: Store) -> None:
     """Refuse a dataset that has little but its name in common with the one whose results are stored."""
     try:
-        stored = store.labels(images.spec.key)
+        known = store.image_hashes(images.spec.key)
+        same, smaller = among(images.table["image_hash"], known).to_numpy(), min(len(images), len(known))
+        if 2 * same.sum() >= smaller:
+            return
+        stored, _ = store.labels(images.spec.key)
     except (FileNotFoundError, DamagedError):
         return  # they are written anew
     # A dataset may grow or shrink, and its files be renamed, altered or rated anew; none of it makes another one.
     # But names such as 1.png are in many datasets: alone they say nothing.
     labelled = images.table[IMAGE_LABELS].merge(stored[IMAGE_LABELS].drop_duplicates(), how="left", indicator=True)
     same_labels = labelled["_merge"].to_numpy() == "both"
-    shared = int((images.table["image_hash"].isin(stored["image_hash"]).to_numpy() | same_labels).sum())
-    smaller = min(len(images), len(stored))
+    shared = int((same | same_labels).sum())
     if 2 * shared < smaller:
         raise DatasetError(
             f"{store.labels_path(images.spec.key)}: a dataset named {images.spec.name!r} with other images: "

@@ -189,6 +189,8 @@ def fit_logistic5(scores: ArrayLike, opinions: ArrayLike) -> LogisticFit:
 _CENTRES = np.linspace(-3.0, 3.0, 25)
 _SLOPES = np.array([0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 64.0])
 _GRID_STARTS = 4
+_GRID_VALUES = 2**24
+"""Values of the curves of the grid that are made at once, 128 MB."""
 
 
 def grid_starts(form: Form, scores: Floats, opinions: Floats) -> list[Floats]:
@@ -206,19 +208,24 @@ def grid_starts(form: Form, scores: Floats, opinions: Floats) -> list[Floats]:
         At most four starts, each with the parameters of the curve: the best of every valley, the deepest first.
     """
     centres, slopes = (grid.ravel() for grid in np.meshgrid(_CENTRES, _SLOPES))
-    rises = expit(slopes[:, None] * (scores - centres[:, None]))
     like = np.ones_like(scores)
     others = np.stack([like, scores] if form == "logistic5" else [like], axis=1)
     basis, _ = np.linalg.qr(others)
-    free = rises - (rises @ basis) @ basis.T
     left = opinions - basis @ (basis.T @ opinions)
-    size = np.einsum("cn,cn->c", free, free)
-    gain = np.divide(np.square(free @ left), size, out=np.zeros_like(size), where=size > 1e-9 * len(scores))
+
+    def gain(some: slice) -> Floats:
+        rises = expit(slopes[some, None] * (scores - centres[some, None]))
+        free = rises - (rises @ basis) @ basis.T
+        size = np.einsum("cn,cn->c", free, free)
+        return np.divide(np.square(free @ left), size, out=np.zeros_like(size), where=size > 1e-9 * len(scores))
+
+    step = max(1, _GRID_VALUES // len(scores))
+    gains = np.concatenate([gain(slice(at, at + step)) for at in range(0, len(centres), step)])
     starts = []
-    for place in _peaks(gain.reshape(len(_SLOPES), len(_CENTRES))):
-        columns = np.column_stack([rises[place], others])
-        height, base, *line = np.linalg.lstsq(columns, opinions, rcond=None)[0]
+    for place in _peaks(gains.reshape(len(_SLOPES), len(_CENTRES))):
         centre, slope = centres[place], slopes[place]
+        columns = np.column_stack([expit(slope * (scores - centre)), others])
+        height, base, *line = np.linalg.lstsq(columns, opinions, rcond=None)[0]
         starts.append(
             np.array([height, slope, centre, *line, base + height / 2])
             if form == "logistic5"

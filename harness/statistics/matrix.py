@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from harness.statistics.fitting import fit_logistic
+from harness.statistics.fitting import LogisticFit, fit_logistic
 from harness.statistics.intervals import pseudo_values, t_half_width, without_each
 from harness.statistics.registry import Images, find, measure, used
 from harness.statistics.significance import (
@@ -82,6 +82,7 @@ def significance_matrix(
     draws: int = 2000,
     seed: int = 0,
     level: float = 0.95,
+    fits: Mapping[str, LogisticFit] | None = None,
 ) -> SignificanceMatrix:
     """Test every two scorers on the same images.
 
@@ -96,6 +97,7 @@ def significance_matrix(
             could never be told apart after the adjustment.
         seed: Same seed, same matrix.
         level: Coverage of the intervals of differences, each for itself.
+        fits: Name to the fit of just these scores, where it is known.
 
     Returns:
         The matrix; a scorer without a value leaves its pairs empty with a reason.
@@ -114,7 +116,7 @@ def significance_matrix(
         tests = _Tests(_by_williams(columns, images, pairs, statistic), contents=len(images))
     elif method == "pitman":
         statistic = "rmse"
-        tests = _Tests(_by_pitman(columns, images, pairs), contents=len(images))
+        tests = _Tests(_by_pitman(columns, images, pairs, fits or {}), contents=len(images))
     else:
         raise StatisticsError(f"method: {method!r} is none of {', '.join(METHODS)}")
     smallest = least_p(tests.contents, draws) if method == "flip" and tests.contents else 0.0
@@ -167,7 +169,9 @@ def _by_williams(columns: Mapping[str, Floats], images: Images, pairs: list[Pair
     return outcomes
 
 
-def _by_pitman(columns: Mapping[str, Floats], images: Images, pairs: list[Pair]) -> dict[Pair, Outcome]:
+def _by_pitman(
+    columns: Mapping[str, Floats], images: Images, pairs: list[Pair], fits: Mapping[str, LogisticFit]
+) -> dict[Pair, Outcome]:
     statistic = find("rmse")
     reasons, residuals = {}, {}
     for name, values in columns.items():
@@ -175,7 +179,7 @@ def _by_pitman(columns: Mapping[str, Floats], images: Images, pairs: list[Pair])
         if isinstance(part, str):
             reasons[name] = part
             continue
-        fit = fit_logistic(images.form, part[0], part[1].opinions)
+        fit = fits.get(name) or fit_logistic(images.form, part[0], part[1].opinions)
         # A falling curve explains variance with the wrong sign: less error is then no merit.
         reasons[name] = fit.reason or ("" if fit.rising else "the fitted curve falls")
         residuals[name] = fit.apply(part[0]) - part[1].opinions

@@ -75,9 +75,14 @@ class Images:
     @cached_property
     def clusters(self) -> NDArray[np.intp]:
         """Number of each image's content, 0 to G - 1, (N,)."""
-        alone = np.array([f"\0{i}" for i in range(len(self))], dtype=object)
-        named = np.where(self.contents == "", alone, self.contents.astype(object))
-        return np.unique(named.astype(str), return_inverse=True)[1].astype(np.intp)
+        named = self.contents != ""
+        alone = np.flatnonzero(~named)
+        # Those that stand for themselves come first, in the order of their positions as text: 0, 1, 10, 100, 11, ...
+        digits = np.searchsorted(10 ** np.arange(1, 19), alone, side="right") + 1
+        found = np.empty(len(self), dtype=np.intp)
+        found[alone[np.lexsort((digits, alone * 10 ** (digits.max(initial=1) - digits)))]] = np.arange(len(alone))
+        found[named] = len(alone) + np.unique(self.contents[named], return_inverse=True)[1]
+        return found
 
     @cached_property
     def groups(self) -> NDArray[np.intp]:

@@ -8,12 +8,14 @@ gathering or sorting. Shapes: B rows, N images.
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from harness.statistics.fitting import CURVES, Form, LogisticFit, fit_logistic
+from qualiclip_plugin.utils.process_settings import usable_cores
 from qualiclip_plugin.utils.statistics import (
     MIN_IMAGES,
     Floats,
@@ -27,6 +29,7 @@ Resampled = Callable[[Floats], Floats]
 """Counts (B, N) -> the statistic of each row (B,), or several (B, K); NaN if it is undefined."""
 
 _BLOCK = 200_000  # counts handled at once: arrays of this size stay in the cache
+_MOST_THREADS = 8
 _MATRIX_LIMIT = 5_000  # images up to which all pairs fit into one matrix (100 MB)
 _FIT_STEPS = 30
 _FIT_TOLERANCE = 1e-9
@@ -45,12 +48,13 @@ def leave_one_out(statistic: Resampled, groups: NDArray[np.intp]) -> Floats:
     number = int(groups.max()) + 1
     step = max(1, _BLOCK // len(groups))
     left_out = np.arange(-1, number)
-    return np.concatenate(
-        [
-            statistic((groups != left_out[at : at + step, None]).astype(np.float64))
-            for at in range(0, number + 1, step)
-        ]
-    )
+
+    def part(at: int) -> Floats:
+        return statistic((groups != left_out[at : at + step, None]).astype(np.float64))
+
+    # NumPy lets go of Python's lock; more threads would wait for memory, and take more of it.
+    with ThreadPoolExecutor(min(usable_cores(), _MOST_THREADS)) as pool:
+        return np.concatenate(list(pool.map(part, range(0, number + 1, step))))
 
 
 def resampled_plcc(scores: ArrayLike, opinions: ArrayLike) -> Resampled:
@@ -264,8 +268,8 @@ def _weighted_pearson(x: Floats, y: Floats, counts: Floats) -> Floats:
 
 def _varied(values: Floats, counts: Floats) -> NDArray[np.bool_]:
     drawn = counts > 0
-    low = np.where(drawn, values, np.inf).min(axis=1)
-    return np.where(drawn, values, -np.inf).max(axis=1) > low
+    first = np.broadcast_to(values, counts.shape)[np.arange(len(counts)), drawn.argmax(axis=1)]
+    return np.asarray(((values != first[:, None]) & drawn).any(axis=1))
 
 
 def _tie_groups(values: Floats) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
@@ -279,9 +283,10 @@ def _tie_groups(values: Floats) -> tuple[NDArray[np.intp], NDArray[np.intp], NDA
 
 def _resampled_ranks(values: Floats) -> Callable[[Floats], Floats]:
     order, starts, group = _tie_groups(values)
+    ties = len(starts) < len(values)
 
     def ranks(counts: Floats) -> Floats:
-        tied = np.add.reduceat(counts[:, order], starts, axis=1)
+        tied = np.add.reduceat(counts[:, order], starts, axis=1) if ties else counts[:, order]
         return (np.cumsum(tied, axis=1) - (tied - 1) / 2)[:, group]
 
     return ranks

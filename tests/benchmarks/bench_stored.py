@@ -2,7 +2,7 @@
 
 ``python -m tests.benchmarks.bench_stored --images 10000 100000 1000000``. Each number has a process of its own. The
 scores of two scorers are made up and no image is there; a run with nothing to do looks at none. What it costs to open
-and hash a dataset's files, which grows with their bytes, is left out.
+and hash a dataset's files, which grows with their bytes, is left out; the memory of its labels is counted.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
-import resource
 import subprocess
 import sys
 import tempfile
@@ -26,8 +25,9 @@ from harness.data.rows import Files
 from harness.report import write_report
 from harness.results.store import Store
 from harness.run.engine import evaluate, score_key
-from harness.run.runner import write_tables
+from harness.run.runner import check_stored, write_tables
 from harness.scorers.kinds import Scorer
+from tests.benchmarks.meters import peak_memory
 from tests.support.harness_data import brightness, opinion_folder
 
 SCORERS = ("first", "second")
@@ -50,40 +50,42 @@ def image_set(folder: Path, number: int) -> ImageSet:
 
 
 def store_scores(store: Store, scorer: Scorer, images: ImageSet) -> None:
-    """One score an image, near its opinion."""
+    """One score an image, near its opinion, as a run leaves them."""
     noise = np.random.default_rng(len(scorer.name)).normal(size=len(images))
     rows = pd.DataFrame({"image_hash": images.table["image_hash"], "score": images.table["opinion"] + noise})
     rows = rows.assign(
         error="", seconds=0.01, height=384, width=512, device="cpu", finished="2026-01-01T00:00:00.000"
     )
-    store.append(score_key(scorer, images), rows.to_dict("records"))
+    key = score_key(scorer, images)
+    for part in np.array_split(np.arange(len(rows)), 4):
+        store.append(key, rows.iloc[part].to_dict("records"))
+    store.merge(key)
 
 
 def measure(number: int) -> str:
     """A row of the table."""
     cells = [f"{number:,}"]
 
-    def timed(work: Callable[[], object]) -> None:
+    def measured(work: Callable[[], object], more: int | None = None) -> None:
         started = time.perf_counter()
-        work()
+        taken = peak_memory(work, "cpu") or 0
         cells.append(f"{time.perf_counter() - started:.1f}")
+        if more is not None:
+            cells.append(f"{(taken + more) / 2**20:.0f}")
 
     with tempfile.TemporaryDirectory() as place:
         store, images = Store(Path(place, "results")), image_set(Path(place, "images"), number)
         scorers = [Scorer(name, False, brightness, {"metric": name}) for name in SCORERS]
         for scorer in scorers:
             store_scores(store, scorer, images)
-        timed(lambda: evaluate(scorers[0], images, store))
+        measured(lambda: evaluate(scorers[0], images, store))
         evaluate(scorers[1], images, store)
         opened = dataclasses.replace(images)  # without what the first one has computed
-        timed(lambda: evaluate(scorers[0], opened, store))
-        timed(lambda: write_tables(store))
-        timed(lambda: write_report(store.root, Path(place, "site"), draws=DRAWS))
-    return f"| {' | '.join([*cells, f'{_peak():.0f}'])} |"
-
-
-def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        labels = int(images.table.memory_usage(deep=True).sum())
+        measured(lambda: (check_stored(opened, store), evaluate(scorers[0], opened, store)), labels)
+        measured(lambda: write_tables(store))
+        measured(lambda: write_report(store.root, Path(place, "site"), draws=DRAWS), 0)
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -95,9 +97,9 @@ def main() -> None:
     if asked.one:
         print(measure(*asked.images))
         return
-    print("| stored scores of each of two scorers | first figures, s | nothing to do, s | table, s ", end="")
-    print("| report, s | MB at most |")
-    print("|---|---|---|---|---|---|", flush=True)
+    print("| stored scores of each of two scorers | first figures, s | nothing to do, s | MB more ", end="")
+    print("| table, s | report, s | MB more |")
+    print("|---|---|---|---|---|---|---|", flush=True)
     for number in asked.images:
         subprocess.run(
             [sys.executable, "-m", "tests.benchmarks.bench_stored", "--one", "--images", str(number)], check=True

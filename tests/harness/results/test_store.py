@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from harness.data import labels
 from harness.data.labels import label_table
 from harness.data.parquet import DamagedError
 from harness.data.spec import Columns, DatasetSpec
@@ -154,13 +156,24 @@ def test_labels_come_back_as_they_were_and_are_checked(tmp_path: Path) -> None:
     table = label_table(rows, spec).assign(image_hash=list("abc"))
     store = Store(tmp_path)
     store.write_labels("set@1", table)
-    pd.testing.assert_frame_equal(store.labels("set@1"), table)
+    pd.testing.assert_frame_equal(store.labels("set@1")[0], table)
     path = store.labels_path("set@1")
     header = pq.read_schema(path).metadata
     altered = pa.Table.from_pandas(table.assign(opinion=[0.0, 0.1, 0.3]), preserve_index=False)
     pq.write_table(altered.replace_schema_metadata(header), path)
     with pytest.raises(DamagedError, match="altered"):
         store.labels("set@1")
+
+
+def test_the_hash_of_labels_is_that_of_the_text_that_pandas_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["b,1.png", 'a"2.png', "a\n3.png", "é.png", " .png"]
+    table = label_table([{"file_name": name, "mos": 0.1 * i, "std": ""} for i, name in enumerate(names)], SPEC)
+    table = table.assign(opinion=[0.1 + 0.2, 1e-300, float("nan"), -1e22, 3.0], full_reference_psnr=float("inf"))
+    table["level"] = pd.array([1, None, 0, 2, None], dtype="Int64")
+    text = table.sort_values("file_name").to_csv(index=False, float_format="%.17g")
+    monkeypatch.setattr(labels, "_ROWS_AT_ONCE", 2)
+    assert labels.labels_hash(table) == hashlib.sha256(text.encode()).hexdigest()
+    assert labels.labels_hash(table.head(0)) == hashlib.sha256(text.partition("\n")[0].encode() + b"\n").hexdigest()
 
 
 def test_a_cell_is_sealed(tmp_path: Path) -> None:

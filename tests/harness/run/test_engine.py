@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from harness.data.metadata import local_spec
-from harness.data.open import open_dataset
+from harness.data.open import ImageSet, open_dataset
 from harness.leaderboard.render import render
 from harness.results.measure import Settings
 from harness.results.store import Store
@@ -72,6 +72,21 @@ def test_a_second_run_scores_nothing_and_gives_the_same_cell(tmp_path: Path) -> 
     assert first["subsets"]["all"]["n"] == 8
     assert first["status"] == "complete"
     assert 0.9 < first["subsets"]["all"]["figures"]["srcc"]["value"] < 1
+
+
+def test_a_run_with_nothing_to_do_makes_no_hash_of_labels_and_mends_altered_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, store = str(opinion_folder(tmp_path / "set", 8)), Store(tmp_path / "results")
+    first = evaluate(fake_scorer(), open_dataset(folder), store, settings=FAST)
+    path = store.labels_path("set@local")
+    kept = path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageSet, "labels_hash", property(lambda self: pytest.fail("made again")))
+        assert evaluate(fake_scorer(), open_dataset(folder), store, settings=FAST) == first
+    path.write_bytes(kept[:-1])
+    assert evaluate(fake_scorer(), open_dataset(folder), store, settings=FAST) == first
+    assert path.read_bytes() == kept
 
 
 def test_a_stored_score_is_read_and_not_computed(tmp_path: Path) -> None:

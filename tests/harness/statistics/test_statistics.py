@@ -926,3 +926,12 @@ def test_misjudged_are_the_largest_errors_of_the_fit() -> None:
     fit = hs.fit_logistic4(x, y)
     assert list(hs.misjudged(x, y, fit, count=2)) == [17, 60]
     assert len(hs.misjudged(x, y, hs.fit_logistic4(np.ones(100), y))) == 0
+
+
+def test_an_image_without_a_content_is_one_by_itself() -> None:
+    generator = np.random.default_rng(0)
+    contents = np.array(generator.choice(["", "", "b", "a", "é"], 250))
+    found = hs.rated(np.arange(250.0), contents).clusters
+    names = [content or f"\0{i}" for i, content in enumerate(contents)]
+    assert found.tolist() == np.unique(names, return_inverse=True)[1].tolist()
+    assert found.dtype == np.intp
