@@ -89,7 +89,7 @@ def decoded(
     """
     kept = kept or Kept(0)
     hashes = images.table["image_hash"].tolist()
-    how = {"exif": images.spec.exif, "icc": images.spec.icc, "resize": images.spec.resize}
+    how: dict[str, Any] = {"exif": images.spec.exif, "icc": images.spec.icc, "resize": images.spec.resize}
 
     def key(index: int) -> Hashable:
         return (hashes[index], *how.values())
