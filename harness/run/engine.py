@@ -151,7 +151,7 @@ def score_missing(
 
 
 def described(scorer: Scorer, images: ImageSet, key: ScoreKey, labels_hash: str = "") -> dict[str, Any]:
-    """The part of a cell about its scorer and dataset; it needs no scores. ``labels_hash`` saves to compute it again."""
+    """The part of a cell about its scorer and dataset; it needs no scores. ``labels_hash``: if it is known."""
     spec = images.spec
     return {
         "scorer": {
