@@ -139,8 +139,9 @@ def whisker_axis(figures: Sequence[Mapping[str, Any]]) -> Axis | None:
     if not known:
         return None
     made = axis(known, 14, WHISKER_WIDTH - 14, margin=0.02, count=2)
-    # Labels such as "-0.25" need a third of the width each.
-    return replace(made, ticks=made.ticks[:: -(-len(made.ticks) // 3) or 1])
+    # Labels such as "-0.25" need a third of the width each, and one tick alone shows no scale.
+    finest = next(found for count in (4, 3, 2, 1) if len(found := ticks(made.low, made.high, count)) <= 3)
+    return replace(made, ticks=finest)
 
 
 def whiskers(figures: Sequence[Mapping[str, Any]]) -> list[Whisker | None]:

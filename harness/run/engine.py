@@ -214,8 +214,9 @@ def unavailable_cell(name: str, dataset: str, reason: str) -> dict[str, Any]:
         known = facts(name)
     except ScorerError:
         known = Facts()
-    # The number of a system's error says nothing that its words do not.
-    reason = re.sub(r"\[Errno -?\d+\] ?", "", reason)
+    # The number of a system's error says nothing that its words do not, and the scorer is named beside its reason.
+    reason = re.sub(r"<urlopen error (.*?)>", r"\1", re.sub(r"\[Errno -?\d+\] ?", "", reason))
+    reason = reason.removeprefix(f"{name}: ")
     home = os.path.expanduser("~").rstrip("/")  # empty in many containers, where it is the root
     return {
         "schema_version": SCHEMA_VERSION,

@@ -42,7 +42,7 @@ class PyiqaQualiCLIP(nn.Module):
 
     Raises:
         WeightsError: The weights cannot be obtained, read or fitted to the architecture.
-        ConfigError: The runtime cannot be obtained here.
+        ConfigError: The runtime is not available here.
     """
 
     def __init__(

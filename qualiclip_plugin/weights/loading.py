@@ -224,7 +224,7 @@ def load_model(
     Args:
         weights: A card's name (``qualiclip weights list``), a path, or ``None`` for the environment variable
             ``QUALICLIP_WEIGHTS`` or else ``official``.
-        device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda``, ...
+        device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ...
         precision: ``fp32``, ``fp16`` or ``bf16``.
         inference: Freeze and optimise for scoring; ``False`` gives the plain network for training.
         runtime: ``eager``, ``openvino``, ``cuda`` or ``auto`` (see ``runtimes``); for inference only.
@@ -233,7 +233,7 @@ def load_model(
 
     Raises:
         WeightsError: The weights cannot be obtained, read or fitted to the architecture.
-        ConfigError: The runtime, precision or size of a tile cannot be obtained here.
+        ConfigError: The runtime, precision or tile size is not available here.
 
     Examples:
         >>> import torch

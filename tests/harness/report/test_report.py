@@ -251,6 +251,13 @@ def test_the_command_prints_the_first_page_and_reports_errors(results: Path, tmp
 # --- charts -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("low", "high"), [(-0.76, 0.908), (0.59, 0.82), (0.97, 0.99), (-0.2, 0.1)])
+def test_the_axis_of_intervals_has_two_or_three_ticks(low: float, high: float) -> None:
+    made = charts.whisker_axis([{"value": (low + high) / 2, "low": low, "high": high}])
+    assert made is not None
+    assert 2 <= len(made.ticks) <= 3
+
+
 @pytest.mark.parametrize(
     ("low", "high", "labels"),
     [

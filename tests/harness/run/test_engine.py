@@ -339,9 +339,9 @@ def test_missing_and_failed_images_are_both_said(tmp_path: Path) -> None:
 
 
 def test_a_cell_that_could_not_start_has_a_reason() -> None:
-    cell = unavailable_cell("clipiqa", "set", "no weights")
+    cell = unavailable_cell("clipiqa", "set", "clipiqa: no weights (<urlopen error [Errno -2] no name>)")
     assert cell["status"] == "unavailable"
-    assert cell["reason"] == "no weights"
+    assert cell["reason"] == "no weights (no name)"
     json.dumps(cell, allow_nan=False)
 
 
