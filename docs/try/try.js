@@ -23,7 +23,7 @@ function begin() {
 function ready(description) {
   model = description;
   by("files").disabled = false;
-  by("state").textContent = "PNG, JPEG, WebP and what else this browser shows, from 64 pixels a side";
+  by("state").textContent = "PNG, JPEG, WebP and other formats of this browser; at least 64 pixels on each side";
   by("examples").replaceChildren(...model.examples.map(({ file, title }) => element("button", {
     type: "button", textContent: title,
     onclick: async () => add(new File([await (await fetch(HERE + file)).blob()], file)),
