@@ -58,6 +58,14 @@ def test_the_smallest_p_is_what_the_page_says() -> None:
         assert int(pairs) == int(0.05 / p)
 
 
+def test_percentiles_are_those_of_the_stored_scores() -> None:
+    for pictures, *shown in block("what-a-score-means.md", "percentiles"):
+        (panel,) = re.findall("`(.*?)`", pictures)
+        (part,) = RESULTS.glob(f"scores/qualiclip-lite/{panel}@*/*/*.parquet")
+        found = pd.read_parquet(part)["score"].quantile([0.05, 0.25, 0.5, 0.75, 0.95])
+        assert [float(value) for value in shown] == pytest.approx(found.tolist(), abs=0.0051)
+
+
 SIMULATIONS = {
     "sign flips, any statistic: ": ("size, sign flips", ""),
     "sign flips, L-test: ": ("size, sign flips, L-test", ""),
