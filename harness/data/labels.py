@@ -25,7 +25,8 @@ FULL_REFERENCE = "full_reference_"
 """Prefix of the columns with full-reference qualities, higher better, empty for pristine images."""
 
 _NUMBERS = ("opinion", "std", "votes")
-_ROWS_AT_ONCE = 100_000
+ROWS_AT_ONCE = 100_000
+"""Of a table that is hashed: the text of them all would take more memory than the table."""
 
 
 def label_table(rows: Sequence[Mapping[str, Any]], spec: DatasetSpec) -> pd.DataFrame:
@@ -58,12 +59,12 @@ def _storable(value: Any) -> Any:
 def labels_hash(table: pd.DataFrame) -> str:
     """SHA-256 of file names and labels: changes when a figure may change without any new score."""
     ordered, digest = table.sort_values("file_name"), hashlib.sha256()
-    for start in range(0, max(len(ordered), 1), _ROWS_AT_ONCE):
+    for start in range(0, max(len(ordered), 1), ROWS_AT_ONCE):
         text = io.StringIO(newline="")
         writer = csv.writer(text, lineterminator=os.linesep)
         if start == 0:
             writer.writerow(ordered.columns)
-        rows = ordered.iloc[start : start + _ROWS_AT_ONCE]
+        rows = ordered.iloc[start : start + ROWS_AT_ONCE]
         writer.writerows(zip(*(_csv_fields(rows[name]) for name in rows.columns), strict=True))
         digest.update(text.getvalue().encode())
     return digest.hexdigest()
@@ -85,6 +86,17 @@ def pack_labels(table: pd.DataFrame, known_hash: str = "") -> bytes:
     header = {**(packed.schema.metadata or {}), "labels_hash": known_hash or labels_hash(table)}
     pq.write_table(packed.replace_schema_metadata(header), content)
     return content.getvalue()
+
+
+def said_hash(content: bytes) -> str:
+    """The hash that a file of labels says they have, unchecked; "none" if it says nothing."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return ((pq.read_schema(pa.BufferReader(content)).metadata or {})[b"labels_hash"]).decode() or "none"
+    except Exception:  # damaged bytes raise many kinds of errors
+        return "none"
 
 
 def unpack_labels(path: Path, content: bytes) -> tuple[pd.DataFrame, str]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.data.labels import pack_labels, unpack_labels
+from harness.data.labels import pack_labels, said_hash, unpack_labels
 from harness.data.parquet import DamagedError, StoreError, frame_from, read_bounded
 from harness.results.schemas import CELL
 from qualiclip_plugin.utils.atomic import atomic_write, inside, remove_leftovers
@@ -185,20 +185,19 @@ class Store:
         path = self.labels_path(dataset)
         return unpack_labels(path, _content(path))
 
-    def image_hashes(self, dataset: str) -> pd.Series:
-        """The hashes of the images of a dataset, without the check that :meth:`labels` makes, which takes longer.
+    def has_labels(self, dataset: str, table: pd.DataFrame, known_hash: str = "") -> bool:
+        """Whether these labels are what is stored, byte for byte.
 
-        Raises:
-            DamagedError: They cannot be read.
+        Args:
+            dataset: Name and version.
+            table: The labels.
+            known_hash: Their hash; none: what the file says, unchecked.
         """
         path = self.labels_path(dataset)
-        table, _ = read_bounded(path, _content(path))
-        return frame_from(path, table, lambda frame: frame[["image_hash"]].astype("str"))["image_hash"]
-
-    def has_labels(self, dataset: str, table: pd.DataFrame, known_hash: str) -> bool:
-        """Whether these labels with that hash are what is kept, byte for byte; see :meth:`write_labels`."""
-        path = self.labels_path(dataset)
-        return path.is_file() and _content(path) == pack_labels(table, known_hash)
+        if not path.is_file():
+            return False
+        content = _content(path)
+        return content == pack_labels(table, known_hash or said_hash(content))
 
     def labels_path(self, dataset: str) -> Path:
         """Parquet file with the labels of a dataset, given as name and version."""

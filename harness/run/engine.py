@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.data.labels import ROWS_AT_ONCE
 from harness.data.open import ImageSet
 from harness.data.parquet import DamagedError
 from harness.results.measure import FIGURES_VERSION, Directions, Settings, cell_figures, join_scores
@@ -99,16 +100,19 @@ def inputs_hash(about: Mapping[str, Any], images: ImageSet, scores: pd.DataFrame
     import pandas as pd
 
     used = scores[among(scores["image_hash"], images.table["image_hash"])]
-    rows = pd.util.hash_pandas_object(used[["image_hash", "score", "error"]], index=False).to_numpy().tobytes()
     others = [about, images.complete, images.spec.split, asdict(settings), FIGURES_VERSION]
-    return hashlib.sha256(json.dumps(others, sort_keys=True).encode() + rows).hexdigest()
+    digest = hashlib.sha256(json.dumps(others, sort_keys=True).encode())
+    for start in range(0, len(used), ROWS_AT_ONCE):
+        rows = used[["image_hash", "score", "error"]].iloc[start : start + ROWS_AT_ONCE]
+        digest.update(pd.util.hash_pandas_object(rows, index=False).to_numpy().tobytes())
+    return digest.hexdigest()
 
 
 def missing_images(labels: pd.DataFrame, scores: pd.DataFrame, retry_failed: bool) -> list[int]:
     """Positions of the images to score: one per content that has no stored score."""
     known = scores[scores["error"] == ""] if retry_failed else scores
-    fresh = ~among(labels["image_hash"], known["image_hash"]) & ~labels["image_hash"].duplicated()
-    return [int(index) for index in fresh.to_numpy().nonzero()[0]]
+    fresh = (~among(labels["image_hash"], known["image_hash"])).to_numpy().nonzero()[0]
+    return [int(index) for index in fresh[~labels["image_hash"].iloc[fresh].duplicated().to_numpy()]]
 
 
 def among(values: pd.Series, known: pd.Series) -> pd.Series:

@@ -170,11 +170,9 @@ def _without_row(images: ImageSet) -> str:
 
 def check_stored(images: ImageSet, store: Store) -> None:
     """Refuse a dataset that has little but its name in common with the one whose results are stored."""
+    if store.has_labels(images.spec.key, images.table):
+        return
     try:
-        known = store.image_hashes(images.spec.key)
-        same, smaller = among(images.table["image_hash"], known).to_numpy(), min(len(images), len(known))
-        if 2 * same.sum() >= smaller:
-            return
         stored, _ = store.labels(images.spec.key)
     except (FileNotFoundError, DamagedError):
         return  # they are written anew
@@ -182,7 +180,8 @@ def check_stored(images: ImageSet, store: Store) -> None:
     # But names such as 1.png are in many datasets: alone they say nothing.
     labelled = images.table[IMAGE_LABELS].merge(stored[IMAGE_LABELS].drop_duplicates(), how="left", indicator=True)
     same_labels = labelled["_merge"].to_numpy() == "both"
-    shared = int((same | same_labels).sum())
+    shared = int((among(images.table["image_hash"], stored["image_hash"]).to_numpy() | same_labels).sum())
+    smaller = min(len(images), len(stored))
     if 2 * shared < smaller:
         raise DatasetError(
             f"{store.labels_path(images.spec.key)}: a dataset named {images.spec.name!r} with other images: "

@@ -23,6 +23,7 @@ import pandas as pd
 from harness.data.open import ImageSet, open_dataset
 from harness.data.rows import Files
 from harness.report import write_report
+from harness.results.measure import Settings
 from harness.results.store import Store
 from harness.run.engine import evaluate, score_key
 from harness.run.runner import check_stored, write_tables
@@ -62,7 +63,7 @@ def store_scores(store: Store, scorer: Scorer, images: ImageSet) -> None:
     store.merge(key)
 
 
-def measure(number: int) -> str:
+def measure(number: int, settings: Settings) -> str:
     """A row of the table."""
     cells = [f"{number:,}"]
 
@@ -78,11 +79,13 @@ def measure(number: int) -> str:
         scorers = [Scorer(name, False, brightness, {"metric": name}) for name in SCORERS]
         for scorer in scorers:
             store_scores(store, scorer, images)
-        measured(lambda: evaluate(scorers[0], images, store))
-        evaluate(scorers[1], images, store)
+        measured(lambda: evaluate(scorers[0], images, store, settings=settings))
+        evaluate(scorers[1], images, store, settings=settings)
         opened = dataclasses.replace(images)  # without what the first one has computed
         labels = int(images.table.memory_usage(deep=True).sum())
-        measured(lambda: (check_stored(opened, store), evaluate(scorers[0], opened, store)), labels)
+        measured(
+            lambda: (check_stored(opened, store), evaluate(scorers[0], opened, store, settings=settings)), labels
+        )
         measured(lambda: write_tables(store))
         measured(lambda: write_report(store.root, Path(place, "site"), draws=DRAWS), 0)
     return f"| {' | '.join(cells)} |"
@@ -92,18 +95,18 @@ def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, nargs="+", default=[10_000, 100_000])
+    parser.add_argument("--no-intervals", action="store_true", help="figures without, which take most of their time")
     parser.add_argument("--one", action="store_true", help="in this process, without the head of the table")
     asked = parser.parse_args()
     if asked.one:
-        print(measure(*asked.images))
+        print(measure(*asked.images, Settings(intervals=not asked.no_intervals)))
         return
     print("| stored scores of each of two scorers | first figures, s | nothing to do, s | MB more ", end="")
     print("| table, s | report, s | MB more |")
     print("|---|---|---|---|---|---|---|", flush=True)
     for number in asked.images:
-        subprocess.run(
-            [sys.executable, "-m", "tests.benchmarks.bench_stored", "--one", "--images", str(number)], check=True
-        )
+        options = ["--one", *(["--no-intervals"] if asked.no_intervals else []), "--images", str(number)]
+        subprocess.run([sys.executable, "-m", "tests.benchmarks.bench_stored", *options], check=True)
 
 
 if __name__ == "__main__":

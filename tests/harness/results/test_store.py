@@ -171,7 +171,7 @@ def test_the_hash_of_labels_is_that_of_the_text_that_pandas_writes(monkeypatch: 
     table = table.assign(opinion=[0.1 + 0.2, 1e-300, float("nan"), -1e22, 3.0], full_reference_psnr=float("inf"))
     table["level"] = pd.array([1, None, 0, 2, None], dtype="Int64")
     text = table.sort_values("file_name").to_csv(index=False, float_format="%.17g")
-    monkeypatch.setattr(labels, "_ROWS_AT_ONCE", 2)
+    monkeypatch.setattr(labels, "ROWS_AT_ONCE", 2)
     assert labels.labels_hash(table) == hashlib.sha256(text.encode()).hexdigest()
     assert labels.labels_hash(table.head(0)) == hashlib.sha256(text.partition("\n")[0].encode() + b"\n").hexdigest()
 
