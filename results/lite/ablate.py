@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,13 +31,14 @@ from measure import (
 from torch import Tensor
 
 from qualiclip_plugin.distortions import DISTORTIONS
+from qualiclip_plugin.models.backbones import build_image_encoder
 from qualiclip_plugin.models.precision import prepare_for_inference
 from qualiclip_plugin.models.qualiclip import QualiCLIP
 from qualiclip_plugin.training.config import TrainConfig, load_config
 from qualiclip_plugin.training.lite.head_fit import fit_directions, ladder_moments
 from qualiclip_plugin.training.lite.head_ranking import train_hidden_layer
 from qualiclip_plugin.training.lite.ladder_features import LadderFeatures, collect_ladders, stage_pool_tower
-from qualiclip_plugin.training.lite.start import starting_model
+from qualiclip_plugin.training.lite.start import BACKBONE, starting_model
 from qualiclip_plugin.training.progress import Display
 from qualiclip_plugin.training.training_photos import TrainingPhotos
 from qualiclip_plugin.training.usable_photos import SkipList
@@ -65,20 +66,32 @@ class Trial(NamedTuple):
     without: tuple[str, ...] = ()
 
 
+NAMED = ("head.named=0.3",)
+AS_BEFORE = (
+    *NAMED,
+    "head.pairs.good_photo.jpeg=1",
+    "head.pairs.good_picture.jpeg=1",
+    "head.pairs.high_quality.jpeg=4",
+    "head.pairs.sharp_image.resize=0",
+    "head.pairs.sharp_edges.resize=0",
+)
+"""What the named kinds weighed before JPEG weighed more in what good means, and resizing in what sharp means."""
+
 TRIALS: dict[str, Trial] = {
     "as shipped": Trial(),
-    "another seed": Trial(("seed=1",)),
     "linear part alone": Trial(hidden=0),
     "linear part alone, stages 4 to 6": Trial(("head.stages=[4,5,6]",), hidden=0),
-    "twins may differ": Trial(("head.twin_weight=0",)),
-    "twins weigh .3": Trial(("head.twin_weight=0.3",)),
-    "named kinds weigh .3": Trial(("head.named=0.3",)),
+    "another seed of the hidden layer": Trial(("seed=1",)),
+    "named kinds weigh .3 against the variety of contents": Trial(NAMED),
+    "the same, JPEG and resizing weigh as in the model before": Trial(AS_BEFORE),
     "other kinds weigh .3": Trial(("head.unnamed=0.3",)),
     "other kinds .3 as steep as the named ones": Trial(("head.slope=0.3",)),
+    "twins may differ": Trial(("head.twin_weight=0",)),
+    "twins weigh .3": Trial(("head.twin_weight=0.3",)),
     "ridge .5": Trial(("head.penalty=0.5",)),
-    "ridge 1": Trial(("head.penalty=1",)),
-    "ridge 4": Trial(("head.penalty=4",)),
+    "ridge 5": Trial(("head.penalty=5",)),
     "order between contents .5": Trial(("head.pristine_weight=0.5",)),
+    "order between contents 1, ranking margin .35": Trial(("head.pristine_weight=1", "head.ranking_margin=0.35")),
     "hidden layer unrestrained": Trial(("head.restraint=0",)),
     "hidden layer restrained, .1": Trial(("head.restraint=0.1",)),
     "pairs need not mean anything": Trial(("head.attribute_weight=0",)),
@@ -93,34 +106,40 @@ def main() -> None:
     parser.add_argument("--names", type=Path, required=True, help="names of those not trained on, one a line")
     parser.add_argument("--panels", type=Path, nargs="+", required=True, help="imagefolders with human scores")
     parser.add_argument("--features", type=Path, required=True, help="file that keeps the features (.pt)")
-    parser.add_argument("--batches", type=int, help="of crops, for a quick look; default: those of the recipe")
+    parser.add_argument("--output", type=Path, default=HERE, help="folder of the tables")
+    parser.add_argument("--only", nargs="+", choices=TRIALS, default=list(TRIALS), help="variants, for a quick look")
+    parser.add_argument("--set", dest="settings", nargs="+", default=[], help="as for qualiclip train, likewise")
     arguments = parser.parse_args()
-    if not arguments.features.exists():
-        torch.save(features(arguments), arguments.features)
-    known = torch.load(arguments.features, weights_only=True)
+    known = kept_features(arguments)
     known["tables"] = {panel.name: scored_table(panel) for panel in arguments.panels}
     seen = LadderFeatures(**known["seen"])
     rows = []
-    for name, trial in TRIALS.items():
-        rows.append({"variant": name, **figures(fitted(seen, trial), known)})
+    for name in arguments.only:
+        rows.append({"variant": name, **figures(fitted(seen, TRIALS[name], arguments.settings), known)})
         print(rows[-1], flush=True)
         table = pd.DataFrame(rows)
-        table.round(4).to_csv(HERE / "panels.csv", index=False)
-        (HERE / "panels.md").write_text(table.to_markdown(index=False, floatfmt=".3f") + "\n")
+        table.round(4).to_csv(arguments.output / "panels.csv", index=False)
+        (arguments.output / "panels.md").write_text(table.to_markdown(index=False, floatfmt=".3f") + "\n")
 
 
-def features(arguments: argparse.Namespace) -> dict[str, Any]:
+def kept_features(arguments: argparse.Namespace) -> dict[str, Any]:
     """Pooled features of the training crops, of ladders of the held-out photographs and of the scored images."""
-    config, model = load_config("lite"), starting_model()
-    if arguments.batches:
-        config = load_config("lite", [f"head.batches={arguments.batches}"])
-    seen = training_features(config, model, str(arguments.photos))
+    kept = arguments.features
+    known = torch.load(kept, weights_only=True) if kept.exists() else {}
+    if {"seen", "held_out", "panels"} <= known.keys():
+        return known
+    config, model = load_config("lite", arguments.settings), starting_model()
+    if "seen" not in known:
+        known["seen"] = dataclasses.asdict(training_features(config, model, str(arguments.photos)))
+        torch.save(known, kept)
     model.eval()
     prepare_for_inference(model.image_encoder)
     crops = torch.stack([centre_crop(arguments.photos / name) for name in arguments.names.read_text().split()])
-    held_out = [torch.stack([pooled(model, step) for step in kind], 1) for kind in ladder_images(crops, KINDS)]
-    panels = {panel.name: panel_features(model, panel) for panel in arguments.panels}
-    return {"seen": dataclasses.asdict(seen), "held_out": torch.stack(held_out), "panels": panels}
+    steps = [torch.stack([pooled(model, step) for step in kind], 1) for kind in ladder_images(crops, KINDS)]
+    known["held_out"] = torch.stack(steps)
+    known["panels"] = {panel.name: panel_features(model, panel) for panel in arguments.panels}
+    torch.save(known, kept)
+    return known
 
 
 def panel_features(model: QualiCLIP, panel: Path) -> Tensor:
@@ -142,19 +161,19 @@ def pooled(model: QualiCLIP, images: Tensor) -> Tensor:
     return stage_pool_tower(model).pool(model.normalise(images))
 
 
-def fitted(seen: LadderFeatures, trial: Trial) -> Qualities:
+def fitted(seen: LadderFeatures, trial: Trial, settings: Sequence[str] = ()) -> Qualities:
     """Fit as ``fit_head`` does."""
     kept = torch.tensor([kind not in trial.without for kind in seen.kinds]).nonzero().flatten()
     kept = kept[: round(trial.share * len(kept))]
     kinds = tuple(seen.kinds[row] for row in kept)
     seen = LadderFeatures(seen.features[kept], kinds, seen.relevant[kept], seen.twins[kept])
-    config = load_config("lite", trial.settings)
+    config = load_config("lite", [*settings, *trial.settings])
     pairs = {
         pair: {kind: weight for kind, weight in kinds.items() if kind not in trial.without}
         for pair, kinds in config.head.pairs.items()
     }
     config = dataclasses.replace(config, head=dataclasses.replace(config.head, pairs=pairs))
-    columns = stage_pool_tower(starting_model()).columns(config.head.stages)
+    columns = build_image_encoder(BACKBONE).columns(config.head.stages)
     weight, bias = fit_directions(ladder_moments(seen, columns), config.head, config.levels)
     layer = train_hidden_layer(seen, weight, bias, trial.hidden, config) if trial.hidden else None
 
