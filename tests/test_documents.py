@@ -39,8 +39,8 @@ def test_every_column_of_a_table_is_explained(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "pattern"), [("parts", "scores/*/*/*/*.parquet"), ("labels", "datasets/*.parquet")])
 def test_every_column_of_stored_rows_is_explained(name: str, pattern: str) -> None:
-    for path in RESULTS.glob(pattern):
-        assert sorted(pq.read_schema(path).names) == sorted(explained(name))
+    names = [set(pq.read_schema(path).names) for path in RESULTS.glob(pattern)]
+    assert set().union(*names) == set(explained(name))
 
 
 def test_every_key_of_a_cell_and_of_a_baseline_is_explained() -> None:
