@@ -19,8 +19,6 @@ from harness.scorers.kinds import Scorer
 if TYPE_CHECKING:
     import pandas as pd
 
-    from harness.statistics import SignificanceMatrix
-
 COMPARISON = (
     *("dataset", "figure", "n", "contents", "first", "second", "difference", "low", "high"),
     *("p", "p_williams", "p_pitman", "reason"),
@@ -200,7 +198,8 @@ def _compare(first: Cell, second: Cell, draws: int, seed: int) -> dict[str, Any]
         return {"dataset": first.dataset, "reason": "compared with itself"}
     matrices = {matrix.method: matrix for matrix in compared.matrices}
     flips = matrices["flip"]
-    reasons = [flips.undecidable, *(_reason(matrix) for matrix in compared.matrices)]
+    lacking_results = [f"{one.method}: {why}" for one in compared.matrices for why in one.reasons.values()]
+    reasons = [flips.undecidable, *lacking_results]
     return {
         "dataset": first.dataset,
         "figure": compared.statistic,
@@ -215,8 +214,3 @@ def _compare(first: Cell, second: Cell, draws: int, seed: int) -> dict[str, Any]
         **{f"p_{name}": matrices[name].p_values[0, 1] for name in ("williams", "pitman") if name in matrices},
         "reason": "; ".join(dict.fromkeys(reason for reason in reasons if reason)),
     }
-
-
-def _reason(matrix: SignificanceMatrix) -> str:
-    """Why a matrix of two scorers has no result; empty if it has one."""
-    return "".join(f"{matrix.method}: {reason}" for reason in matrix.reasons.values())

@@ -217,9 +217,9 @@ def fit_niqe_(
     output: Annotated[Path, typer.Option(help="The model file to write.")] = Path("niqe_own.mat"),
 ) -> None:
     """Fit NIQE to your own pristine photographs."""
-    from harness.run.progress import track
     from harness.scorers.niqe_fit import fit_niqe
     from qualiclip_plugin.utils.images import images_in
+    from qualiclip_plugin.utils.progress import track
 
     paths = images_in([folder])
     patches = fit_niqe(track(paths, "Reading photographs", len(paths)), output)

@@ -9,9 +9,9 @@ from tabulate import tabulate
 
 from harness.data.spec import catalogue
 from harness.leaderboard.render import one_line
-from harness.run.progress import track
 from harness.scorers.names import known_scorers, lower_better
 from harness.scorers.start import availability
+from qualiclip_plugin.utils.progress import track
 from qualiclip_plugin.utils.shown import printable
 
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from qualiclip_plugin.training.cli import train_command
-from qualiclip_plugin.utils.errors import ConfigError, ImageError
+from qualiclip_plugin.utils.errors import ConfigError, ImageError, disk_errors
+from qualiclip_plugin.utils.progress import track
 from qualiclip_plugin.utils.shown import printable
 from qualiclip_plugin.utils.stop_signal import SIGNAL_EXITS, StopSignal
 from qualiclip_plugin.utils.terminal import Version, run
@@ -67,6 +68,20 @@ class GraphFormat(str, Enum):
     torch_export = "torch-export"
 
 
+Weights = Annotated[
+    str, typer.Option(envvar="QUALICLIP_WEIGHTS", help="A name from 'qualiclip weights list', or a file.")
+]
+WeightName = Annotated[str, typer.Argument(help="A name from 'qualiclip weights list'.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
+ScaleOption = Annotated[Scale, typer.Option(help="Factor on the similarities: the one pyiqa uses or the authors'.")]
+Background = Annotated[str, typer.Option(help="Colour behind transparent pixels: white, '#rrggbb', 'rgb(r,g,b)'.")]
+Exif = Annotated[bool, typer.Option(help="Apply the EXIF rotation.")]
+Icc = Annotated[bool, typer.Option(help="Convert the colours of an ICC profile to sRGB.")]
+MaxPixels = Annotated[
+    int, typer.Option(min=0, help="Larger images are refused before they are decoded; 0: 201 million.")
+]
+
+
 @app.callback()
 def _root(version: Version = False) -> None:
     """Options before the command; each does its work in its own callback."""
@@ -82,10 +97,8 @@ def score(
             help="Files, folders (recursive), patterns; with --engine ray also s3://... and Parquet.",
         ),
     ],
-    weights: Annotated[
-        str, typer.Option(envvar="QUALICLIP_WEIGHTS", help="A name from 'qualiclip weights list', or a file.")
-    ] = "lite",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    weights: Weights = "lite",
+    device: Device = "auto",
     precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
     runtime: Annotated[
         str,
@@ -94,9 +107,7 @@ def score(
             help="What computes: eager, openvino, cuda; auto: openvino on a CPU if installed, else eager.",
         ),
     ] = "auto",
-    scale: Annotated[
-        Scale, typer.Option(help="Factor on the similarities: the one pyiqa uses or the authors'.")
-    ] = Scale.pyiqa,
+    scale: ScaleOption = Scale.pyiqa,
     batch_size: Annotated[
         int, typer.Option(min=0, help="Most images of one size in a batch; 0: 1 on the CPU, 16 elsewhere.")
     ] = 0,
@@ -109,14 +120,10 @@ def score(
         ),
     ] = None,
     attributes: Annotated[bool, typer.Option("--attributes", help="Add a column for every prompt pair.")] = False,
-    background: Annotated[
-        str, typer.Option(help="Colour behind transparent pixels: white, '#rrggbb', 'rgb(r,g,b)'.")
-    ] = "white",
-    exif: Annotated[bool, typer.Option(help="Apply the EXIF rotation.")] = True,
-    icc: Annotated[bool, typer.Option(help="Convert the colours of an ICC profile to sRGB.")] = True,
-    max_pixels: Annotated[
-        int, typer.Option(min=0, help="Larger images are refused before they are decoded; 0: 201 million.")
-    ] = 0,
+    background: Background = "white",
+    exif: Exif = True,
+    icc: Icc = True,
+    max_pixels: MaxPixels = 0,
     tile_pixels: Annotated[
         int,
         typer.Option(min=0, help="Larger images are computed in tiles of so many pixels; 0: by the image's size."),
@@ -172,21 +179,9 @@ def score(
 
     threads = DECODERS if workers is None else workers
 
-    request = ScoreRequest(
-        weights,
-        precision,
-        scale.value,
-        attributes,
-        batch_size,
-        exif,
-        colour,
-        column,
-        images_per_shard,
-        runtime,
-        tile_pixels,
-        max_pixels,
-        icc,
-    )
+    reading: dict[str, Any] = {"exif": exif, "icc": icc, "background": colour, "max_pixels": max_pixels}
+    how = precision, scale.value, attributes, batch_size, column, images_per_shard, runtime, tile_pixels
+    request = ScoreRequest(weights, *how, **reading)
     if engine is Engine.ray:
         if gallery is not None:
             raise ConfigError("--gallery shows files of this machine: it does not go with --engine ray")
@@ -231,7 +226,6 @@ def score(
     frame = _score_here(files, request, model, device, workers, output)
     try:
         if gallery is not None:
-            reading: dict[str, Any] = {"exif": exif, "icc": icc, "background": colour, "max_pixels": max_pixels}
             _show(frame, gallery, files, threads, model=model if maps else None, **reading)
     finally:
         _print_table(frame)
@@ -255,7 +249,7 @@ def _score_here(
     score = partial(request.score, model=model, decoders=decoders, processes=processes)
     with _unfinished(output, request, device) as unfinished, StopSignal() as stop:
         rows = score(files) if unfinished is None else rows_of(files, unfinished, score)
-        done = _until(stop, _with_progress(rows, len(files)))
+        done = _until(stop, track(rows, "scoring", len(files)))
         frame = to_frame(done, model.attributes if request.attributes else ())
         if stop.name and len(frame) < len(files):
             _end_stopped(stop.name, frame, len(files), output)
@@ -371,13 +365,6 @@ def _colour(text: str) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def _with_progress(rows: Iterable[ScoredImage], total: int) -> Iterable[ScoredImage]:
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(rows, "scoring", total, console=Console(stderr=True))
-
-
 def _print_table(frame: DataFrame) -> None:
     from qualiclip_plugin.scoring.table import plain_table, rich_table
 
@@ -403,13 +390,9 @@ def map_images(
     stride: Annotated[
         int | None, typer.Option(min=1, help="Pixels between windows. [default: three quarters of a window]")
     ] = None,
-    weights: Annotated[
-        str, typer.Option(envvar="QUALICLIP_WEIGHTS", help="A name from 'qualiclip weights list', or a file.")
-    ] = "lite",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
-    max_pixels: Annotated[
-        int, typer.Option(min=0, help="Larger images are refused before they are decoded; 0: the reader's limit.")
-    ] = 0,
+    weights: Weights = "lite",
+    device: Device = "auto",
+    max_pixels: MaxPixels = 0,
 ) -> None:
     """Show where images are good and where they are bad; print the path of every picture.
 
@@ -430,12 +413,11 @@ def map_images(
             found = map_of_file(
                 file, model, attribute=attribute, window=window, stride=stride, max_pixels=max_pixels or MAX_PIXELS
             )
-            typer.echo(printable(write_map(found, output, file.name)[1]))
+            with disk_errors(output, ConfigError):
+                typer.echo(printable(write_map(found, output, file.name)[1]))
         except ImageError as error:
             failed += 1
             typer.echo(printable(str(error)), err=True)
-        except OSError as error:
-            raise ConfigError(f"{output}: cannot be written: {error.strerror or error}") from error
     _exit_if_failed(failed, len(files))
 
 
@@ -448,10 +430,10 @@ def gallery_command(
         typer.Option(min=0, help="How many pictures, worst first, have a large view. [default: 1000]"),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Threads that read pictures.")] = 2,
-    background: Annotated[str, typer.Option(help="As for 'qualiclip score'.")] = "white",
-    exif: Annotated[bool, typer.Option(help="As for 'qualiclip score'.")] = True,
-    icc: Annotated[bool, typer.Option(help="As for 'qualiclip score'.")] = True,
-    max_pixels: Annotated[int, typer.Option(min=0, help="As for 'qualiclip score'.")] = 0,
+    background: Background = "white",
+    exif: Exif = True,
+    icc: Icc = True,
+    max_pixels: MaxPixels = 0,
 ) -> None:
     """Write a page that shows scored pictures, worst first: view, filter, mark, and save lists of names.
 
@@ -497,7 +479,7 @@ def degrade(
 
     if sheet is not None and output is not None:
         raise ConfigError("--sheet and --output are two different pictures: give one of them")
-    try:
+    with disk_errors(sheet or output or image.name, ConfigError):
         if sheet is not None:
             kinds = None if distortion is None else [distortion]
             pixels, scorer = read_image(image), _scorer(weights)
@@ -507,8 +489,6 @@ def degrade(
         if distortion is None:
             raise ConfigError("give --distortion NAME for one picture or --sheet FILE for all kinds and levels")
         typer.echo(printable(degrade_file(image, distortion, level, seed=seed, output=output, table=table)))
-    except OSError as error:
-        raise ConfigError(f"{sheet or output or image.name}: cannot be written: {error.strerror or error}") from error
 
 
 def _scorer(weights: str) -> Callable[[Tensor], Tensor]:
@@ -529,15 +509,11 @@ def _scorer(weights: str) -> Callable[[Tensor], Tensor]:
 @app.command()
 def export(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write, for example model.onnx.")],
-    weights: Annotated[
-        str, typer.Option(envvar="QUALICLIP_WEIGHTS", help="A name from 'qualiclip weights list', or a file.")
-    ] = "lite",
+    weights: Weights = "lite",
     form: Annotated[GraphFormat, typer.Option("--format", help="For onnxruntime, or torch.export.load.")] = (
         GraphFormat.onnx
     ),
-    scale: Annotated[
-        Scale, typer.Option(help="Factor on the similarities: the one pyiqa uses or the authors'.")
-    ] = Scale.pyiqa,
+    scale: ScaleOption = Scale.pyiqa,
 ) -> None:
     """Write the model as a graph that runs without this package: images of any size in, scores out.
 
@@ -547,10 +523,8 @@ def export(
     from qualiclip_plugin.weights.loading import load_model
 
     check_name(path, form.value)
-    try:
+    with disk_errors(path, ConfigError):
         EXPORTERS[form.value](load_model(weights, scale=scale.value), path)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from error
     typer.echo(printable(path))
 
 
@@ -592,7 +566,7 @@ def list_weights() -> None:
 
 
 @weights_app.command("fetch")
-def fetch_weights(name: Annotated[str, typer.Argument(help="A name from 'qualiclip weights list'.")]) -> None:
+def fetch_weights(name: WeightName) -> None:
     """Download and verify a weight file, unless it is already there; print its path."""
     from qualiclip_plugin.weights.loading import fetch
 
@@ -600,7 +574,7 @@ def fetch_weights(name: Annotated[str, typer.Argument(help="A name from 'qualicl
 
 
 @weights_app.command("path")
-def weights_path(name: Annotated[str, typer.Argument(help="A name from 'qualiclip weights list'.")]) -> None:
+def weights_path(name: WeightName) -> None:
     """Print the path of a weight file, without downloading it."""
     from qualiclip_plugin.weights.loading import get_card
 

@@ -47,7 +47,10 @@ def facts() -> list[tuple[str, str]]:
         ("weight cache", str(Path(torch.hub.get_dir()) / "pyiqa")),
         ("cache of the Hub", str(Path(hub).expanduser())),
         ("size of the core installation", _core_size()),
-        *((f"weights {card.name}", _state(card.path)) for card in load_cards().values()),
+        *(
+            (f"weights {card.name}", f"{'' if card.path.exists() else 'not here; would be '}{card.path}")
+            for card in load_cards().values()
+        ),
         *((f"extra {name}", _extra(needed)) for name, needed in extras().items()),
     ]
 
@@ -63,7 +66,3 @@ def _core_size() -> str:
     total, without = installed_bytes(packages), installed_bytes(packages - of_gpus)
     size = f"{total / 1e9:.2f} GB in {len(packages)} packages"
     return f"{size}; without CUDA's libraries and triton {without / 1e9:.2f} GB"
-
-
-def _state(path: Path) -> str:
-    return f"{path}" if path.exists() else f"not here; would be {path}"

@@ -17,7 +17,7 @@ from harness.run.runner import RunRequest, run_all
 from qualiclip_plugin.cli import app
 from qualiclip_plugin.scoring.sources import list_sources
 from qualiclip_plugin.training.photos import open_photos
-from qualiclip_plugin.training.usable_photos import SkipList, check_all
+from qualiclip_plugin.training.usable_photos import check_all
 from tests.support.commands import run_main
 from tests.support.harness_data import fake_scorer, opinion_folder, write_metadata
 from tests.support.image_seeds import picture
@@ -59,12 +59,12 @@ def test_sources_of_a_cluster(mix: Path) -> None:
 
 
 def test_photographs_to_train_on(mix: Path) -> None:
-    skipped = SkipList()
+    skipped: dict[str, str] = {}
     with ThreadPoolExecutor(1) as pool:
         usable = check_all(open_photos(str(mix)), 32, skipped, pool, lambda _: None)
     assert len(usable) == 1
-    assert {Path(name).name for name in skipped.reasons} == set(UNREAD)
-    assert all("not read: " in reason for reason in skipped.reasons.values())
+    assert {Path(name).name for name in skipped} == set(UNREAD)
+    assert all("not read: " in reason for reason in skipped.values())
 
 
 def test_iqa_harness_check(mix: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

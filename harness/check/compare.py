@@ -67,7 +67,6 @@ def compare(
 
     Args:
         current: Taken now, of scorers that the baseline has.
-        baseline: Taken before.
         tolerances: Absolute tolerance by scorer name, or under ``""`` for all, instead of the declared ones.
         ranks: Smallest accepted SRCC between then and now, in the same way.
 

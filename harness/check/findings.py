@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.check.snapshot import IncomparableError, Snapshot
+from qualiclip_plugin.utils import json_yaml
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,6 @@ class Figure:
     """A summary figure of a scorer then and now.
 
     Attributes:
-        scorer: Whose.
         name: ``mean``, ``worst``, ``d_test`` or ``largest drop``.
         baseline: Value then; ``None`` where there was none.
         current: Value now; ``None`` where there is none.
@@ -58,8 +58,6 @@ class Comparison:
         versions: Package to its (baseline, present) versions, where they differ.
         identities: Scorer to what else of its identity differs, as ``key: then -> now``.
         images: Image to the (baseline, present) SHA-256 of its pixels, where one file is now read differently.
-        figures: Every summary figure, moved or not.
-        checked: Number of values compared.
         error: Why no comparison could be made; empty if one was.
     """
 
@@ -91,7 +89,7 @@ def differences(current: Snapshot, baseline: Snapshot | None) -> dict[str, Any]:
     summary = []
     for name, now in current.scorers.items():
         then = baseline.scorers.get(name) if baseline else None
-        if then and (changed := _identity_differences(then["identity"], now["identity"])):
+        if then and (changed := json_yaml.differences(then["identity"], now["identity"])):
             identities[name] = changed
         worst = min(now["scores"], key=lambda image: now["scores"][image] * sign(now), default="")
         for figure in sorted({*now["figures"], *(then["figures"] if then else ())}):
@@ -117,8 +115,3 @@ def direction_findings(name: str, then: Mapping[str, Any], now: Mapping[str, Any
 def sign(row: Mapping[str, Any]) -> float:
     """What a scorer's scores are multiplied with so that higher is better."""
     return -1.0 if row["lower_better"] else 1.0
-
-
-def _identity_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    keys = sorted(then.keys() | now.keys())
-    return [f"{key}: {then.get(key, '-')} -> {now.get(key, '-')}" for key in keys if then.get(key) != now.get(key)]

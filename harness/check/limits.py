@@ -70,7 +70,6 @@ class Matches:
         then: Name now to the name in the baseline, for every image that is in both.
         renamed: The part of ``then`` whose names differ; the pixels are the same.
         missing: Images of the baseline that are gone.
-        new: Images that the baseline lacks.
     """
 
     then: Mapping[str, str] = field(default_factory=dict)
@@ -117,7 +116,9 @@ def hold(current: Snapshot, baseline: Snapshot | None, limits: Limits) -> Compar
             drops = _drops(name, then, now, matches)
             findings += direction_findings(name, then, now)
             findings += _beyond(limits.max_drop, now, drops, "drop")
-            fallen += _beyond(limits.max_drop, now, _summary(name, then, now), "figure")
+            # These see the images that came or went as well.
+            figures = [Figure(name, key, then["figures"][key], now["figures"].get(key)) for key in FIGURES]
+            fallen += _beyond(limits.max_drop, now, figures, "figure")
             circumstances["figures"] += [
                 replace(drop, name="largest drop") for drop in drops[:1] if _size(drop, now) > 0
             ]
@@ -150,11 +151,6 @@ def _size(drop: Figure, now: Mapping[str, Any]) -> float:
     if drop.baseline is None or drop.current is None:
         return math.inf
     return sign(now) * (drop.baseline - drop.current)
-
-
-def _summary(name: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Figure]:
-    """Mean and worst over all images, which also see the images that came or went."""
-    return [Figure(name, key, then["figures"][key], now["figures"].get(key)) for key in FIGURES]
 
 
 def _beyond(bound: float, now: Mapping[str, Any], figures: list[Figure], what: str) -> list[Finding]:

@@ -63,7 +63,9 @@ def _page(comparison: Comparison, shown: Callable[[str], str]) -> str:
         parts.append("What this means:\n" + "\n".join(f"- {kind}: {MEANINGS[kind]}" for kind in kinds))
     if comparison.figures:
         parts.append(_table([_figure(figure, escape) for figure in comparison.figures]))
-    return "\n\n".join([*parts, *_circumstances(comparison, escape)]) + "\n"
+    for title, lines in _differing(comparison).items():
+        parts.append("\n".join([f"{escape(title)}:", *(f"- {escape(line)}" for line in lines)]))
+    return "\n\n".join(parts) + "\n"
 
 
 def _verdict(comparison: Comparison) -> str:
@@ -71,13 +73,6 @@ def _verdict(comparison: Comparison) -> str:
         # Findings are no part of the values: an order, a prompt or an image that is gone is none of them.
         return f"**Findings: {len(comparison.findings)}.** Values checked: {comparison.checked}."
     return f"**Passed**: {comparison.checked} values are within their bounds."
-
-
-def _circumstances(comparison: Comparison, escape: Callable[[str], str]) -> list[str]:
-    return [
-        f"{escape(title)}:\n" + "\n".join(f"- {escape(line)}" for line in lines)
-        for title, lines in _differing(comparison).items()
-    ]
 
 
 def _differing(comparison: Comparison) -> dict[str, list[str]]:
@@ -108,7 +103,8 @@ def to_junit(comparison: Comparison) -> str:
     for finding in findings:
         name = printable(f"{finding.what} {finding.name}")
         case = ET.SubElement(suite, "testcase", classname=printable(finding.scorer), name=name)
-        ET.SubElement(case, "failure", message=printable(_sentence(finding)))
+        then, now = (_number(value) or "-" for value in (finding.baseline, finding.current))
+        ET.SubElement(case, "failure", message=printable(f"{then} -> {now} (allowed: {finding.allowed})"))
     if comparison.error:
         case = ET.SubElement(suite, "testcase", classname="all", name="comparison")
         ET.SubElement(case, "error", message=printable(comparison.error))
@@ -177,7 +173,6 @@ def write_report(path: Path, comparison: Comparison, pictures: Pictures = Pictur
 
     Args:
         path: Where to; see ``FORMATS``.
-        comparison: What was found.
         pictures: The images of the check, for a report that shows them.
     """
     with atomic_write(path) as file:
@@ -218,7 +213,3 @@ def _number(value: float | None) -> str:
 
 def _change(then: float | None, now: float | None) -> str:
     return "" if then is None or now is None else f"{now - then:+.6g}"
-
-
-def _sentence(finding: Finding) -> str:
-    return f"{_number(finding.baseline) or '-'} -> {_number(finding.current) or '-'} (allowed: {finding.allowed})"

@@ -6,7 +6,6 @@ Scores are always computed again: a cache would hide what is looked for. A basel
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -26,10 +25,10 @@ from harness.scorers.kinds import Scorer
 from harness.scorers.names import ScorerError
 from harness.scorers.start import create_scorer
 from qualiclip_plugin.models.prompts import PROMPT_PAIRS
-from qualiclip_plugin.utils.atomic import atomic_write, sha256_file
+from qualiclip_plugin.utils.atomic import sha256_file
 from qualiclip_plugin.utils.errors import ImageError, QualiCLIPError
 from qualiclip_plugin.utils.images import images_in, read_image
-from qualiclip_plugin.utils.json_yaml import check_json, read_json
+from qualiclip_plugin.utils.json_yaml import SEAL, read_document, sealed, write_json
 from qualiclip_plugin.utils.shown import portable, printable
 
 Pixels = NDArray[np.uint8]
@@ -53,7 +52,6 @@ class Snapshot:
         scorers: Scorer name to ``lower_better``, ``precision``, ``identity``, ``scores``, ``failures``, ``figures``
             and, for the QualiCLIP metrics, ``prompts``.
         unavailable: Scorers that could not start, with the reason.
-        versions: Package versions.
         date: When it was taken, UTC.
         files: Image name to the SHA-256 of its file; none for pictures that are generated.
     """
@@ -118,9 +116,7 @@ def take_snapshot(
     """Score every image with every scorer.
 
     Args:
-        pictures: The images.
         scorers: Names as in ``iqa-harness run``.
-        device: Where to run.
         precision: Of the QualiCLIP metrics whose names do not say ``@precision=``.
 
     Raises:
@@ -214,26 +210,19 @@ def figures(scores: Mapping[str, float], *, lower_better: bool) -> dict[str, flo
 
 
 def write_baseline(path: Path, snapshot: Snapshot) -> None:
-    """Write a snapshot as the new baseline, in one step."""
-    with atomic_write(path, "w") as file:
-        json.dump(asdict(snapshot), file, indent=1, sort_keys=True, allow_nan=False)
-        file.write("\n")
+    """Write a snapshot as the new baseline, sealed as the cells of results are, in one step."""
+    write_json(path, sealed(asdict(snapshot)))
 
 
 def read_baseline(path: Path) -> Snapshot:
-    """Read a baseline.
+    """Read a baseline; those of earlier releases have no seal.
 
     Raises:
-        IncomparableError: It is missing, not a baseline, or of another schema version.
+        IncomparableError: It is missing, not a baseline, altered after it was written, or of another schema version.
     """
     if not path.exists():
         raise IncomparableError(f"no baseline at {path}; --update takes one")
-    what = "a baseline"
-    content = read_json(path, IncomparableError, what)
-    version = content.get("schema_version")
-    if isinstance(version, int) and version != SCHEMA_VERSION:
-        raise IncomparableError(
-            f"{path}: schema version {version}, this harness reads {SCHEMA_VERSION}; remove it to take a new one"
-        )
-    check_json(content, BASELINE, IncomparableError, f"{path}: not {what}")
+    other = IncomparableError, "remove it to take a new one"
+    content = read_document(path, BASELINE, IncomparableError, "a baseline", SCHEMA_VERSION, other)
+    content.pop(SEAL, None)
     return Snapshot(**content)

@@ -28,7 +28,8 @@ def open_archive(spec: DatasetSpec) -> Source:
     """
     archive = packed(spec)
     downloaded = fetch(archive.images, cache_folder("downloads", _place(archive.images)), check_archive)
-    folder = cache_folder("unpacked", _unpacked_name(downloaded))
+    digest = recorded_sha256(downloaded) or sha256_file(downloaded)
+    folder = cache_folder("unpacked", f"{downloaded.name}-{digest[:16]}")
     if not folder.is_dir():
         fetch(archive.images, downloaded.parent, thorough=True)
         unpack(downloaded, folder)
@@ -91,7 +92,6 @@ class Members:
 
     Args:
         paths: Of all files, relative, with slashes.
-        archive: Its name, for messages.
     """
 
     def __init__(self, paths: Iterable[str], archive: str) -> None:
@@ -141,7 +141,3 @@ def _place(remote: RemoteFile) -> str:
         return f"{remote.repository.replace('/', '--')}@{remote.revision}"
     # Files of different places may share a name.
     return hashlib.sha256(remote.address.encode()).hexdigest()[:16]
-
-
-def _unpacked_name(downloaded: Path) -> str:
-    return f"{downloaded.name}-{(recorded_sha256(downloaded) or sha256_file(downloaded))[:16]}"

@@ -10,7 +10,7 @@ from pathlib import Path
 from qualiclip_plugin.utils.atomic import inside
 from qualiclip_plugin.utils.environment import user_cache
 from qualiclip_plugin.utils.errors import DatasetError
-from qualiclip_plugin.utils.json_yaml import check_json, read_json, sealed
+from qualiclip_plugin.utils.json_yaml import read_document, sealed
 from qualiclip_plugin.utils.shown import portable
 
 MANIFEST = ".manifest.json"
@@ -65,10 +65,8 @@ def _manifest_above(place: Path) -> tuple[Path, dict[str, str]]:
     folder = next((parent for parent in within if (parent / MANIFEST).exists()), None)
     if folder is None:
         return place.parent, {}
-    path, what = folder / MANIFEST, "a manifest"
     try:
-        content = read_json(path, DatasetError, what)
-        check_json(content, _SCHEMA, DatasetError, f"{path}: not {what}")
+        content = read_document(folder / MANIFEST, _SCHEMA, DatasetError, "a manifest")
     except DatasetError as error:
         raise DatasetError(f"{error}; delete {folder} to have it made again") from error
     return folder, dict(content["files"])

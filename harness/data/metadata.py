@@ -43,7 +43,6 @@ def check_rows(origin: str | Path, rows: Iterable[Placed], spec: DatasetSpec) ->
 
     Args:
         origin: Where they all come from, for messages.
-        rows: Where each stands, and the row.
         spec: Names of the columns, those derived from others, and range of the opinions.
 
     Raises:

@@ -42,11 +42,9 @@ class ImageSet:
     """An opened dataset.
 
     Attributes:
-        spec: Where it comes from.
         table: One row per image: the columns of ``LABELS`` and ``image_hash`` (SHA-256 of the file's bytes).
         rows: The undecoded images, in the order of the table; column ``image``. A stream can only be read in order.
         complete: Whether it has as many images as the specification declares, and none is missing.
-        missing: Rows whose image is not there.
         unlisted: Images in a folder that no row of its metadata names; they are not scored.
         limit: So many images, the first ones, were taken of it for a quick try; 0: all.
     """

@@ -31,10 +31,6 @@ class DamagedError(StoreError):
 def read_bounded(path: Path, content: bytes) -> tuple[pa.Table, dict[str, str]]:
     """A table and the text of its header from the bytes of a Parquet file.
 
-    Args:
-        path: For messages.
-        content: The bytes.
-
     Raises:
         DamagedError: Not Parquet, or it would take more memory than any table of scores or labels: a few bytes can
             stand for very many equal rows.

@@ -21,10 +21,6 @@ MATCHING_SECONDS = 10.0
 class Pattern:
     """A regular expression that matches whole texts, within :data:`MATCHING_SECONDS` for all of them together.
 
-    Args:
-        text: The expression.
-        key: What it is called, for messages.
-
     Raises:
         ConfigError: It is none.
     """

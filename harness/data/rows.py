@@ -60,7 +60,6 @@ class Stream:
     Attributes:
         rows: Column ``image``.
         positions: Places in the stream of the images that count, ascending.
-        origin: Where they come from, for messages.
     """
 
     rows: datasets.IterableDataset

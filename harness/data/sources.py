@@ -119,8 +119,6 @@ def from_rows(rows: datasets.Dataset, spec: DatasetSpec, where: str, folders: Se
     """Labels and images of rows that hold both.
 
     Args:
-        rows: The rows.
-        spec: Names of the columns.
         where: Where the rows come from, for messages.
         folders: Where files may lie that rows name instead of holding an image.
 
@@ -176,9 +174,6 @@ def from_files(rows: Sequence[Placed], folder: Path, spec: DatasetSpec, places: 
     """Labels and images of rows that name files.
 
     Args:
-        rows: Checked rows.
-        folder: What file names are relative to.
-        spec: Names of the columns.
         places: Path of every row's image in the folder; empty: the file names.
 
     Raises:

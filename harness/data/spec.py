@@ -47,7 +47,6 @@ class Hub:
 
     Attributes:
         repository: ``owner/name``.
-        split: Which of its splits.
         revision: Commit the numbers belong to; empty: never pinned, to be pinned by the first run.
         config: Configuration name, where it has several.
     """
@@ -66,7 +65,6 @@ class RemoteFile:
         file: Name in the repository, or the name under which an address is kept.
         address: ``https://...``; empty for a repository.
         repository: ``owner/name``; empty for an address.
-        revision: Commit of the repository.
         sha256: Expected hash; empty if unknown: then the first download's hash is kept and checked.
         bytes: Expected size; 0 if unknown.
     """
@@ -85,7 +83,6 @@ class LabelFile(RemoteFile):
 
     Attributes:
         header: Names of its columns; empty: they stand in its first line.
-        separator: Between two columns.
     """
 
     header: tuple[str, ...] = ()
@@ -97,7 +94,6 @@ class Derive:
     """Columns that are parts of another one, such as the distortion in a file name.
 
     Attributes:
-        column: Where they come from.
         pattern: Regular expression that its whole text matches; each named group becomes a column.
     """
 
@@ -110,7 +106,6 @@ class Skip:
     """Rows of a label table that do not count.
 
     Attributes:
-        column: Which column decides.
         pattern: Regular expression that its whole text matches.
     """
 
@@ -127,7 +122,6 @@ class Archive:
         labels: A table, joined by column name.
         path: Where a row's image lies in the unpacked archive, with column names in braces; ``**/`` at its start
             stands for any folder.
-        skip: Rows that do not count.
         repeated: An image may stand in several rows, all of which say the same of it; it counts once.
     """
 
@@ -145,9 +139,6 @@ class DatasetSpec:
     Attributes:
         name: Name on the command line and in every table.
         version: Raised whenever the images, the labels or their reading change.
-        description: One sentence.
-        licence: Terms of the images, in words.
-        citation: Whom to cite.
         images: Expected number of images; 0 if it is not known beforehand.
         columns: Where to find what in the dataset's own table.
         derive: Columns that are parts of another one.

@@ -25,7 +25,7 @@ from harness.data.spec import ANYWHERE, Archive, DatasetSpec, RemoteFile
 from harness.data.unpack import CHUNK, DAMAGED, entries, safe_name
 from qualiclip_plugin.utils.atomic import atomic_write
 from qualiclip_plugin.utils.download import DownloadError, encrypted_redirects, refuse_offline
-from qualiclip_plugin.utils.errors import DatasetError, QualiCLIPError, first_line
+from qualiclip_plugin.utils.errors import DatasetError, QualiCLIPError, disk_errors, first_line
 from qualiclip_plugin.utils.regular_files import read_regular
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ def open_stream(spec: DatasetSpec) -> Source:
     else:
         labels, missing = opened.index()
         if spec.pinned and not missing:
-            _keep(path, labels)
+            with disk_errors(path, DatasetError), atomic_write(path) as file:
+                file.write(pack_labels(labels))
     return Source(labels, Stream(opened.images, range(len(labels)), spec.source), missing)
 
 
@@ -123,7 +124,9 @@ def _members(archive: Archive, wanted: Sequence[str]) -> Iterator[dict[str, Any]
     found: dict[str, str] = {}
     for name, source in _remote_entries(archive):
         folded = name.casefold()
-        near = [place for end in _ends(folded) for place in ends.get(end, ()) if fits(folded, place.casefold())]
+        parts = folded.split("/")
+        tails = ("/".join(parts[start:]) for start in range(len(parts)))
+        near = [place for tail in tails for place in ends.get(tail, ()) if fits(folded, place.casefold())]
         places = [place for place in near if fits(name, place)] or near
         for place in places:
             _refuse_second(archive, place, found.get(place), name)
@@ -144,11 +147,6 @@ def _content(source: IO[bytes], where: str) -> bytes:
         if len(content) > LARGEST_IMAGE:
             raise DatasetError(f"{where} has more than {LARGEST_IMAGE} bytes")
     return bytes(content)
-
-
-def _ends(name: str) -> Iterator[str]:
-    parts = name.split("/")
-    return ("/".join(parts[start:]) for start in range(len(parts)))
 
 
 def _labels_inside(spec: DatasetSpec) -> Path:
@@ -204,11 +202,3 @@ def _opening(remote: RemoteFile) -> tuple[str, dict[str, Any]]:
         place = f"hf://datasets/{remote.repository}@{remote.revision or 'main'}/{remote.file}"
         return place, {"endpoint": constants.ENDPOINT}
     return remote.address, {"client_kwargs": {"trace_configs": [encrypted_redirects()]}}
-
-
-def _keep(path: Path, labels: pd.DataFrame) -> None:
-    try:
-        with atomic_write(path) as file:
-            file.write(pack_labels(labels))
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be written: {error.strerror or error}") from error

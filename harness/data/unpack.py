@@ -183,7 +183,6 @@ def entries(file: IO[bytes], archive: str | Path) -> Iterator[tuple[str, IO[byte
 
     Args:
         file: A zip, a tar or a compressed tar, told by its content; seekable.
-        archive: Its name, for messages.
 
     Raises:
         DatasetError: An entry is neither a file nor a folder, or its name leads outside.

@@ -33,12 +33,8 @@ class Format:
 
     Attributes:
         escape: Plain text to text of this format.
-        bold: Emphasis of escaped text.
         heading: Of a level and an escaped title.
-        paragraph: Of escaped text.
-        items: List of escaped lines.
         grid: Table of escaped cells: header, rows.
-        page: The whole page from its parts.
     """
 
     escape: Callable[[str], str]
@@ -54,7 +50,6 @@ def render(cells: Sequence[CellJson], form: str = "markdown", *, with_reported: 
     """The leaderboard as a page.
 
     Args:
-        cells: Stored cells.
         form: ``markdown``, ``csv``, ``latex`` or ``html``.
         with_reported: Show published SRCC beside the measured one.
 

@@ -92,7 +92,7 @@ def block(cell: CellJson) -> str:
 ACROSS = ("scorer", "block", "mean", "weighted", "wins", "sets", "seen", "reason")
 
 
-def across_datasets(cells: Sequence[CellJson], statistic: str = "srcc") -> pd.DataFrame:
+def across_datasets(cells: Sequence[CellJson]) -> pd.DataFrame:
     """How the scorers of each block stand over all datasets with human scores.
 
     Means are over the sets that no scorer of the block was trained on, win rates over the sets that neither of two
@@ -113,14 +113,14 @@ def across_datasets(cells: Sequence[CellJson], statistic: str = "srcc") -> pd.Da
     rows = []
     for name in BLOCKS:
         own = [cell for cell in rated if block(cell) == name]
-        rows += _block_rows(name, own, datasets, statistic, reasons)
+        rows += _block_rows(name, own, datasets, reasons)
     frame = pd.DataFrame(rows, columns=list(ACROSS))
     order = ["wins", "mean", "scorer"]
     return frame.sort_values(order, ascending=[False, False, True], ignore_index=True)
 
 
 def _block_rows(
-    name: str, cells: Sequence[CellJson], datasets: Sequence[str], statistic: str, reasons: Mapping[str, str]
+    name: str, cells: Sequence[CellJson], datasets: Sequence[str], reasons: Mapping[str, str]
 ) -> list[tuple[Any, ...]]:
     scorers = sorted({cell["scorer"]["name"] for cell in cells})
     # What is not alike is compared with nobody.
@@ -129,7 +129,7 @@ def _block_rows(
         for cell in cells
         if cell["scorer"]["name"] not in reasons
     }
-    grid = _grid(by_place, scorers, datasets, statistic)
+    grid = _grid(by_place, scorers, datasets)
     rows = []
     for number, (scorer, standing) in enumerate(st.standings(grid).items()):
         seen_sets = [dataset for dataset, own in zip(datasets, grid.seen[number], strict=True) if own]
@@ -225,9 +225,7 @@ def _over_splits(cell: CellJson) -> dict[str, float | None]:
 _NOT_COMPUTED = {"value": None, "reason": "not computed; run the cell again"}
 
 
-def _grid(
-    by_place: Mapping[tuple[str, str], CellJson], scorers: Sequence[str], datasets: Sequence[str], statistic: str
-) -> st.Cells:
+def _grid(by_place: Mapping[tuple[str, str], CellJson], scorers: Sequence[str], datasets: Sequence[str]) -> st.Cells:
     shape = (len(scorers), len(datasets))
     values, complete, trained = np.full(shape, np.nan), np.zeros(shape, bool), np.zeros(shape, bool)
     sizes = np.ones(len(datasets))
@@ -236,9 +234,9 @@ def _grid(
             cell = by_place.get((scorer, dataset))
             if cell is None or not cell["subsets"]:
                 continue
-            value = cell["subsets"]["all"]["figures"][statistic]["value"]
+            value = cell["subsets"]["all"]["figures"]["srcc"]["value"]
             values[i, j] = np.nan if value is None else value
             complete[i, j] = cell["status"] == "complete"
             trained[i, j] = bool(seen(cell))
             sizes[j] = cell["dataset"]["images"]
-    return st.cells(values, complete=complete, seen=trained, sizes=sizes, scorers=scorers, datasets=datasets)
+    return st.Cells(values, complete, trained, sizes, scorers, datasets)

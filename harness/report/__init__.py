@@ -20,12 +20,12 @@ from harness.report.dataset_page import dataset as dataset_page
 from harness.report.overview import overview, versions
 from harness.report.pictures import SIZES, Gallery, open_sources
 from harness.results.store import Store, StoreError, no_results
-from harness.run.progress import track
 from qualiclip_plugin.gallery import TEMPLATES as THEME
 from qualiclip_plugin.gallery import map_drawer
 from qualiclip_plugin.utils.atomic import inside
-from qualiclip_plugin.utils.errors import ConfigError
+from qualiclip_plugin.utils.errors import ConfigError, disk_errors
 from qualiclip_plugin.utils.page_folder import check_page_folder, page_folder
+from qualiclip_plugin.utils.progress import track
 from qualiclip_plugin.utils.shown import printable
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ class Page:
 
     Attributes:
         address: Its file; its template is ``ADDRESS.j2`` in ``templates``.
-        title: What links to it say.
         content: What its template shows, from all cells and the comparisons by dataset.
     """
 
@@ -66,18 +65,15 @@ def write_report(
     datasets: Iterable[str] = (),
     include: Iterable[Path] = (),
     draws: int = 2000,
-    seed: int = 0,
     maps: str | None = None,
 ) -> Path:
     """Write the report and return its first page.
 
     Args:
-        results: Folder of stored results.
         output: Folder of the report; an earlier report there is replaced, a folder with anything else refused.
         datasets: Where pictures come from: names, folders or ``NAME=FOLDER``.
         include: Folders with further dataset YAML files.
         draws: Resamples of the significance tests; 0 leaves them out.
-        seed: Of the resamples.
         maps: Weights of this project (``lite``) whose quality maps lie behind the pictures; ``None``: no maps.
 
     Raises:
@@ -99,12 +95,9 @@ def write_report(
     specs = catalogue(include)
     draw_map = None if maps is None else map_drawer(load_model(maps), SIZES["large"][0])
     sources, lacking = open_sources(datasets, specs, names)
-    try:
-        with page_folder(target, KIND, MADE_BY) as partial:
-            compared = contests(store, cells, draws=draws, seed=seed)
-            _write_site(partial, cells, compared, Gallery(partial, sources, draw_map), lacking, specs)
-    except OSError as error:
-        raise StoreError(f"{target}: cannot be written: {error.strerror or error}") from error
+    with disk_errors(target, StoreError), page_folder(target, KIND, MADE_BY) as partial:
+        compared = contests(store, cells, draws=draws)
+        _write_site(partial, cells, compared, Gallery(partial, sources, draw_map), lacking, specs)
     return target / "index.html"
 
 

@@ -16,6 +16,7 @@ def cell(shown: Cell, gallery: Gallery) -> dict[str, Any]:
     """One scorer on one dataset."""
     plot = charts.scatter(shown)
     whole = shown.content["subsets"].get("all") or {}
+    splits = shown.content.get("ratio_splits") or {}
     return {
         "cell": shown,
         "tiles": _tiles(whole),
@@ -29,7 +30,7 @@ def cell(shown: Cell, gallery: Gallery) -> dict[str, Any]:
             for name, group in shown.content["subsets"].items()
         ],
         "figure_names": FIGURE_NAMES,
-        "splits": _splits(shown),
+        "splits": [(FIGURE_NAMES[name], splits[name]) for name in ("srcc", "plcc_raw") if name in splits],
         "scatter": plot,
         "points": _points(shown, plot, gallery) if plot else [],
         "charts": _bar_charts(shown),
@@ -48,11 +49,6 @@ def _tiles(whole: Mapping[str, Any]) -> list[dict[str, Any]]:
         for name in FIGURE_NAMES
         if figures.get(name, {}).get("value") is not None
     ]
-
-
-def _splits(shown: Cell) -> list[tuple[str, Mapping[str, Any]]]:
-    found = shown.content.get("ratio_splits") or {}
-    return [(FIGURE_NAMES[name], found[name]) for name in ("srcc", "plcc_raw") if name in found]
 
 
 def _bar_charts(shown: Cell) -> list[dict[str, Any]]:

@@ -26,9 +26,6 @@ class Axis:
     Attributes:
         low: Data value at ``start``.
         high: Data value at ``end``.
-        start: Coordinate.
-        end: Coordinate.
-        ticks: Values with their labels.
     """
 
     low: float
@@ -77,8 +74,6 @@ class Scatter:
         y: Axis of the opinions as the dataset gives them.
         points: Row number, x and y of each point, by rising score.
         curve: SVG path of the fit; empty if there is none.
-        drawn: How many of the images are drawn.
-        total: How many there are.
     """
 
     x: Axis
@@ -175,13 +170,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Bars:
-    """Horizontal bars on one axis; labels end before it, values stand behind it.
-
-    Attributes:
-        axis: Of the values.
-        bars: From top to bottom.
-        width: Of the whole chart.
-    """
+    """Horizontal bars on one axis; labels end before it, values stand behind it."""
 
     axis: Axis
     bars: list[Bar]
@@ -195,10 +184,7 @@ def bars(
 
     Args:
         groups: Name to what a cell stores of it.
-        figure: Which figure.
         ranked: Best first and undefined ones last; else in the order of the names.
-        labels: Width of the labels.
-        length: Of the axis.
     """
     found = {name: (group["figures"].get(figure, {}), group["n"]) for name, group in groups.items()}
     values = [entry["value"] for entry, _ in found.values() if entry.get("value") is not None]
@@ -222,12 +208,8 @@ class LadderPlot:
     """Score against level for one distortion type.
 
     Attributes:
-        distortion: Which.
         l_test: Mean rank correlation of its ladders; none if undefined.
-        x: Axis of the levels.
-        y: Axis of the scores.
         lines: Content and SVG path of every ladder.
-        mean: SVG path of their mean.
     """
 
     distortion: str

@@ -17,10 +17,10 @@ from harness import statistics as st
 from harness.report.data import Cell, Contest, contest, load_cells
 from harness.results.schemas import COMPARISONS
 from harness.results.store import DamagedError, Store, StoreError, slug
-from harness.run.progress import track
-from harness.statistics.matrix import Verdict
+from harness.statistics.matrix import Result, filled
 from qualiclip_plugin.utils.atomic import inside
-from qualiclip_plugin.utils.json_yaml import check_json, read_json
+from qualiclip_plugin.utils.json_yaml import read_document
+from qualiclip_plugin.utils.progress import track
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,8 +34,6 @@ def contests(store: Store, cells: Sequence[Cell], *, draws: int = 2000, seed: in
     """The scorers of every dataset against each other: tested where the labels are here, else as it is stored.
 
     Args:
-        store: Of the cells.
-        cells: All of them.
         draws: Random sign patterns, at least; 0 leaves the tests out, stored ones too.
         seed: Same seed, same result.
 
@@ -130,9 +128,7 @@ def _stored(store: Store, dataset: str, cells: Sequence[Cell]) -> Contest | None
     path = _path(store, dataset)
     if not path.exists():
         return None
-    what = "a comparison of scorers"
-    record = read_json(path, DamagedError, what)
-    check_json(record, COMPARISONS, DamagedError, f"{path}: not {what}")
+    record = read_document(path, COMPARISONS, DamagedError, what := "a comparison of scorers")
     named = {name for test in record["tests"] for pair in test["pairs"] for name in (pair["first"], pair["second"])}
     if unknown := named - record["made_of"].keys():
         raise DamagedError(f"{path}: not {what}: it does not say of which scores of {', '.join(sorted(unknown))}")
@@ -153,30 +149,8 @@ def _stored(store: Store, dataset: str, cells: Sequence[Cell]) -> Contest | None
 
 
 def _matrix(test: Mapping[str, Any], names: tuple[str, ...]) -> st.SignificanceMatrix:
-    index = {name: at for at, name in enumerate(names)}
-    differences, lows, highs, p_values = (np.full((len(names), len(names)), np.nan) for _ in range(4))
-    verdicts: list[list[Verdict]] = [[""] * len(names) for _ in names]
-    other: dict[Verdict, Verdict] = {"better": "worse", "worse": "better"}
-    reasons = {}
+    results = {}
     for pair in test["pairs"]:
-        i, j = index[pair["first"]], index[pair["second"]]
         known = {key: np.nan if pair[key] is None else pair[key] for key in ("difference", "low", "high", "p")}
-        differences[i, j], differences[j, i] = known["difference"], -known["difference"]
-        lows[i, j], highs[i, j], lows[j, i], highs[j, i] = known["low"], known["high"], -known["high"], -known["low"]
-        p_values[i, j] = p_values[j, i] = known["p"]
-        verdicts[i][j], verdicts[j][i] = pair["verdict"], other.get(pair["verdict"], pair["verdict"])
-        if pair["reason"]:
-            reasons[pair["first"], pair["second"]] = pair["reason"]
-    return st.SignificanceMatrix(
-        names,
-        test["test"],
-        test["statistic"],
-        differences,
-        lows,
-        highs,
-        p_values,
-        tuple(tuple(row) for row in verdicts),
-        reasons,
-        test["contents"],
-        test["undecidable"],
-    )
+        results[pair["first"], pair["second"]] = Result(**known, verdict=pair["verdict"], reason=pair["reason"])
+    return filled(names, test["test"], test["statistic"], results, test["contents"], test["undecidable"])

@@ -32,9 +32,6 @@ class Cell:
     """One scorer on one dataset.
 
     Attributes:
-        scorer: Its name.
-        dataset: The dataset's name.
-        content: The stored JSON.
         rows: Labels and scores of the images that have a score, in the dataset's order.
     """
 
@@ -88,9 +85,9 @@ class Cell:
         """Whether people rated the images."""
         return bool(self.content["dataset"].get("opinion"))
 
-    def figure(self, name: str, subset: str = "all") -> Mapping[str, Any]:
+    def figure(self, name: str) -> Mapping[str, Any]:
         """Value, interval and reason of a figure; empty if the scorer could not start."""
-        group = self.content["subsets"].get(subset)
+        group = self.content["subsets"].get("all")
         return group["figures"].get(name, {}) if group else {}
 
     @property
@@ -196,13 +193,10 @@ class Contest:
     """The scorers of one dataset with the same labels, against each other, on the images that all of them scored.
 
     Attributes:
-        dataset: Its name.
-        cells: Measured cells with the same labels.
         rows: Labels of the common images, (N,).
         matrices: Significance, one for each test that applies; none for fewer than two scorers.
         rivals: gMAD pairs for every defender and attacker, as indices into ``rows``.
         left_out: Images that some scorer lacks.
-        statistic: What the matrix compares.
         other_labels: Scorers with figures that are not compared, as they met other labels.
         values: Scorer to the statistic on the common images; NaN if it has none.
         images: How many images all of them have scored.
@@ -229,9 +223,7 @@ def contest(cells: Iterable[Cell], *, draws: int = 2000, seed: int = 0) -> Conte
     equal ones.
 
     Args:
-        cells: Cells of one dataset.
         draws: Random sign patterns, at least; 0 leaves the matrices out.
-        seed: Same seed, same matrix.
     """
     import pandas as pd
 
@@ -298,13 +290,12 @@ class Inversion:
     gap: float
 
 
-def inversions(rows: pd.DataFrame, scores: Floats, count: int = SHOWN) -> list[Inversion]:
+def inversions(rows: pd.DataFrame, scores: Floats) -> list[Inversion]:
     """The ladder steps that a scorer gets most wrong: at most one per ladder, widest first.
 
     Args:
         rows: Labels, (N,).
         scores: Scores, higher is better, (N,).
-        count: At most so many.
     """
     spread = float(np.ptp(scores)) if len(scores) else 0.0
     if not spread:
@@ -317,7 +308,7 @@ def inversions(rows: pd.DataFrame, scores: Floats, count: int = SHOWN) -> list[I
         i, j = np.unravel_index(int(np.argmax(rise)), rise.shape)
         if rise[i, j] > 0:
             found.append(Inversion(int(indices[i]), int(indices[j]), float(rise[i, j]) / spread))
-    return sorted(found, key=lambda inversion: -inversion.gap)[:count]
+    return sorted(found, key=lambda inversion: -inversion.gap)[:SHOWN]
 
 
 def ladder_rows(rows: pd.DataFrame) -> dict[tuple[str, str], NDArray[np.intp]]:

@@ -22,10 +22,6 @@ def dataset(
     """One dataset.
 
     Args:
-        name: Of the dataset.
-        cells: Every scorer on it.
-        compared: The scorers against each other.
-        gallery: Gives the pictures.
         spec: What is known of the dataset; none for a local folder.
     """
     shown = [figure for figure in FIGURES if any(c.figure(figure).get("value") is not None for c in cells)]

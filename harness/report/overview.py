@@ -23,7 +23,6 @@ def overview(cells: Sequence[Cell], contests: Mapping[str, Contest | None] = Map
     """Which scorer is ahead on each dataset and how sure that is; then all of them, a block per kind of training.
 
     Args:
-        cells: All of them.
         contests: Dataset to its scorers against each other.
     """
     datasets = sorted({cell.dataset for cell in cells}, key=lambda name: (not _rated(cells, name), name))
@@ -243,7 +242,15 @@ def _row(
     means: Mapping[str, list[dict[str, Any]]],
 ) -> dict[str, Any]:
     own = {cell.dataset: cell for cell in cells if cell.scorer == scorer}
-    shown = [short(own[name]) if name in own else _nothing("never run") for name in datasets]
+    nothing: dict[str, Any] = {
+        "value": None,
+        "low": None,
+        "high": None,
+        "reason": "never run",
+        "marks": [],
+        "page": "",
+    }
+    shown = [short(own[name]) if name in own else dict(nothing) for name in datasets]
     reasons = {cell["reason"] for cell in shown if cell["value"] is None}
     stopped = all(cell["value"] is None for cell in shown) and len(reasons) == 1
     return {
@@ -262,10 +269,6 @@ def _order(row: Mapping[str, Any]) -> list[float]:
 
 def _rated(cells: Sequence[Cell], dataset: str) -> bool:
     return any(cell.has_opinions for cell in cells if cell.dataset == dataset)
-
-
-def _nothing(reason: str) -> dict[str, Any]:
-    return {"value": None, "low": None, "high": None, "reason": reason, "marks": [], "page": ""}
 
 
 def _mean(value: float | None, reason: str) -> dict[str, Any]:

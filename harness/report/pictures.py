@@ -25,7 +25,6 @@ class Gallery:
     """Writes each picture that a page asks for once.
 
     Args:
-        folder: The report's folder.
         sources: Opened datasets by name; pictures of others are not there.
         draw_map: From pixels to a picture of their quality map, for every large picture; ``None``: no maps.
     """
@@ -53,11 +52,8 @@ class Gallery:
     def addresses(self, dataset: str, image_hashes: Sequence[str], size: str) -> list[str]:
         """:meth:`address` of many pictures, which are written in threads."""
         unique = list(dict.fromkeys(image_hashes))
-        pool = ThreadPoolExecutor(usable_cores(), thread_name_prefix="picture")
-        try:
+        with ThreadPoolExecutor(usable_cores(), thread_name_prefix="picture") as pool:
             found = dict(zip(unique, pool.map(lambda each: self.address(dataset, each, size), unique), strict=True))
-        finally:
-            pool.shutdown(cancel_futures=True)
         return [found[image_hash] for image_hash in image_hashes]
 
     def _write(self, target: Path, images: ImageSet, index: int, size: str) -> bool:
@@ -94,8 +90,6 @@ def open_sources(
 
     Args:
         datasets: As for ``iqa-harness run``: names, folders or ``NAME=FOLDER``.
-        specs: Known specifications.
-        wanted: Names of the datasets in the report.
 
     Returns:
         Opened datasets by name, and why the other wanted ones have no pictures.

@@ -41,9 +41,6 @@ class Settings:
 
     Attributes:
         form: Curve of the fit: ``logistic4`` or ``logistic5``.
-        intervals: Whether there are any.
-        level: Coverage of the intervals.
-        seed: Of the ratio splits.
         ratio_splits: Number of test splits, disjoint by content, where a dataset asks for them.
         test_share: Share of the contents in each of them.
     """
@@ -68,7 +65,6 @@ def join_scores(labels: pd.DataFrame, scores: pd.DataFrame, unordered: Collectio
     """Labels with the columns of the stored scores; an image without any has ``error`` "not scored".
 
     Args:
-        labels: Of the dataset.
         scores: Stored ones, by ``image_hash``.
         unordered: Distortion types whose level is no severity; they come without a level, so that they take no part
             in tests of severity.
@@ -86,8 +82,6 @@ def cell_figures(
 
     Args:
         rows: From :func:`join_scores`.
-        directions: Of scorer and opinions.
-        settings: Of fit and intervals.
         ratio: Add median and spread over random test splits, disjoint by content.
 
     Returns:
@@ -103,7 +97,7 @@ def cell_figures(
         # People's opinions are compared within the level; the D-test sets it against the pristine images.
         return chosen if rows["opinion"].notna().all() else _with_pristine(rows, chosen)
 
-    distorted = rows[_positive(rows["level"])]
+    distorted = rows[(rows["level"] > 0).fillna(False).astype(bool)]
     subsets = {"all": rows} | {str(name): chosen for name, chosen in _groups(rows, "split")}
     figures: dict[str, Any] = {
         "subsets": {name: group_figures(chosen, directions, settings) for name, chosen in subsets.items()},
@@ -228,10 +222,6 @@ def as_json(estimate: Estimate, interval: Interval | None = None) -> dict[str, A
 def _groups(rows: pd.DataFrame, column: str) -> list[tuple[Any, pd.DataFrame]]:
     named = rows[rows[column].notna() & (rows[column] != "")]
     return list(named.groupby(column, sort=True))
-
-
-def _positive(levels: pd.Series) -> Any:
-    return (levels > 0).fillna(False).astype(bool)
 
 
 def _with_pristine(rows: pd.DataFrame, part: pd.DataFrame) -> pd.DataFrame:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from harness.statistics import STATISTICS
+from qualiclip_plugin.utils.json_yaml import SEAL
 
 Schema = dict[str, Any]
 
@@ -149,7 +150,7 @@ BASELINE: Schema = {
             "versions": mapping(TEXT),
             "date": TEXT,
         },
-        {"files": mapping(TEXT)},
+        {"files": mapping(TEXT), SEAL: TEXT},
     ),
     "additionalProperties": False,
 }

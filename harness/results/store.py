@@ -23,13 +23,15 @@ from harness.data.labels import pack_labels, said_hash, unpack_labels
 from harness.data.parquet import DamagedError, StoreError, frame_from, read_bounded
 from harness.results.schemas import CELL
 from qualiclip_plugin.utils.atomic import atomic_write, inside, remove_leftovers
-from qualiclip_plugin.utils.json_yaml import check_json, read_json, sealed
+from qualiclip_plugin.utils.errors import disk_errors
+from qualiclip_plugin.utils.json_yaml import json_text, read_document, read_json, sealed
 from qualiclip_plugin.utils.regular_files import read_regular
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA_VERSION = 1
+OTHER_OUTPUT = "use another --output"
 DTYPES = {
     "image_hash": "str",
     "score": "float64",
@@ -86,7 +88,7 @@ class Store:
         Raises:
             StoreError: See :meth:`append`.
         """
-        with _DiskErrors(self.root):
+        with disk_errors(self.root, StoreError):
             for folder, _, _ in os.walk(self.root):
                 remove_leftovers(Path(folder))
 
@@ -134,9 +136,7 @@ class Store:
         """What a fingerprint stands for.
 
         Args:
-            scorer: Name.
             dataset: Name and version.
-            fingerprint: Of the scores.
 
         Raises:
             StoreError: It is not there or cannot be read.
@@ -147,20 +147,11 @@ class Store:
         return found
 
     def write_cell(self, path: Path, cell: Mapping[str, Any]) -> None:
-        """Write a cell, sealed, in one step.
-
-        Raises:
-            StoreError: See :meth:`append`.
-        """
-        self.write_json(path, sealed(cell))
-
-    def write_json(self, path: Path, content: Mapping[str, Any]) -> None:
-        """Write a JSON file under the root in one step; see :meth:`write_cell`."""
-        text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
-        self.write_text(path, text + "\n")
+        """Write a cell, sealed, in one step; errors as :meth:`append`."""
+        _write(path, json_text(sealed(cell)))
 
     def write_text(self, path: Path, text: str) -> None:
-        """Write a text file in one step; see :meth:`write_json`."""
+        """Write a text file in one step; see :meth:`write_cell`."""
         _write(path, text.encode())
 
     def write_labels(self, dataset: str, table: pd.DataFrame, known_hash: str = "") -> None:
@@ -168,7 +159,6 @@ class Store:
 
         Args:
             dataset: Name and version.
-            table: The labels.
             known_hash: Their :func:`harness.data.labels.labels_hash`, where it is at hand.
 
         Raises:
@@ -208,11 +198,7 @@ class Store:
         return self._place("cells", slug(scorer), f"{slug(dataset)}.json")
 
     def cells(self) -> list[dict[str, Any]]:
-        """All cells, in the order of their paths.
-
-        Raises:
-            StoreError: See :meth:`read_cell`.
-        """
+        """All cells, in the order of their paths; errors as :meth:`read_cell`."""
         return [self.read_cell(path) for path in sorted((self.root / "cells").glob("*/*.json"))]
 
     def read_cell(self, path: Path) -> dict[str, Any]:
@@ -222,12 +208,8 @@ class Store:
             DamagedError: It is no cell, or was altered after it was written.
             StoreError: It has another schema version.
         """
-        what = "a result of this harness"
-        cell = read_json(path, DamagedError, what)
-        if isinstance(version := cell.get("schema_version"), int) and version != SCHEMA_VERSION:
-            raise StoreError(_other_schema(path, version))
-        check_json(cell, CELL, DamagedError, f"{path}: not {what}")
-        return cell
+        other = StoreError, OTHER_OUTPUT
+        return read_document(path, CELL, DamagedError, "a result of this harness", SCHEMA_VERSION, other)
 
     def _folder(self, key: ScoreKey) -> Path:
         return self._place("scores", slug(key.scorer), slug(key.dataset), key.fingerprint[:16])
@@ -261,12 +243,12 @@ class Store:
         packed = io.BytesIO()
         pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **header}), packed)
         path = self._folder(key) / f"part-{hashlib.sha256(packed.getvalue()).hexdigest()}.parquet"
-        with _DiskErrors(path), atomic_write(path) as file:
+        with disk_errors(path, StoreError), atomic_write(path) as file:
             file.write(packed.getvalue())
         return path
 
     def _write_identity(self, key: ScoreKey) -> None:
-        self.write_json(self._folder(key) / "identity.json", {"dataset": key.dataset, **key.identity})
+        _write(self._folder(key) / "identity.json", json_text({"dataset": key.dataset, **key.identity}))
 
 
 MAX_SLUG = 100
@@ -283,7 +265,7 @@ def slug(name: str) -> str:
 
 def _write(path: Path, content: bytes) -> None:
     """Write a file in one step; one that holds just that is left alone, so that nothing new needs no room."""
-    with _DiskErrors(path):
+    with disk_errors(path, StoreError):
         if path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content:
             return
         with atomic_write(path) as file:
@@ -308,7 +290,8 @@ def _read_part(path: Path, key: ScoreKey) -> pd.DataFrame | None:
         )
     table, header = read_bounded(path, content)
     if header.get("schema_version") != str(SCHEMA_VERSION):
-        raise StoreError(_other_schema(path, header.get("schema_version")))
+        found = header.get("schema_version")
+        raise StoreError(f"{path}: schema version {found}, this release reads {SCHEMA_VERSION}; {OTHER_OUTPUT}")
     if header.get("fingerprint") != key.fingerprint:
         raise StoreError(f"{path}: belongs to another fingerprint than its folder; move it away")
     return frame_from(path, table, lambda frame: frame[list(DTYPES)].astype(DTYPES))
@@ -324,25 +307,5 @@ def _rising(hashes: pd.Series) -> bool:
 
 
 def _content(path: Path) -> bytes:
-    try:
+    with disk_errors(path, StoreError, "read", but=FileNotFoundError):
         return read_regular(path)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
-def _other_schema(path: Path, found: Any) -> str:
-    return f"{path}: schema version {found}, this harness reads {SCHEMA_VERSION}; use another --output"
-
-
-class _DiskErrors:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError):
-            raise StoreError(f"{self.path}: cannot be written: {error.strerror or error}") from error

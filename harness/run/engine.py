@@ -89,14 +89,7 @@ def _known_cell(store: Store, path: Path, reporter: Reporter) -> dict[str, Any]:
 
 
 def inputs_hash(about: Mapping[str, Any], images: ImageSet, scores: pd.DataFrame, settings: Settings) -> str:
-    """Fingerprint of everything that a cell is made from: the same inputs give the same cell.
-
-    Args:
-        about: From :func:`described`.
-        images: The dataset.
-        scores: Stored scores of its images.
-        settings: Of fit and intervals.
-    """
+    """Fingerprint of everything that a cell is made from: the same inputs give the same cell."""
     import pandas as pd
 
     used = scores[among(scores["image_hash"], images.table["image_hash"])]

@@ -5,28 +5,12 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable
-from typing import Protocol, TypeVar
 
 from qualiclip_plugin.utils.shown import printable
 
-Item = TypeVar("Item")
-
-
-class Reporter(Protocol):
-    """Receives the progress of a run."""
-
-    def start(self, scorer: str, dataset: str, total: int, done: int) -> None: ...
-
-    def advance(self, images: int) -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-    def finish(self) -> None: ...
-
 
 class Silent:
-    """A reporter that says nothing."""
+    """Receives the progress of a run, and says nothing."""
 
     def start(self, scorer: str, dataset: str, total: int, done: int) -> None: ...
 
@@ -37,7 +21,11 @@ class Silent:
     def finish(self) -> None: ...
 
 
-class JsonLines:
+Reporter = Silent
+"""What all reporters can be told."""
+
+
+class JsonLines(Silent):
     """One JSON object per event; progress at most once a second."""
 
     def start(self, scorer: str, dataset: str, total: int, done: int) -> None:
@@ -66,7 +54,7 @@ class JsonLines:
         print(json.dumps(line), file=sys.stderr, flush=True)
 
 
-class Bar:
+class Bar(Silent):
     """One bar per scorer and dataset, with images per second and the time left."""
 
     def __init__(self) -> None:
@@ -108,11 +96,3 @@ class Bar:
 def reporter(*, quiet: bool = False, json_log: bool = False) -> Reporter:
     """The reporter that the command line asks for."""
     return Silent() if quiet else JsonLines() if json_log else Bar()
-
-
-def track(items: Iterable[Item], text: str, number: int) -> Iterable[Item]:
-    """The same items, with a bar on standard error until they are done: silence looks like a hang."""
-    from rich.console import Console
-    from rich.progress import track as tracked
-
-    return tracked(items, text, total=number, console=Console(stderr=True), transient=True)

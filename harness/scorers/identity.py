@@ -34,8 +34,9 @@ def code_hash(paths: Iterable[Path]) -> str:
     for path in paths:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list) and body and _is_docstring(body[0]):
+            body: Any = getattr(node, "body", None)
+            first = body[0] if isinstance(body, list) and body else None
+            if isinstance(first, ast.Expr) and isinstance(getattr(first.value, "value", None), str):
                 body[:1] = [] if len(body) > 1 else [ast.Pass()]
         digest.update(_written(tree).encode())
     return digest.hexdigest()[:16]
@@ -88,7 +89,3 @@ def _written(part: object) -> str:
         return repr(part)
     fields = ((name, value) for name, value in ast.iter_fields(part) if value is not None and value != [])
     return f"{type(part).__name__}({','.join(f'{name}={_written(value)}' for name, value in fields)})"
-
-
-def _is_docstring(node: ast.stmt) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

@@ -39,11 +39,8 @@ class Scorer:
 
     Attributes:
         name: As asked for, options included.
-        lower_better: Its declared direction.
         score: Images (N, 3, H, W), RGB in [0, 1], to scores (N,).
         identity: Everything that may change a score.
-        device: Where it runs, in words.
-        facts: What is known of its training.
         parameters: Number of parameters; none if unknown.
         batches: Whether it accepts several images at once.
         batch_pixels: Most pixels in a batch; 0: by device.

@@ -35,7 +35,6 @@ def fit_niqe(paths: Iterable[str | os.PathLike[str]], target: str | os.PathLike[
 
     Args:
         paths: Photographs, at least one patch in size each.
-        target: The ``.mat`` file to write.
 
     Returns:
         Number of patches that entered the fit.

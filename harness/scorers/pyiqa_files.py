@@ -8,8 +8,6 @@ is run only where it is one of OpenAI's CLIP files, by their SHA-256, or where t
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import io
 import os
 import pickle
 import threading
@@ -18,6 +16,7 @@ from functools import cache
 from typing import IO, Any
 
 from harness.scorers.names import ScorerError
+from qualiclip_plugin.utils.atomic import sha256_stream
 from qualiclip_plugin.utils.regular_files import open_regular
 from qualiclip_plugin.utils.replacing import replaced
 
@@ -55,7 +54,7 @@ def checked_files(*, run_torchscript: bool) -> Iterator[list[str]]:
 
     def checked_run(file: Any, *arguments: Any, **options: Any) -> Any:
         with _opened(file) as stream:
-            script, digest = is_torchscript(stream), _sha256(stream)
+            script, digest = is_torchscript(stream), sha256_stream(stream)
         if digest not in _clip_files():
             if not script:
                 raise RuntimeError(f"{_name(file)} is no TorchScript archive")
@@ -109,13 +108,6 @@ def _opened(file: Any) -> Iterator[IO[bytes]]:
         yield file
     finally:
         file.seek(position)
-
-
-def _sha256(stream: IO[bytes]) -> str:
-    digest = hashlib.sha256()
-    while chunk := stream.read(io.DEFAULT_BUFFER_SIZE * 64):
-        digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _name(file: Any) -> str:

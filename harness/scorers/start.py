@@ -66,7 +66,6 @@ class Start:
     """Whether a scorer can start here.
 
     Attributes:
-        name: The scorer.
         reason: Why it cannot; empty if it can.
         parameters: How many it has; none if unknown.
     """

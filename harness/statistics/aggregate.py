@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from qualiclip_plugin.utils.statistics import Estimate, Floats, StatisticsError, undefined
 
@@ -22,14 +22,17 @@ class Cells:
         sizes: Images per dataset, (D,), each > 0.
         scorers: Names, (S,).
         datasets: Names, (D,).
+
+    Raises:
+        StatisticsError: Shapes that do not fit each other, or a size that is not positive.
     """
 
     values: Floats
     complete: NDArray[np.bool_]
     seen: NDArray[np.bool_]
     sizes: Floats
-    scorers: tuple[str, ...]
-    datasets: tuple[str, ...]
+    scorers: Sequence[str]
+    datasets: Sequence[str]
 
     def __post_init__(self) -> None:
         shape = (len(self.scorers), len(self.datasets))
@@ -43,30 +46,6 @@ class Cells:
     def usable(self) -> NDArray[np.bool_]:
         """Cells that may enter a mean, (S, D)."""
         return self.complete & ~self.seen & ~np.isnan(self.values)
-
-
-def cells(
-    values: ArrayLike,
-    *,
-    complete: ArrayLike,
-    seen: ArrayLike,
-    sizes: ArrayLike,
-    scorers: Sequence[str],
-    datasets: Sequence[str],
-) -> Cells:
-    """Build :class:`Cells` from anything like arrays.
-
-    Raises:
-        StatisticsError: Shapes that do not fit each other, or a size that is not positive.
-    """
-    return Cells(
-        np.asarray(values, dtype=np.float64),
-        np.asarray(complete, dtype=bool),
-        np.asarray(seen, dtype=bool),
-        np.asarray(sizes, dtype=np.float64),
-        tuple(scorers),
-        tuple(datasets),
-    )
 
 
 @dataclass(frozen=True)
@@ -111,7 +90,7 @@ def _means(table: Cells, row: int, common: NDArray[np.bool_]) -> tuple[Estimate,
     if not common.any():
         nothing = undefined("every dataset was seen in training by one of the scorers that are compared")
         return nothing, nothing
-    lacking = [table.datasets[column] for column in np.flatnonzero(common & ~table.usable[row])]
+    lacking = [table.datasets[column] for column in np.flatnonzero(common & ~table.usable[row]).tolist()]
     if lacking:
         nothing = undefined(f"no complete value on {', '.join(lacking)}")
         return nothing, nothing

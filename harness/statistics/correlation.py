@@ -16,17 +16,8 @@ from qualiclip_plugin.utils.statistics import Estimate, finite_vectors, pearson,
 def krcc(scores: ArrayLike, opinions: ArrayLike) -> Estimate:
     """Kendall's tau-b, (concordant - discordant) / sqrt((n0 - n1) (n0 - n2)).
 
-    n0 counts all pairs, n1 and n2 those tied in scores and in opinions (Kendall, 1945).
-
-    Args:
-        scores: Scores, higher is better, (N,).
-        opinions: Opinions, higher is better, (N,).
-
-    Returns:
-        Value in [-1, 1]; undefined for fewer than 3 images or a constant array.
-
-    Raises:
-        StatisticsError: NaN, infinite values or different lengths.
+    n0 counts all pairs, n1 and n2 those tied in scores and in opinions (Kendall, 1945). Arguments, range and errors
+    are those of :func:`harness.statistics.srcc`.
     """
     x, y = finite_vectors(scores=scores, opinions=opinions)
     if reason := why_undefined(scores=x, opinions=y):
@@ -35,18 +26,7 @@ def krcc(scores: ArrayLike, opinions: ArrayLike) -> Estimate:
 
 
 def plcc(scores: ArrayLike, opinions: ArrayLike) -> Estimate:
-    """Pearson's linear correlation, without any fit ("raw").
-
-    Args:
-        scores: Scores, higher is better, (N,).
-        opinions: Opinions, higher is better, (N,).
-
-    Returns:
-        Value in [-1, 1]; undefined for fewer than 3 images or a constant array.
-
-    Raises:
-        StatisticsError: NaN, infinite values or different lengths.
-    """
+    """Pearson's linear correlation, without any fit ("raw"); arguments, range and errors as :func:`krcc`."""
     x, y = finite_vectors(scores=scores, opinions=opinions)
     if reason := why_undefined(scores=x, opinions=y):
         return undefined(reason)

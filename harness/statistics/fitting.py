@@ -53,15 +53,7 @@ def logistic4_with_gradient(scores: Floats, parameters: Floats) -> tuple[Floats,
 
 
 def logistic5(scores: Floats, parameters: Floats) -> Floats:
-    """b1 (1/2 - 1 / (1 + exp(b2 (z - b3)))) + b4 z + b5.
-
-    Args:
-        scores: Z-scored scores, (N,).
-        parameters: b1, b2, b3, b4, b5, (5,) or one row per curve (B, 5).
-
-    Returns:
-        Values on the opinion scale, (N,) or (B, N).
-    """
+    """b1 (1/2 - 1 / (1 + exp(b2 (z - b3)))) + b4 z + b5 of z-scored scores; b1 to b5, else as :func:`logistic4`."""
     b1, b2, b3, b4, b5 = _columns(parameters)
     return b1 * (expit(b2 * (scores - b3)) - 0.5) + b4 * scores + b5
 
@@ -100,7 +92,6 @@ class LogisticFit:
     """A fitted map from scores to opinions.
 
     Attributes:
-        form: Which function was fitted.
         parameters: b1..b4 in units of score and opinion, or b1..b5 for z-scored scores; empty if undefined.
         centre: Subtracted from the scores before the function is applied (0 for four parameters).
         spread: The scores are divided by it (1 for four parameters).
@@ -127,63 +118,34 @@ class LogisticFit:
 
 
 def fit_logistic(form: Form, scores: ArrayLike, opinions: ArrayLike) -> LogisticFit:
-    """Fit the named curve: :func:`fit_logistic4` or :func:`fit_logistic5`."""
-    return {"logistic4": fit_logistic4, "logistic5": fit_logistic5}[form](scores, opinions)
-
-
-def fit_logistic4(scores: ArrayLike, opinions: ArrayLike) -> LogisticFit:
-    """Least-squares fit of f(s) = (b1 - b2) / (1 + exp(-(s - b3) / |b4|)) + b2.
+    """Least-squares fit of a curve, :func:`logistic4` or :func:`logistic5`.
 
     The search runs on z-scored scores, so that it does not depend on their scale, from several starts: the
-    field's [max y, min y, mean s, std(s) / 4] and the best of a grid, see :func:`grid_starts`.
+    field's [max y, min y, mean s, std(s) / 4] for four parameters, an S-curve [ptp y, 1, 0, 0, mean y] for five,
+    whose usual starts on raw scores often end in no fit, and the best of a grid, see :func:`grid_starts`.
 
     Args:
         scores: Scores, higher is better, (N,).
         opinions: Opinions, higher is better, (N,).
 
     Returns:
-        The fit with the least squared error, parameters in the units given; undefined for fewer than 4 images or
-        a constant array.
+        The fit with the least squared error; undefined for fewer images than parameters or a constant array.
 
     Raises:
         StatisticsError: NaN, infinite values or different lengths.
     """
     s, y = finite_vectors(scores=scores, opinions=opinions)
-    if reason := _why_no_fit(s, y, parameters=4):
-        return LogisticFit("logistic4", (), reason=reason)
+    if reason := _why_no_fit(s, y, parameters=4 if form == "logistic4" else 5):
+        return LogisticFit(form, (), reason=reason)
     mean, std = float(s.mean()), float(s.std())
     z = (s - mean) / std
-    (b1, b2, b3, b4), converged = _best("logistic4", z, y, np.array([y.max(), y.min(), 0.0, 0.25]))
-    parameters = (float(b1), float(b2), mean + std * float(b3), std * float(np.abs(b4)))
-    return LogisticFit("logistic4", parameters, rising=bool(b1 >= b2), converged=converged)
-
-
-def fit_logistic5(scores: ArrayLike, opinions: ArrayLike) -> LogisticFit:
-    """Least-squares fit of f(z) = b1 (1/2 - 1 / (1 + exp(b2 (z - b3)))) + b4 z + b5, z the z-scored score.
-
-    The usual starts on raw scores often end in no fit. Here an S-curve [ptp y, 1, 0, 0, mean y] on z-scored ones
-    and the best of a grid are tried, see :func:`grid_starts`.
-
-    Args:
-        scores: Scores, higher is better, (N,).
-        opinions: Opinions, higher is better, (N,).
-
-    Returns:
-        The fit with the least squared error; undefined for fewer than 5 images or a constant array.
-
-    Raises:
-        StatisticsError: NaN, infinite values or different lengths.
-    """
-    s, y = finite_vectors(scores=scores, opinions=opinions)
-    if reason := _why_no_fit(s, y, parameters=5):
-        return LogisticFit("logistic5", (), reason=reason)
-    mean, std = float(s.mean()), float(s.std())
-    z = (s - mean) / std
-    best, converged = _best("logistic5", z, y, np.array([np.ptp(y), 1.0, 0.0, 0.0, y.mean()]))
+    if form == "logistic4":
+        (b1, b2, b3, b4), converged = _best(form, z, y, np.array([y.max(), y.min(), 0.0, 0.25]))
+        parameters = (float(b1), float(b2), mean + std * float(b3), std * float(np.abs(b4)))
+        return LogisticFit(form, parameters, rising=bool(b1 >= b2), converged=converged)
+    best, converged = _best(form, z, y, np.array([np.ptp(y), 1.0, 0.0, 0.0, y.mean()]))
     ends = logistic5(np.array([z.min(), z.max()]), best)
-    return LogisticFit(
-        "logistic5", tuple(map(float, best)), mean, std, rising=bool(ends[1] >= ends[0]), converged=converged
-    )
+    return LogisticFit(form, tuple(map(float, best)), mean, std, bool(ends[1] >= ends[0]), converged)
 
 
 _CENTRES = np.linspace(-3.0, 3.0, 25)
@@ -200,7 +162,6 @@ def grid_starts(form: Form, scores: Floats, opinions: Floats) -> list[Floats]:
     variable projection, 1973), so that every point of the grid is judged by the best curve through it.
 
     Args:
-        form: Which curve.
         scores: Z-scored scores, (N,).
         opinions: Opinions, (N,).
 
@@ -243,7 +204,7 @@ def plcc_fitted(scores: ArrayLike, opinions: ArrayLike, fit: LogisticFit) -> Est
     Args:
         scores: Scores, higher is better, (N,).
         opinions: Opinions, higher is better, (N,).
-        fit: From :func:`fit_logistic4` or :func:`fit_logistic5`.
+        fit: From :func:`fit_logistic`.
 
     Returns:
         Value in [-1, 1]; undefined if the fit is, or where the fitted curve is flat.
@@ -260,19 +221,7 @@ def plcc_fitted(scores: ArrayLike, opinions: ArrayLike, fit: LogisticFit) -> Est
 
 
 def rmse_fitted(scores: ArrayLike, opinions: ArrayLike, fit: LogisticFit) -> Estimate:
-    """Root mean squared error of the fitted scores, in units of the opinions.
-
-    Args:
-        scores: Scores, higher is better, (N,).
-        opinions: Opinions, higher is better, (N,).
-        fit: From :func:`fit_logistic4` or :func:`fit_logistic5`.
-
-    Returns:
-        Value >= 0; undefined if the fit is.
-
-    Raises:
-        StatisticsError: NaN, infinite values or different lengths.
-    """
+    """Root mean squared error of the fitted scores, >= 0, in units of the opinions; else as :func:`plcc_fitted`."""
     if fit.reason:
         return undefined(fit.reason)
     return rmse(fit.apply(scores), opinions)
@@ -304,12 +253,8 @@ _FIRST_STEPS = 30
 def _best(form: Form, z: Floats, y: Floats, usual: Floats) -> tuple[Floats, bool]:
     # Every start gets a few steps, and the best of them as many as it takes.
     tried = [_least_squares(form, z, y, start, _FIRST_STEPS) for start in (usual, *grid_starts(form, z, y))]
-    ahead, done = min(tried, key=lambda fit: _squares(form, z, y, fit[0]))
+    ahead, done = min(tried, key=lambda fit: float(np.square(CURVES[form].function(z, fit[0]) - y).sum()))
     return (ahead, done) if done else _least_squares(form, z, y, ahead, 20_000)
-
-
-def _squares(form: Form, z: Floats, y: Floats, parameters: Floats) -> float:
-    return float(np.square(CURVES[form].function(z, parameters) - y).sum())
 
 
 def _least_squares(form: Form, s: Floats, y: Floats, start: Floats, evaluations: int) -> tuple[Floats, bool]:

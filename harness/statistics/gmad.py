@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
 from harness.statistics.fitting import LogisticFit
 from qualiclip_plugin.utils.statistics import StatisticsError, finite_vectors
@@ -20,7 +21,6 @@ class GmadPair(NamedTuple):
     Attributes:
         level: Quality level of the defender, 0 the lowest.
         preferred: Index of the image that the attacker prefers.
-        rejected: Index of the other.
         gap: Difference of the attacker's ranks as a share of N - 1, in [0, 1].
         defender_gap: Difference of the defender's ranks as a share of N - 1, in [-1, 1].
     """
@@ -41,7 +41,6 @@ def gmad_pairs(defender: ArrayLike, attacker: ArrayLike, *, levels: int = 5) -> 
     Args:
         defender: Scores, higher is better, (N,).
         attacker: Scores, higher is better, (N,).
-        levels: How many quality levels.
 
     Returns:
         At most one pair per level, lowest level first; a level that the attacker sees as equal, or with
@@ -70,8 +69,6 @@ def misjudged(scores: ArrayLike, opinions: ArrayLike, fit: LogisticFit, count: i
     Args:
         scores: Scores, higher is better, (N,).
         opinions: Opinions, higher is better, (N,).
-        fit: Map from scores to opinions.
-        count: At most so many.
 
     Returns:
         Indices; none if there is no fit.
@@ -86,7 +83,4 @@ def misjudged(scores: ArrayLike, opinions: ArrayLike, fit: LogisticFit, count: i
 
 
 def _rank_share(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    unique, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    below = np.cumsum(counts) - counts
-    shares = (below + (counts - 1) / 2) / max(len(values) - 1, 1)
-    return np.asarray(shares[inverse] if len(unique) else values, dtype=np.float64)
+    return np.asarray((stats.rankdata(values) - 1) / max(len(values) - 1, 1), dtype=np.float64)

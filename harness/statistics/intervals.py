@@ -47,7 +47,6 @@ def intervals(keys: Iterable[str], scores: ArrayLike, images: Images, *, level: 
     """Intervals of statistics; those with the same resampled form share its cost.
 
     Args:
-        keys: Of the statistics.
         scores: Higher is better, (N,).
         images: What is known of the images, in the same order.
         level: Coverage, in (0, 1).

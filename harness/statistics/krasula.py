@@ -35,7 +35,6 @@ class Krasula:
             significantly different pair, in [0, 1].
         correct: Share of the significantly different pairs ordered as people do, in [0, 1]; a tie is wrong.
         different: How many of the pairs are significantly different.
-        pairs: How many pairs were looked at.
         sampled: Whether these are a random part of all pairs.
     """
 
@@ -67,7 +66,6 @@ def krasula(
             number, each > 0, (N,).
         confidence: In (0.5, 1).
         max_pairs: Above this number of pairs a seeded random part of this size is taken.
-        seed: Of that part.
 
     Returns:
         The figures; undefined if a class of pairs is empty, or for constant or fewer than 3 scores.

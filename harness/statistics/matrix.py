@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from math import ceil
 from string import ascii_lowercase
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -40,14 +40,10 @@ class SignificanceMatrix:
 
     Attributes:
         names: The scorers, (S,).
-        method: Which test was made.
-        statistic: Key of what is compared.
         differences: Statistic of i minus that of j, positive if i is ahead, (S, S); NaN on the diagonal.
         lows: Lower end of the interval of each difference, (S, S); NaN if there is none.
-        highs: Upper end.
         p_values: Two-sided, adjusted by Holm over the S (S - 1) / 2 pairs, (S, S); NaN if undefined.
         verdicts: "better", "worse", "undecided", or "" on the diagonal and where there is no result.
-        reasons: Why a pair of names has no result.
         contents: Contents that the test is made on; independent images count as contents.
         undecidable: Why no pair can be decided, whatever the scores; empty if that is possible.
     """
@@ -63,6 +59,17 @@ class SignificanceMatrix:
     reasons: Mapping[Pair, str] = field(default_factory=dict)
     contents: int = 0
     undecidable: str = ""
+
+
+class Result(NamedTuple):
+    """What a test says of one scorer against another, as in :class:`SignificanceMatrix`."""
+
+    difference: float
+    low: float
+    high: float
+    p: float
+    verdict: Verdict
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -88,14 +95,12 @@ def significance_matrix(
 
     Args:
         scores: Name to scores, all higher is better, (N,) each, in the order of the images.
-        images: What is known of the images.
         statistic: Key of what sign flips compare. Williams' t compares "srcc" or "plcc_raw", Pitman's test the
             variance that the fit leaves; both are made on independent images only.
         method: "flip", "williams" or "pitman".
         alpha: Level that the adjusted p must not exceed.
         draws: Least number of random sign patterns, raised to 4 / alpha for each pair, without which many scorers
             could never be told apart after the adjustment.
-        seed: Same seed, same matrix.
         level: Coverage of the intervals of differences, each for itself.
         fits: Name to the fit of just these scores, where it is known.
 
@@ -207,23 +212,35 @@ def _matrix(
 ) -> SignificanceMatrix:
     outcomes = tests.outcomes
     adjusted = holm([outcome.p_value for outcome in outcomes.values()])
-    index = {name: i for i, name in enumerate(names)}
-    differences = np.full((len(names), len(names)), np.nan)
-    lows, highs, p_values = (np.full_like(differences, np.nan) for _ in range(3))
-    for ((first, second), outcome), p in zip(outcomes.items(), adjusted, strict=True):
-        i, j = index[first], index[second]
-        differences[i, j], differences[j, i] = outcome.statistic, -outcome.statistic
-        p_values[i, j] = p_values[j, i] = p
-        low, high = tests.ends.get((first, second), (np.nan, np.nan))
-        lows[i, j], highs[i, j], lows[j, i], highs[j, i] = low, high, -high, -low
-    verdicts = tuple(
-        tuple(_verdict(d, p, alpha) for d, p in zip(row, ps, strict=True))
-        for row, ps in zip(differences, p_values, strict=True)
-    )
-    reasons = {pair: outcome.reason for pair, outcome in outcomes.items() if outcome.reason}
-    undecidable = _undecidable(tests.contents, len(outcomes) - len(reasons), smallest, alpha)
+    results = {}
+    for (pair, (difference, _, reason)), p in zip(outcomes.items(), adjusted.tolist(), strict=True):
+        ends = tests.ends.get(pair, (np.nan, np.nan))
+        results[pair] = Result(difference, *ends, p, _verdict(difference, p, alpha), reason)
+    decidable = sum(not outcome.reason for outcome in outcomes.values())
+    undecidable = _undecidable(tests.contents, decidable, smallest, alpha)
+    return filled(names, method, statistic, results, tests.contents, undecidable)
+
+
+def filled(
+    names: tuple[str, ...],
+    method: Method,
+    statistic: str,
+    results: Mapping[Pair, Result],
+    contents: int,
+    undecidable: str,
+) -> SignificanceMatrix:
+    """The matrix of results that are known for every two scorers in one order; the other order mirrors them."""
+    differences, lows, highs, p_values = numbers = np.full((4, len(names), len(names)), np.nan)
+    verdicts: list[list[Verdict]] = [[""] * len(names) for _ in names]
+    mirrored: dict[Verdict, Verdict] = {"better": "worse", "worse": "better"}
+    for (first, second), (difference, low, high, p, verdict, _) in results.items():
+        i, j = names.index(first), names.index(second)
+        numbers[:, i, j], numbers[:, j, i] = (difference, low, high, p), (-difference, -high, -low, p)
+        verdicts[i][j], verdicts[j][i] = verdict, mirrored.get(verdict, verdict)
+    reasons = {pair: result.reason for pair, result in results.items() if result.reason}
+    rows = tuple(tuple(row) for row in verdicts)
     return SignificanceMatrix(
-        names, method, statistic, differences, lows, highs, p_values, verdicts, reasons, tests.contents, undecidable
+        names, method, statistic, differences, lows, highs, p_values, rows, reasons, contents, undecidable
     )
 
 
@@ -248,9 +265,6 @@ def rank_ranges(matrix: SignificanceMatrix) -> dict[str, tuple[int, int]]:
     At most all others that are not decided to be worse stand before it, at least those that are decided to be
     better. Tests adjusted for all pairs make these ranges hold together (Mogstad et al., Review of Economic
     Studies 2024).
-
-    Args:
-        matrix: Of any test.
 
     Returns:
         Name to lowest and highest rank.
@@ -277,15 +291,9 @@ def compact_letters(matrix: SignificanceMatrix, order: Sequence[str]) -> dict[st
         i, j = matrix.names.index(first), matrix.names.index(second)
         if matrix.verdicts[i][j] not in ("better", "worse"):
             continue
-        split = [part for group in groups for part in _without(group, first, second)]
+        both = {first, second}
+        split = [part for group in groups for part in ([group - {one} for one in both] if both <= group else [group])]
         groups = [group for group in dict.fromkeys(split) if not any(group < other for other in split)]
     groups.sort(key=lambda group: sorted(order.index(name) for name in group))
-    return {name: "".join(_letter(at) for at, group in enumerate(groups) if name in group) for name in order}
-
-
-def _without(group: frozenset[str], first: str, second: str) -> list[frozenset[str]]:
-    return [group - {first}, group - {second}] if {first, second} <= group else [group]
-
-
-def _letter(place: int) -> str:
-    return ascii_lowercase[place] if place < len(ascii_lowercase) else f"({place + 1})"
+    letters = [*ascii_lowercase, *(f"({place})" for place in range(len(ascii_lowercase) + 1, len(groups) + 1))]
+    return {name: "".join(letters[at] for at, group in enumerate(groups) if name in group) for name in order}

@@ -58,7 +58,6 @@ class Images:
         levels: Severity, 0 pristine, (N,); NaN if there is none.
         qualities: Full-reference qualities, higher is better, (R, N); NaN if there are none.
         margins: By how much each of them must differ before a pair counts as discriminable, (R,).
-        form: Curve of the fitted statistics.
     """
 
     opinions: Floats
@@ -131,7 +130,6 @@ def rated(opinions: ArrayLike, contents: ArrayLike | None = None, *, form: Form 
     Args:
         opinions: Higher is better, (N,).
         contents: Which photograph each comes from, (N,); none: images are independent.
-        form: Curve of the fitted statistics.
 
     Raises:
         StatisticsError: NaN or infinite opinions, or another number of contents.
@@ -154,9 +152,6 @@ class Statistic:
     """One statistic of a scorer on a dataset.
 
     Attributes:
-        key: Name in results and tables.
-        title: Name for people.
-        meaning: One sentence.
         needs: The images that it is made from, as a mask (N,); or why there are none.
         estimate: From scores, higher is better (N,), and images.
         resampled: The same on many parts of the images at once.
@@ -165,7 +160,6 @@ class Statistic:
         bounded: Its interval is made on Fisher's z, with the range as the ends: near an end its spread is not even.
         flattered: The estimate lies above the truth, by what ``resampled`` lies below: its interval spans both.
         lower_better: An error.
-        digits: Digits in a table.
         headline: Its interval stands in tables.
     """
 
@@ -343,7 +337,6 @@ def measure(key: str, scores: ArrayLike, images: Images) -> Estimate:
     """A statistic of some scores.
 
     Args:
-        key: Of the statistic.
         scores: Higher is better, (N,).
         images: What is known of the images, in the same order.
 

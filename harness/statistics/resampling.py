@@ -168,7 +168,6 @@ def refit(fit: LogisticFit, scores: Floats, opinions: Floats, counts: Floats) ->
     reach its optimum; one that leads elsewhere is not looked for.
 
     Args:
-        fit: Fit to all images.
         scores: Scores, (N,).
         opinions: Opinions, (N,).
         counts: How often each image was drawn, (B, N).

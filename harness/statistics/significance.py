@@ -45,7 +45,6 @@ def williams_t(r12: float, r13: float, r23: float, n: int) -> Outcome:
         r12: Correlation of the first scorer with the opinions.
         r13: Correlation of the second scorer with the opinions.
         r23: Correlation between the scorers.
-        n: Number of images.
 
     Returns:
         t and its two-sided p; undefined for n < 4, for scorers that agree perfectly or in reverse, and where both
@@ -106,8 +105,6 @@ def sign_flip_p(differences: Floats, *, draws: int = 2000, seed: int = 0) -> Flo
 
     Args:
         differences: Per content and comparison, (G, C).
-        draws: How many random patterns.
-        seed: Of these.
 
     Returns:
         Two-sided p, (C,), at least :func:`least_p`.

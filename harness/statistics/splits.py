@@ -71,9 +71,7 @@ def content_splits(
 
     Args:
         contents: Reference content of each image, (N,).
-        splits: How many.
         test_share: Share of the contents in each test split, in (0, 1); at least one content.
-        seed: Same seed, same splits.
 
     Returns:
         Sorted test indices of each split.

@@ -25,7 +25,6 @@ def gaussian_operator(sigma: Tensor, size: int) -> Tensor:
 
     Args:
         sigma: Standard deviation in pixels, (N,).
-        size: Length of the line.
 
     Returns:
         Operators with rows that sum to 1, (N, size, size).

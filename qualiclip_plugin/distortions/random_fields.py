@@ -43,7 +43,6 @@ def uniform_field(
     Args:
         noise: Seeds of the samples, int64, (N,). Kept on the CPU it costs a GPU no synchronisation.
         shape: Shape of one sample's field. A field of fewer rows is a prefix of one with more.
-        device: Where the field is made.
         stream: Number of an independent field of the same seed.
 
     Returns:

@@ -24,9 +24,10 @@ from torch import Tensor
 
 from qualiclip_plugin.gallery.thumbnails import LARGE, DrawMap, Read, write_pictures
 from qualiclip_plugin.scoring.table import attribute_columns
-from qualiclip_plugin.utils.errors import ConfigError
+from qualiclip_plugin.utils.errors import ConfigError, disk_errors
 from qualiclip_plugin.utils.images import read_image
 from qualiclip_plugin.utils.page_folder import check_page_folder, page_folder
+from qualiclip_plugin.utils.progress import track
 from qualiclip_plugin.utils.shown import printable
 
 if TYPE_CHECKING:
@@ -57,7 +58,6 @@ def write_gallery(
         files: Where the picture of each row is; by default its ``path``.
         read: From a path to pixels, with the choices that the scorer was given.
         large: How many pictures, from the worst on, can be looked at closely.
-        workers: Threads that read pictures.
         model: What scored them, in evaluation mode: pictures that can be looked at closely get its quality map.
 
     Raises:
@@ -65,18 +65,15 @@ def write_gallery(
     """
     target = Path(output)
     ordered, paths = _worst_first(scores, files)
-    try:
-        with page_folder(target, KIND, MADE_BY) as folder:
-            # Those without a score are at the end, and have no map.
-            maps = 0 if model is None else min(large, int(ordered["score"].notna().sum()))
-            draw_map = None if model is None else map_drawer(model, LARGE[0])
-            written = write_pictures(folder, paths, read, large, workers, draw_map, maps)
-            lacking = list(_progress(written, len(paths)))
-            (folder / "data.js").write_text(f"const TABLE = {_script(page_data(ordered, lacking, large, maps))};\n")
-            for template in TEMPLATES.iterdir():
-                shutil.copyfile(template, folder / template.name)
-    except OSError as error:
-        raise ConfigError(f"{printable(target)}: cannot be written: {error.strerror or error}") from error
+    with disk_errors(target, ConfigError), page_folder(target, KIND, MADE_BY) as folder:
+        # Those without a score are at the end, and have no map.
+        maps = 0 if model is None else min(large, int(ordered["score"].notna().sum()))
+        draw_map = None if model is None else map_drawer(model, LARGE[0])
+        written = write_pictures(folder, paths, read, large, workers, draw_map, maps)
+        lacking = list(track(written, "thumbnails", len(paths)))
+        (folder / "data.js").write_text(f"const TABLE = {_script(page_data(ordered, lacking, large, maps))};\n")
+        for template in TEMPLATES.iterdir():
+            shutil.copyfile(template, folder / template.name)
     return target / "index.html"
 
 
@@ -106,8 +103,6 @@ def page_data(scores: pd.DataFrame, lacking: Sequence[str | None], large: int, m
     Args:
         scores: The table of scores in the order of the gallery.
         lacking: Why a row has no picture; ``None`` where it has one.
-        large: How many rows have a large picture.
-        maps: How many rows have a map.
 
     Returns:
         ``paths``: without what all begin with, ``prefix``; ``shown``: the path for people where it differs, by row;
@@ -116,7 +111,9 @@ def page_data(scores: pd.DataFrame, lacking: Sequence[str | None], large: int, m
         that a browser keeps.
     """
     paths = [str(path) for path in scores["path"]]
-    prefix = _common_folder(paths)
+    # Up to a slash; paths may also be addresses, or absolute and relative.
+    same = os.path.commonprefix(paths)  # noqa: RUF071 (characters are meant)
+    prefix = same[: same.rfind("/") + 1]
     names = ["score", *attribute_columns(scores)]
     data = {
         "prefix": prefix,
@@ -144,15 +141,6 @@ def _worst_first(
     return ordered, [source[row] for row in ordered.index]
 
 
-def _common_folder(paths: Sequence[str]) -> str:
-    """What all paths begin with, up to a slash; paths may also be addresses, or absolute and relative."""
-    first, last = min(paths), max(paths)
-    same = next(
-        (place for place, pair in enumerate(zip(first, last, strict=False)) if len(set(pair)) > 1), len(first)
-    )
-    return first[: first.rfind("/", 0, same) + 1]
-
-
 def _numbers(values: Iterable[Any], paths: Sequence[str]) -> list[float | None]:
     numbers = [None if pd.isna(value) else round(float(value), DIGITS) for value in values]
     for path, number in zip(paths, numbers, strict=True):
@@ -177,10 +165,3 @@ def _texts(texts: Iterable[Any], paths: Sequence[str]) -> dict[int, str]:
 def _script(data: dict[str, Any]) -> str:
     """JSON in ASCII, which is also a literal of JavaScript, and ends no element of HTML."""
     return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-
-
-def _progress(reasons: Iterable[str | None], total: int) -> Iterable[str | None]:
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(reasons, "thumbnails", total, console=Console(stderr=True))

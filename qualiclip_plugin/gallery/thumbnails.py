@@ -62,13 +62,10 @@ def write_pictures(
     """Write a thumbnail of every file, and a large picture and a map of the first ones.
 
     Args:
-        folder: The gallery.
         files: In the order of the gallery.
         read: From a path to RGB pixels, uint8, (3, H, W).
         large: How many get a large picture.
-        workers: Threads.
         draw_map: From those pixels to a picture of their map, of the size of a large picture.
-        maps: How many get a map.
 
     Yields:
         For each file why it has no picture; ``None`` where it has one.
@@ -93,8 +90,5 @@ def write_pictures(
             target.write_bytes(jpeg(picture, *form))
         return None
 
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="thumbnail")
-    try:
+    with ThreadPoolExecutor(workers, thread_name_prefix="thumbnail") as pool:
         yield from pool.map(write, range(len(files)))
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 from qualiclip_plugin.models.backbones import backbone_config, build_tokenizer
 from qualiclip_plugin.models.precision import exact_fp32, without_autocast
 from qualiclip_plugin.models.prompt_learner import PromptLearner
-from qualiclip_plugin.models.prompts import ATTRIBUTES, paired_features
-from qualiclip_plugin.models.qualiclip import QualiCLIP, check_range, pair_scores, prompt_similarities
+from qualiclip_plugin.models.prompts import paired_features
+from qualiclip_plugin.models.qualiclip import QualiCLIP
 from qualiclip_plugin.runtimes import RUNTIMES, check_runtime, prepare_for_scoring
 from qualiclip_plugin.scoring.local import check_device
 from qualiclip_plugin.utils.errors import WeightsError
@@ -123,37 +124,21 @@ class PyiqaQualiCLIP(nn.Module):
         With ``attributes`` also a mapping prompt pair -> (N,).
         """
         # Settings of the whole process: a compiled graph has no place for them, and training has its own.
-        if self.training or torch.compiler.is_compiling():
-            return self._scores(images, attributes)
-        with exact_fp32():
-            return self._scores(images, attributes)
-
-    def _scores(self, images: Tensor, attributes: bool) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        model = self.quality_model
-        if self.prompt_learner is None:
-            return model(images, attributes=attributes)
-        if not self.training:
-            check_range(images)
-        pairs = pair_scores(self._similarities(images), model.logit_scale)
-        score = pairs.mean(dim=1, keepdim=True)
-        return (score, dict(zip(ATTRIBUTES, pairs.unbind(dim=1), strict=True))) if attributes else score
+        free = self.training or torch.compiler.is_compiling()
+        with nullcontext() if free else exact_fp32():
+            return self.quality_model(images, attributes=attributes, text_features=self._learned_features())
 
     @torch.no_grad()
-    def quality_map(
-        self, images: Tensor, *, window: int | None = None, stride: int | None = None, attributes: bool = False
-    ) -> Tensor:
-        """Where images are good and bad, as :meth:`QualiCLIP.quality_map`; of a metric ``metric.net.quality_map``."""
+    def quality_map(self, images: Tensor, **options: Any) -> Tensor:
+        """:meth:`QualiCLIP.quality_map`, with its options; of a metric ``metric.net.quality_map``."""
         with exact_fp32():
-            return self.quality_model.map_similarities(self._similarities, images, window, stride, attributes)
+            return self.quality_model.quality_map(images, text_features=self._learned_features(), **options)
 
-    def _similarities(self, images: Tensor) -> Tensor:
-        if self.prompt_learner is None:
-            return self.quality_model.similarities(images)
-        return prompt_similarities(self.quality_model.encode_image(images), self._learned_features())
-
-    def _learned_features(self) -> Tensor:
-        learner, tower = self.prompt_learner, self._frozen["text_tower"]
-        assert learner is not None  # noqa: S101 (narrows the type; only called with a learner)
+    def _learned_features(self) -> Tensor | None:
+        """Of QualiCLIP+, (P, 2, D); ``None`` stands for the features of the weights."""
+        if (learner := self.prompt_learner) is None:
+            return None
+        tower = self._frozen["text_tower"]
         if self.training:
             return paired_features(learner(tower))
         # Constant while the context does not change: the text tower costs more than a small image.

@@ -7,7 +7,9 @@ above all, ``qualiclip train`` has.
 
 from __future__ import annotations
 
+import inspect
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,9 @@ from torch import Tensor, nn
 
 from qualiclip_plugin.models.qualiclip import QualiCLIP, prompt_similarities
 from qualiclip_plugin.training.config import TrainConfig, config_from_mapping
+from qualiclip_plugin.training.crop_pairs import CropPairs
 from qualiclip_plugin.training.distributed import CropEncoder
-from qualiclip_plugin.training.draws import draw_crops, plan_of
+from qualiclip_plugin.training.draws import plan_of
 from qualiclip_plugin.training.layers import choose_stages, set_training_mode, train_only
 from qualiclip_plugin.training.losses import consistency_loss, negative_ranking_loss, positive_ranking_loss
 from qualiclip_plugin.training.model_card import inherited, starting_record
@@ -31,10 +34,11 @@ from qualiclip_plugin.training.objective import ranking_accuracy
 from qualiclip_plugin.training.photos import open_photos
 from qualiclip_plugin.training.sampling import degrade
 from qualiclip_plugin.training.seeds import generator
-from qualiclip_plugin.training.usable_photos import SkipList, check_all
+from qualiclip_plugin.training.usable_photos import check_all
 from qualiclip_plugin.utils.environment import versions
 from qualiclip_plugin.utils.errors import ConfigError, DatasetError, did_you_mean
 from qualiclip_plugin.utils.images import to_float
+from qualiclip_plugin.utils.json_yaml import plain
 from qualiclip_plugin.weights.checkpoint import save_checkpoint
 from qualiclip_plugin.weights.loading import chosen_weights
 
@@ -45,47 +49,32 @@ class QualiCLIPConsistencyLoss(nn.Module):
     """:func:`losses.consistency_loss` for pyiqa's loss registry.
 
     Args:
-        margin: Difference that costs nothing.
-        reduction: ``sum`` or ``mean`` over the terms of a photograph.
         loss_weight: Factor.
+        **settings: Those of the function.
     """
 
-    def __init__(self, margin: float = 2.5e-3, reduction: str = "sum", loss_weight: float = 1.0) -> None:
+    function: Callable[..., Tensor] = staticmethod(consistency_loss)
+
+    def __init__(self, loss_weight: float = 1.0, **settings: Any) -> None:
         super().__init__()
-        self.margin, self.reduction, self.loss_weight = margin, reduction, loss_weight
+        inspect.signature(self.function).bind(None, **settings)  # a misspelt one is an error before the first step
+        self.loss_weight, self.settings = loss_weight, settings
 
     def forward(self, similarities: Tensor) -> Tensor:
         """Similarities (B, 2, L, P, 2) -> scalar."""
-        return self.loss_weight * consistency_loss(similarities, self.margin, self.reduction)
+        return self.loss_weight * self.function(similarities, **self.settings)
 
 
-class QualiCLIPPositiveRankingLoss(nn.Module):
-    """:func:`losses.positive_ranking_loss` for pyiqa's loss registry.
+class QualiCLIPPositiveRankingLoss(QualiCLIPConsistencyLoss):
+    """:func:`losses.positive_ranking_loss` in the same way."""
 
-    Args:
-        margin: Fall that every compared pair of levels must reach.
-        pairs: ``all`` or ``neighbours``.
-        reduction: ``sum`` or ``mean`` over the terms of a photograph.
-        loss_weight: Factor.
-    """
-
-    ranking = staticmethod(positive_ranking_loss)
-
-    def __init__(
-        self, margin: float = 6.75e-2, pairs: str = "all", reduction: str = "sum", loss_weight: float = 1.0
-    ) -> None:
-        super().__init__()
-        self.margin, self.pairs, self.reduction, self.loss_weight = margin, pairs, reduction, loss_weight
-
-    def forward(self, similarities: Tensor) -> Tensor:
-        """Similarities (B, 2, L, P, 2) -> scalar."""
-        return self.loss_weight * self.ranking(similarities, self.margin, self.pairs, self.reduction)
+    function = staticmethod(positive_ranking_loss)
 
 
-class QualiCLIPNegativeRankingLoss(QualiCLIPPositiveRankingLoss):
-    """:func:`losses.negative_ranking_loss` for pyiqa's loss registry; arguments as the positive one."""
+class QualiCLIPNegativeRankingLoss(QualiCLIPConsistencyLoss):
+    """:func:`losses.negative_ranking_loss` in the same way."""
 
-    ranking = staticmethod(negative_ranking_loss)
+    function = staticmethod(negative_ranking_loss)
 
 
 class QualiCLIPPristineDataset(torch.utils.data.Dataset[dict[str, Any]]):
@@ -106,30 +95,25 @@ class QualiCLIPPristineDataset(torch.utils.data.Dataset[dict[str, Any]]):
         if "photos" not in opt:
             raise DatasetError("the dataset's options lack photos: a folder, a dataset or 'skimage'")
         self.config = config_from_mapping({key: opt[key] for key in self.KEYS if key in opt}, "dataset options")
-        self.photos = open_photos(opt["photos"], column=self.config.image_column, split=self.config.split)
-        self.indices = self._usable()
-
-    def _usable(self) -> list[int]:
-        if not self.config.check_photos:
-            return list(range(len(self.photos)))
-        skipped = SkipList()
-        with ThreadPoolExecutor() as pool:
-            usable = check_all(self.photos, self.config.smallest_photo, skipped, pool, lambda _: None)
-        for name, reason in skipped.reasons.items():
+        photos = open_photos(opt["photos"], column=self.config.image_column, split=self.config.split)
+        usable, skipped = list(range(len(photos))), dict[str, str]()
+        if self.config.check_photos:
+            with ThreadPoolExecutor() as pool:
+                usable = check_all(photos, self.config.smallest_photo, skipped, pool, lambda _: None)
+        for name, reason in skipped.items():
             get_root_logger().warning(f"skipped photograph {name}: {reason}")
         if not usable:
-            raise DatasetError(f"no usable photograph in {self.opt['photos']!r}")
-        return usable
+            raise DatasetError(f"no usable photograph in {opt['photos']!r}")
+        self.data = CropPairs(photos, usable, self.config, skipped)
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self.data.indices)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """``crops``: uint8 (2, 3, S, S); ``img_path``: the photograph's name."""
-        row = self.indices[index]
+        row = self.data.indices[index]
         # PyTorch seeds this generator anew in every worker and epoch, which pyiqa's seeding of NumPy does not.
-        draws = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-        return {"crops": draw_crops(self.photos.read(row), self.config, draws), "img_path": self.photos.name(row)}
+        return {"crops": self.data.cut(row, int(torch.randint(2**62, ()))), "img_path": self.data.photos.name(row)}
 
 
 class QualiCLIPTrainingModel(GeneralIQAModel):
@@ -213,21 +197,13 @@ class QualiCLIPTrainingModel(GeneralIQAModel):
         card = {
             "trained_by": "pyiqa.train.train_pipeline",
             "options": {
-                key: _plain(self.opt[key]) for key in ("name", "network", "train", "datasets") if key in self.opt
+                key: plain(self.opt[key]) for key in ("name", "network", "train", "datasets") if key in self.opt
             },
             "start": start,
             **inherited(start),
             "versions": versions(),
         }
         save_checkpoint(Path(self.opt["path"]["models"]) / f"{label}.safetensors", self.quality, card)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
 def register_model() -> None:

@@ -96,7 +96,6 @@ class ResNetTower(ModifiedResNet, ConvTower):
     """CLIP's ResNet for images of any size, pooled only by its mean token.
 
     Args:
-        vision_cfg: open_clip's settings of the tower.
         embed_dim: Size D of the features.
         positional_embedding: Keep the positional embedding of the attention pool (QualiCLIP does not).
     """
@@ -149,7 +148,6 @@ class StagePoolTower(ConvTower):
     """Spatial means of chosen stages of an untrained timm EfficientNet (or MobileNet), projected.
 
     Args:
-        model: timm's name of the network.
         stages: Indices of the stages (``blocks.N``) that are pooled; nothing after the last one is kept.
         embed_dim: Size D of the features.
         hidden: Units of a hidden layer whose output the projection sees beside the means; 0: none.
@@ -178,7 +176,10 @@ class StagePoolTower(ConvTower):
         self.trunk = trunk
         # Where large images are cut in two passes: what comes before has most pixels and sees least far.
         self.early = min(3, self.stages[0])
-        self.channels = [_channels(trunk.blocks[stage]) for stage in self.stages]
+        self.channels = [
+            [part for part in trunk.blocks[stage].modules() if isinstance(part, nn.Conv2d)][-1].out_channels
+            for stage in self.stages
+        ]
         self.hidden = nn.Linear(sum(self.channels), hidden) if hidden else None
         self.head = nn.Linear(sum(self.channels) + hidden, embed_dim)
 
@@ -256,8 +257,3 @@ class StagePoolTower(ConvTower):
         strides = [reach(self.trunk.blocks[self.early : stage + 1])[0] for stage in self.stages]
         tiles = cut(early, LATE_TILE * tile_pixels // stride**2, *later)
         return self.project(means(early, self.stage_maps, tiles, strides))
-
-
-def _channels(block: nn.Module) -> int:
-    """Output channels of a stage: those of its last convolution."""
-    return [module for module in block.modules() if isinstance(module, nn.Conv2d)][-1].out_channels

@@ -218,11 +218,7 @@ def _together(*switches: Switch) -> Switch:
 
 
 class _Hold:
-    """Holds settings of torch, which belong to all threads, at exact while any of them asks for it.
-
-    Args:
-        read: Gives the settings.
-    """
+    """Holds settings of torch, which belong to all threads, at exact while any of them asks for it."""
 
     def __init__(self, read: Callable[[], Switch]) -> None:
         self._read = read

@@ -13,7 +13,7 @@ import torch
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
-from qualiclip_plugin.models.prompts import PROMPT_PAIRS, flat_prompts
+from qualiclip_plugin.models.prompts import flat_prompts
 from qualiclip_plugin.utils.errors import ConfigError
 
 
@@ -39,7 +39,7 @@ class PromptLearner(nn.Module):
         self,
         text_tower: TextTransformer,
         tokenizer: Callable[[list[str]], Tensor],
-        prompts: Sequence[str] = tuple(flat_prompts(PROMPT_PAIRS)),
+        prompts: Sequence[str] = tuple(flat_prompts()),
         n_ctx: int = 16,
         ctx_init: str = "",
         prompt_specific_ctx: bool = True,
@@ -57,7 +57,8 @@ class PromptLearner(nn.Module):
             raise ConfigError(f"a context of {len(lead.split())} words and the prompts exceed {length} tokens")
         with torch.no_grad():
             embedding = text_tower.token_embedding(self.tokenized_prompts)
-        context = embedding[:, 1 : 1 + count] if words else _random_context(len(prompts), count, embedding)
+        random = embedding.new_empty(len(prompts), count, embedding.shape[-1])
+        context = embedding[:, 1 : 1 + count] if words else nn.init.normal_(random, std=0.02)
         self.ctx = nn.Parameter((context if prompt_specific_ctx else context[0]).clone())
         self.register_buffer("token_prefix", embedding[:, :1].clone())
         self.register_buffer("token_suffix", embedding[:, 1 + count :].clone())
@@ -82,7 +83,3 @@ class PromptLearner(nn.Module):
         # The end-of-text token has the highest id of each row.
         ends = self.tokenized_prompts.argmax(dim=-1)
         return hidden[torch.arange(len(ends)), ends] @ text_tower.text_projection
-
-
-def _random_context(prompts: int, count: int, like: Tensor) -> Tensor:
-    return nn.init.normal_(like.new_empty(prompts, count, like.shape[-1]), std=0.02)

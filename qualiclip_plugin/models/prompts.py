@@ -38,9 +38,9 @@ ATTRIBUTES: tuple[str, ...] = (
 """One name per prompt pair: the column names of per-pair scores."""
 
 
-def flat_prompts(pairs: tuple[tuple[str, str], ...] = PROMPT_PAIRS) -> list[str]:
+def flat_prompts() -> list[str]:
     """All prompts in one list, positive and negative in turn: 2P strings for P pairs."""
-    return [prompt for pair in pairs for prompt in pair]
+    return [prompt for pair in PROMPT_PAIRS for prompt in pair]
 
 
 def paired_features(features: Tensor) -> Tensor:
@@ -49,19 +49,14 @@ def paired_features(features: Tensor) -> Tensor:
     return features.reshape(-1, 2, features.shape[-1])
 
 
-def encode_prompts(
-    text_tower: TextTransformer,
-    tokenizer: Callable[[list[str]], Tensor],
-    pairs: tuple[tuple[str, str], ...] = PROMPT_PAIRS,
-) -> Tensor:
-    """Encode antonym prompt pairs with a frozen text tower.
+def encode_prompts(text_tower: TextTransformer, tokenizer: Callable[[list[str]], Tensor]) -> Tensor:
+    """Encode the P antonym prompt pairs with a frozen text tower.
 
     Args:
         text_tower: Token ids (2P, T) -> features (2P, D), such as open_clip's ``TextTransformer``.
         tokenizer: Strings -> token ids (2P, T).
-        pairs: P pairs (positive, negative).
 
     Returns:
         Unit-norm features (P, 2, D), detached.
     """
-    return paired_features(text_tower(tokenizer(flat_prompts(pairs))).detach())
+    return paired_features(text_tower(tokenizer(flat_prompts())).detach())

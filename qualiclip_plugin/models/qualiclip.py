@@ -59,11 +59,6 @@ def pair_scores(similarities: Tensor, logit_scale: float) -> Tensor:
     return torch.sigmoid(logit_scale * (similarities[..., 0] - similarities[..., 1]))
 
 
-def quality_score(similarities: Tensor, logit_scale: float) -> Tensor:
-    """Mean of the pair scores: (N, P, 2) -> (N, 1) in [0, 1], higher is better."""
-    return pair_scores(similarities, logit_scale).mean(dim=1, keepdim=True)
-
-
 class QualiCLIP(nn.Module):
     """An image tower, frozen prompt features and the score they give; in evaluation mode until ``train()``.
 
@@ -199,13 +194,23 @@ class QualiCLIP(nn.Module):
         """Cosine similarities (N, P, 2) of images (N, 3, H, W) in [0, 1] to the prompt pairs."""
         return prompt_similarities(self.encode_image(images), self.text_features)
 
-    def forward(self, images: Tensor, attributes: bool = False) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+    def _pair_scores(self, images: Tensor, text_features: Tensor | None) -> Tensor:
+        if text_features is None:
+            similarities = self.similarities(images)
+        else:
+            similarities = prompt_similarities(self.encode_image(images), text_features)
+        return pair_scores(similarities, self.logit_scale)
+
+    def forward(
+        self, images: Tensor, attributes: bool = False, text_features: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         """Score images.
 
         Args:
             images: RGB in [0, 1], or bytes 0..255, (N, 3, H, W); whole images of any size from 32 x 32, neither
                 resized nor cropped.
             attributes: Return the scores of the single prompt pairs too.
+            text_features: Unit-norm prompt features (P, 2, D) in the place of the model's own.
 
         Returns:
             Scores in [0, 1], (N, 1), higher is better; with ``attributes`` also a mapping name -> (N,).
@@ -223,16 +228,19 @@ class QualiCLIP(nn.Module):
         """
         if not self.training:
             check_range(images)
-        similarities = self.similarities(images)
-        score = quality_score(similarities, self.logit_scale)
-        if not attributes:
-            return score
-        pairs = pair_scores(similarities, self.logit_scale)
-        return score, dict(zip(self.attributes, pairs.unbind(dim=1), strict=True))
+        pairs = self._pair_scores(images, text_features)
+        score = pairs.mean(dim=1, keepdim=True)
+        return (score, dict(zip(self.attributes, pairs.unbind(dim=1), strict=True))) if attributes else score
 
     @torch.no_grad()
     def quality_map(
-        self, images: Tensor, *, window: int | None = None, stride: int | None = None, attributes: bool = False
+        self,
+        images: Tensor,
+        *,
+        window: int | None = None,
+        stride: int | None = None,
+        attributes: bool = False,
+        text_features: Tensor | None = None,
     ) -> Tensor:
         """Score windows all over images, to show where they are good and where they are bad.
 
@@ -242,6 +250,7 @@ class QualiCLIP(nn.Module):
                 towers. A window is at most as large as the image.
             stride: Pixels from one window to the next; ``None``: three quarters of a window.
             attributes: Return a map for every prompt pair, in the order of ``self.attributes``, not their mean.
+            text_features: See :meth:`forward`.
 
         Returns:
             Scores in [0, 1], (N, 1, rows, columns), or (N, P, rows, columns) with ``attributes``: each value is the
@@ -258,23 +267,10 @@ class QualiCLIP(nn.Module):
             >>> load_model("lite").quality_map(torch.rand(1, 3, 200, 300)).shape
             torch.Size([1, 1, 3, 4])
         """
-        return self.map_similarities(self.similarities, images, window, stride, attributes)
-
-    def map_similarities(
-        self,
-        similarities: Callable[[Tensor], Tensor],
-        images: Tensor,
-        window: int | None,
-        stride: int | None,
-        attributes: bool,
-    ) -> Tensor:
-        """:meth:`quality_map` from similarities of your own: images (M, 3, h, w) -> (M, P, 2)."""
         check_images(images)
         check_range(images)
         window, stride = chosen_windows(self.image_encoder, window, stride)
-        pairs = map_windows(
-            images, lambda part: pair_scores(similarities(part), self.logit_scale), window, stride, MIN_SIZE
-        )
+        pairs = map_windows(images, lambda part: self._pair_scores(part, text_features), window, stride, MIN_SIZE)
         return pairs if attributes else pairs.mean(dim=1, keepdim=True)
 
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -59,7 +58,6 @@ def prepare_for_scoring(model: QualiCLIP, runtime: str = "eager", device: str | 
     Args:
         model: A plain network (``checkpoint.build_model``).
         runtime: One of ``RUNTIMES``, or ``auto``.
-        device: Where it will stay.
 
     Returns:
         ``model``.
@@ -97,14 +95,9 @@ def _use_cuda(model: QualiCLIP) -> None:
         tower.feature_map = FusedMap(tower)  # type: ignore[method-assign]
     first = next(module for module in tower.modules() if isinstance(module, nn.Conv2d))
     model.normalise = Normalise(model.mean, model.std, first.weight.dtype)  # type: ignore[method-assign]
-    model.similarities = Replayed(  # type: ignore[method-assign]
-        model.similarities, Recorder(), partial(_kernel_settings, model)
-    )
+    settings = lambda: (model.tile_pixels, str(fp32_settings()), torch.is_autocast_enabled("cuda"))
+    model.similarities = Replayed(model.similarities, Recorder(), settings)  # type: ignore[method-assign]
     model.stays = True
-
-
-def _kernel_settings(model: QualiCLIP) -> tuple[object, ...]:
-    return model.tile_pixels, str(fp32_settings()), torch.is_autocast_enabled("cuda")
 
 
 @dataclass(frozen=True)
@@ -112,7 +105,6 @@ class Runtime:
     """What computes the convolutions of a network.
 
     Attributes:
-        name: As people choose it.
         take: Puts what is fast into a frozen network, in place.
         device: The only type of device that it computes on; empty: any.
         weights: The precision in which it takes weights; empty: that of the network.

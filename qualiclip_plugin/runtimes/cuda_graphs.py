@@ -69,8 +69,6 @@ class Replayed(FastPart):
     all sizes most come once.
 
     Args:
-        compute: What is replayed.
-        record: Makes what replays it.
         settings: What the choice of kernels depends on besides shape and type: it is made when they are recorded.
     """
 
@@ -84,11 +82,7 @@ class Replayed(FastPart):
         self._lock = threading.Lock()  # a graph has one place for its images
 
     def __call__(self, images: Tensor) -> Tensor:
-        """What ``compute`` gives.
-
-        Raises:
-            ConfigError: See :meth:`FastPart.check`.
-        """
+        """What ``compute`` gives; errors as :meth:`FastPart.check`."""
         self.check(images)
         # Whatever the caller's mode: what is recorded under one cannot be used under another.
         with torch.inference_mode():

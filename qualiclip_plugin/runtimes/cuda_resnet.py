@@ -17,11 +17,7 @@ from qualiclip_plugin.runtimes.part import FastPart
 
 
 class FusedMap(FastPart):
-    """The feature map of a tower whose BatchNorm is folded.
-
-    Args:
-        tower: Where its weights stay.
-    """
+    """The feature map of a tower whose BatchNorm is folded."""
 
     runtime = "cuda"
 
@@ -32,11 +28,7 @@ class FusedMap(FastPart):
         ]
 
     def __call__(self, images: Tensor) -> Tensor:
-        """See :meth:`ResNetTower.feature_map`.
-
-        Raises:
-            ConfigError: See :meth:`FastPart.check`.
-        """
+        """See :meth:`ResNetTower.feature_map`; errors as :meth:`FastPart.check`."""
         self.check(images)
         tower = self._tower
         features = tower.cast(images)
@@ -80,7 +72,6 @@ class Normalise(FastPart):
     Args:
         mean: Of the channels, RGB in [0, 1], (1, 3, 1, 1).
         std: The same.
-        dtype: Of the result.
     """
 
     runtime = "cuda"
@@ -89,11 +80,7 @@ class Normalise(FastPart):
         self._shift, self._scale, self._dtype = -mean / std, 1 / std, dtype
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(N, 3 or 1, H, W) -> (N, 3, H, W), channels last.
-
-        Raises:
-            ConfigError: See :meth:`FastPart.check`.
-        """
+        """(N, 3 or 1, H, W) -> (N, 3, H, W), channels last; errors as :meth:`FastPart.check`."""
         self.check(images)
         scale = self._scale / 255 if images.dtype == torch.uint8 else self._scale
         size = (images.shape[0], 3, *images.shape[2:])

@@ -31,11 +31,6 @@ ONNX_SINCE = "2.9"
 """The first version of torch whose ONNX graphs are tested; that of 2.6 is one that onnxruntime cannot load."""
 
 
-def _shapes() -> dict[str, dict[int, Any]]:
-    sides = {2: Dim("height", min=MIN_EXPORT_SIZE), 3: Dim("width", min=MIN_EXPORT_SIZE)}
-    return {"images": {0: Dim("batch"), **sides}}
-
-
 def export_program(model: nn.Module) -> ExportedProgram:
     """Export a model loaded for inference: images (N, 3, H, W), RGB in [0, 1] -> scores (N, 1).
 
@@ -55,9 +50,11 @@ def export_program(model: nn.Module) -> ExportedProgram:
         raise ConfigError("only a model in evaluation mode can be exported (load_model(..., inference=True))")
     if any(isinstance(module, nn.AvgPool2d) for module in model.modules()):
         _check_torch(POOLS_SINCE, "a network with average pools, such as CLIP's ResNets,")
+    sides = {2: Dim("height", min=MIN_EXPORT_SIZE), 3: Dim("width", min=MIN_EXPORT_SIZE)}
+    shapes: dict[str, Any] = {"images": {0: Dim("batch"), **sides}}
     example = torch.rand(EXAMPLE_SIZE, dtype=torch.float32)
     with torch.no_grad():
-        return torch.export.export(for_graphs(model), (example,), dynamic_shapes=_shapes())
+        return torch.export.export(for_graphs(model), (example,), dynamic_shapes=shapes)
 
 
 class _Refusing(nn.Module):

@@ -102,18 +102,13 @@ class _Module(nn.Module):
 
 def _channels_last(graph: Any) -> Any:
     """The graph with inputs and outputs (N, H, W, C), as torch's channels-last tensors lie in memory."""
+    from openvino import Layout
     from openvino.preprocess import PrePostProcessor
 
     processor = PrePostProcessor(graph)
-    processor.input().tensor().set_layout(_layout("NHWC"))
-    processor.input().model().set_layout(_layout("NCHW"))
+    processor.input().tensor().set_layout(Layout("NHWC"))
+    processor.input().model().set_layout(Layout("NCHW"))
     for index in range(len(graph.outputs)):
-        processor.output(index).tensor().set_layout(_layout("NHWC"))
-        processor.output(index).model().set_layout(_layout("NCHW"))
+        processor.output(index).tensor().set_layout(Layout("NHWC"))
+        processor.output(index).model().set_layout(Layout("NCHW"))
     return processor.build()
-
-
-def _layout(text: str) -> Any:
-    from openvino import Layout
-
-    return Layout(text)

@@ -153,7 +153,7 @@ def score_files(
         raise ConfigError("processes need workers: at least 1")
     if batch_size < 0 or workers < 0:
         raise ConfigError(f"batch_size and workers must not be negative, got {batch_size} and {workers}")
-    device = _device_of(model)
+    device = next((one.device for one in chain(model.parameters(), model.buffers())), torch.device("cpu"))
     batcher = _Batcher(batch_size or (1 if device.type == "cpu" else GPU_BATCH_SIZE))
     read = partial(_read, exif=exif, icc=icc, background=background, max_pixels=max_pixels)
     decoded = (in_processes if processes else in_threads)(read, paths, workers)
@@ -173,10 +173,6 @@ def check_device(name: str) -> str:
     except Exception as error:  # torch reports a missing device by type of backend: AssertionError, RuntimeError, ...
         raise ConfigError(f"device {name!r} cannot be used: {first_line(error)}") from error
     return name
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    return next((tensor.device for tensor in chain(model.parameters(), model.buffers())), torch.device("cpu"))
 
 
 def _read(source: str | PathLike[str] | StoredImage, **options: Any) -> Read[_About]:

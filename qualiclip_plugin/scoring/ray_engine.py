@@ -13,7 +13,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from qualiclip_plugin.runtimes import AUTO, RUNTIMES, check_runtime, served_towe
 from qualiclip_plugin.scoring.local import ScoredImage, StoredImage, score_files
 from qualiclip_plugin.scoring.ray_pool import MOST_DEATHS, Casualties, Pool, cluster, make_pool, map_on
 from qualiclip_plugin.scoring.shards import open_shards
-from qualiclip_plugin.scoring.sources import Listing, from_record, list_sources, to_record
+from qualiclip_plugin.scoring.sources import Listing, from_record, list_sources
 from qualiclip_plugin.utils.atomic import sha256_file
 from qualiclip_plugin.utils.environment import git_revision, versions
 from qualiclip_plugin.utils.errors import ConfigError
@@ -50,14 +50,11 @@ class ScoreRequest:
         scale: ``pyiqa`` or ``authors``.
         attributes: Score the single prompt pairs too.
         batch_size: As for ``score_files``.
-        exif: Apply the EXIF rotation.
-        background: RGB in 0..255 behind transparent pixels.
         column: Column of the images in Parquet files; ``None`` finds it.
         images_per_shard: Most rows in a file of scores.
         runtime: ``eager``, ``openvino``, ``cuda`` or ``auto``.
         tile_pixels: As for ``weights.load_model``.
-        max_pixels: Larger images are refused before they are decoded.
-        icc: Convert the colours of an ICC profile to sRGB.
+        exif, icc, background, max_pixels: As for ``images.read_image``.
     """
 
     weights: str = "lite"
@@ -65,44 +62,29 @@ class ScoreRequest:
     scale: str = "pyiqa"
     attributes: bool = False
     batch_size: int = 0
-    exif: bool = True
-    background: tuple[int, int, int] = WHITE
     column: str | None = None
     images_per_shard: int = 500
     runtime: str = "eager"
     tile_pixels: int = 0
-    max_pixels: int = MAX_PIXELS
+    exif: bool = True
     icc: bool = True
+    background: tuple[int, int, int] = WHITE
+    max_pixels: int = MAX_PIXELS
 
     def load(self, device: str = "cpu") -> QualiCLIP:
         """The model that is asked for; see ``weights.load_model`` for the errors."""
         from qualiclip_plugin.weights.loading import load_model
 
-        return load_model(
-            self.weights,
-            device=device,
-            precision=self.precision,
-            runtime=self.runtime,
-            tile_pixels=self.tile_pixels,
-            scale=self.scale,
-        )
+        options = {name: getattr(self, name) for name in ("precision", "runtime", "tile_pixels", "scale")}
+        return load_model(self.weights, device=device, **options)
 
     def score(
         self, images: Iterable[str | Path | StoredImage], model: QualiCLIP, decoders: int, processes: bool = False
     ) -> Iterator[ScoredImage]:
         """One row an image, see :func:`score_files`; ``decoders`` threads or processes read and decode ahead."""
-        return score_files(
-            images,
-            model,
-            attributes=self.attributes,
-            batch_size=self.batch_size,
-            workers=decoders,
-            processes=processes,
-            exif=self.exif,
-            icc=self.icc,
-            background=self.background,
-            max_pixels=self.max_pixels,
-        )
+        names = ("attributes", "batch_size", "exif", "icc", "background", "max_pixels")
+        options = {name: getattr(self, name) for name in names}
+        return score_files(images, model, workers=decoders, processes=processes, **options)
 
 
 def score_on_ray(
@@ -122,10 +104,8 @@ def score_on_ray(
     Args:
         sources: See :func:`sources.list_sources`.
         output: Folder; one that holds the same run continues, one that holds another is refused.
-        request: What is scored and how.
         device: ``auto`` (GPUs where the cluster has any), ``cpu`` or ``cuda``.
         workers: How many; 0: one a GPU, else one for every ``threads`` cores. More than GPUs share them.
-        threads: Torch threads of a worker.
         decoders: Threads of a worker that read and decode ahead.
         retry_failed: Score shards with failures again.
         advance: Told after every shard how many images it has, and how many were to be scored.
@@ -182,19 +162,12 @@ def identify(request: ScoreRequest, pool: Pool) -> dict[str, Any]:
     if request.weights in load_cards() and (base := get_card(request.weights).base):
         names.append(base)
     libraries = (*SCORING_LIBRARIES, *RUNTIMES[request.runtime].packages)
+    options = {key: value for key, value in asdict(request).items() if key not in ("column", "images_per_shard")}
     return {
+        **options,
+        "background": list(request.background),
         "weights": Path(request.weights).name,
         "weights_sha256": [sha256_file(resolve(name)) for name in names],
-        "precision": request.precision,
-        "runtime": request.runtime,
-        "tile_pixels": request.tile_pixels,
-        "max_pixels": request.max_pixels,
-        "scale": request.scale,
-        "attributes": request.attributes,
-        "batch_size": request.batch_size,
-        "exif": request.exif,
-        "icc": request.icc,
-        "background": list(request.background),
         "device": pool.device,
         "threads": pool.threads,
         "code": git_revision(),
@@ -215,7 +188,7 @@ def _scored(
     import ray
 
     # JSON, because a path may hold bytes that are no UTF-8.
-    items = [{SHARD: shard, "portion": json.dumps(to_record(listing.portions[shard]))} for shard in missing]
+    items = [{SHARD: shard, "portion": json.dumps(asdict(listing.portions[shard]))} for shard in missing]
     arguments = {"request": request, "pool": pool, "decoders": decoders, "identity": identity, "folder": os.getcwd()}
     arguments["casualties"] = ray.remote(num_cpus=0)(Casualties).remote()
     parts: dict[int, list[pd.DataFrame]] = {}

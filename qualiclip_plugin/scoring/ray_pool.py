@@ -31,7 +31,6 @@ class Pool:
     """Workers that are all alike.
 
     Attributes:
-        workers: How many.
         device: ``cpu`` or ``cuda``.
         threads: Torch threads of each, and cores it takes where it has no GPU.
         sharing: How many share a GPU.
@@ -106,8 +105,6 @@ def map_on(
     """Give every item to a worker; yield what comes back, in the order in which it is finished.
 
     Args:
-        pool: The workers.
-        items: Rows of one kind.
         worker: Class whose instances turn a table of one item into a table.
         arguments: Of its constructor, which may raise a declared error as well.
 

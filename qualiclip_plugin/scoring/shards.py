@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qualiclip_plugin.utils.atomic import atomic_write
-from qualiclip_plugin.utils.errors import ConfigError
-from qualiclip_plugin.utils.json_yaml import read_json
+from qualiclip_plugin.utils.errors import ConfigError, disk_errors
+from qualiclip_plugin.utils.json_yaml import differences, read_json, write_json
 from qualiclip_plugin.utils.regular_files import read_regular
 from qualiclip_plugin.utils.shown import printable
 
@@ -37,12 +37,7 @@ _NAME = re.compile(r"shard-(\d{7,10})-[0-9a-f]{64}\.parquet")
 
 @dataclass(frozen=True)
 class ShardFolder:
-    """A folder that holds the run of one manifest.
-
-    Attributes:
-        root: The folder.
-        sizes: Number of images of every shard.
-    """
+    """A folder that holds the run of one manifest."""
 
     root: Path
     sizes: tuple[int, ...]
@@ -63,11 +58,8 @@ class ShardFolder:
         frame.to_parquet(packed, index=False)
         content = packed.getvalue()
         path = self.scores / f"shard-{shard:07d}-{hashlib.sha256(content).hexdigest()}.parquet"
-        try:
-            with atomic_write(path) as file:
-                file.write(content)
-        except OSError as error:
-            raise ConfigError(f"{printable(path)}: cannot be written: {error.strerror or error}") from error
+        with disk_errors(path, ConfigError), atomic_write(path) as file:
+            file.write(content)
         self._take(shard, path)
 
     def _take(self, shard: int, path: Path) -> None:
@@ -95,10 +87,8 @@ class ShardFolder:
         import pyarrow as pa
         from pyarrow.parquet import ParquetFile
 
-        try:
+        with disk_errors(path, ConfigError, "read"):
             content = read_regular(path)
-        except OSError as error:
-            raise ConfigError(f"{printable(path)}: cannot be read: {error.strerror or error}") from error
         if hashlib.sha256(content).hexdigest() != path.stem[-64:]:
             raise ConfigError(f"{printable(path)}: was altered after it was written; delete it")
         # `read_table` takes several times as long for what it does with paths and threads, and there may be millions.
@@ -122,7 +112,9 @@ class ShardFolder:
             "unfinished_shards": len(self.sizes) - len(failures),
             **facts,
         }
-        _write_json(self.root / "summary.json", summary)
+        path = self.root / "summary.json"
+        with disk_errors(path, ConfigError):
+            write_json(path, summary)
         return summary
 
 
@@ -131,7 +123,6 @@ def open_shards(root: str | os.PathLike[str], sizes: tuple[int, ...], identity: 
 
     Args:
         root: The folder; created if missing.
-        sizes: Number of images of every shard.
         identity: Everything that may change a row, JSON-serialisable.
 
     Raises:
@@ -141,32 +132,12 @@ def open_shards(root: str | os.PathLike[str], sizes: tuple[int, ...], identity: 
     path = folder.root / "manifest.json"
     manifest = {"schema_version": SCHEMA_VERSION, "shards": len(sizes), "images": sum(sizes), **identity}
     if path.exists():
-        _check_same(path, manifest)
+        known = read_json(path, ConfigError, "a manifest of scores")
+        if changed := differences(known, json.loads(json.dumps(manifest))):
+            raise ConfigError(f"{path.parent}: holds another run ({'; '.join(changed)}); choose another --output")
     elif folder.scores.exists():
         raise ConfigError(f"{printable(folder.scores)}: scores without a manifest; choose another --output")
     else:
-        _write_json(path, manifest)
+        with disk_errors(path, ConfigError):
+            write_json(path, manifest)
     return folder
-
-
-def _check_same(path: Path, manifest: Mapping[str, Any]) -> None:
-    known = read_json(path, ConfigError, "a manifest of scores")
-    now = json.loads(json.dumps(manifest))
-    differences = [
-        f"{key} was {known.get(key)!r}, now {now.get(key)!r}"
-        for key in sorted({*known, *now})
-        if known.get(key) != now.get(key)
-    ]
-    if differences:
-        raise ConfigError(
-            f"{printable(path.parent)}: holds another run ({'; '.join(differences)}); choose another --output"
-        )
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    try:
-        with atomic_write(path, "w") as file:
-            json.dump(content, file, indent=1)
-            file.write("\n")
-    except OSError as error:
-        raise ConfigError(f"{printable(path)}: cannot be written: {error.strerror or error}") from error

@@ -13,7 +13,7 @@ import os
 import posixpath
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,10 +74,6 @@ class Rows:
 
     Attributes:
         root: As in :class:`Files`.
-        path: The Parquet file.
-        column: Which column holds the images.
-        start: First row.
-        stop: The row after the last one.
     """
 
     root: str
@@ -130,13 +126,8 @@ class Rows:
 Portion = Files | Rows
 
 
-def to_record(portion: Portion) -> dict[str, Any]:
-    """A portion as JSON-serialisable values; :func:`from_record` reads it back."""
-    return asdict(portion)
-
-
 def from_record(record: Mapping[str, Any]) -> Portion:
-    """The portion that :func:`to_record` wrote."""
+    """The portion that ``asdict`` made values of, which JSON can hold."""
     return Files(record["root"], tuple(record["paths"])) if "paths" in record else Rows(**record)
 
 

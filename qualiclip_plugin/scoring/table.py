@@ -13,7 +13,7 @@ import pandas as pd
 
 from qualiclip_plugin.scoring.local import ScoredImage
 from qualiclip_plugin.utils.atomic import atomic_write
-from qualiclip_plugin.utils.errors import ConfigError, first_line
+from qualiclip_plugin.utils.errors import ConfigError, disk_errors, first_line
 from qualiclip_plugin.utils.regular_files import open_regular
 from qualiclip_plugin.utils.shown import printable
 
@@ -29,7 +29,6 @@ def to_frame(rows: Iterable[ScoredImage], attributes: Sequence[str] = ()) -> pd.
     """Rows as columns ``path``, ``score``, one per attribute, ``width``, ``height``, ``error``, ``note``.
 
     Args:
-        rows: One per image.
         attributes: Names of the attribute columns, there also where no image has a score.
     """
     records = [
@@ -53,45 +52,21 @@ def attribute_columns(frame: pd.DataFrame) -> list[str]:
 
 
 def _typed(frame: pd.DataFrame) -> pd.DataFrame:
-    text = dict.fromkeys(("path", "error", "note"), "string")
     numbers = dict.fromkeys(("score", *attribute_columns(frame)), "float64")
-    return frame.astype(text | numbers | dict.fromkeys(("width", "height"), "Int64"))
+    return frame.astype(TEXT | numbers | dict.fromkeys(("width", "height"), "Int64"))
 
 
-def _write_csv(frame: pd.DataFrame, file: IO[bytes]) -> None:
+TEXT = dict.fromkeys(("path", "error", "note"), "string")
+WRITERS: dict[str, Callable[[pd.DataFrame, IO[bytes]], object]] = {
     # Every text is quoted: a name may hold a newline, a carriage return or a comma.
-    frame.to_csv(file, index=False, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n", encoding="utf-8")
-
-
-def _write_jsonl(frame: pd.DataFrame, file: IO[bytes]) -> None:
-    frame.to_json(file, orient="records", lines=True, double_precision=15)
-
-
-def _write_parquet(frame: pd.DataFrame, file: IO[bytes]) -> None:
-    frame.to_parquet(file, index=False)
-
-
-WRITERS: dict[str, Callable[[pd.DataFrame, IO[bytes]], None]] = {
-    ".csv": _write_csv,
-    ".jsonl": _write_jsonl,
-    ".parquet": _write_parquet,
+    ".csv": lambda frame, file: frame.to_csv(file, index=False, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n"),
+    ".jsonl": lambda frame, file: frame.to_json(file, orient="records", lines=True, double_precision=15),
+    ".parquet": lambda frame, file: frame.to_parquet(file, index=False),
 }
-
-
-def _read_csv(file: IO[bytes]) -> pd.DataFrame:
-    # A name such as "NA" is a name, and an empty field is nothing.
-    return pd.read_csv(
-        file, dtype=dict.fromkeys(("path", "error", "note"), "string"), keep_default_na=False, na_values=[""]
-    )
-
-
-def _read_jsonl(file: IO[bytes]) -> pd.DataFrame:
-    return pd.DataFrame.from_records([json.loads(line) for line in file])
-
-
 READERS: dict[str, Callable[[IO[bytes]], pd.DataFrame]] = {
-    ".csv": _read_csv,
-    ".jsonl": _read_jsonl,
+    # A name such as "NA" is a name, and an empty field is nothing.
+    ".csv": lambda file: pd.read_csv(file, dtype=TEXT, keep_default_na=False, na_values=[""]),
+    ".jsonl": lambda file: pd.DataFrame.from_records([json.loads(line) for line in file]),
     ".parquet": pd.read_parquet,
 }
 
@@ -143,11 +118,8 @@ def write_scores(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
         ConfigError: The file cannot be written.
     """
     target = check_output(path)
-    try:
-        with atomic_write(target) as file:
-            WRITERS[target.suffix.lower()](frame, file)
-    except OSError as error:
-        raise ConfigError(f"{printable(target)}: cannot be written: {error.strerror or error}") from error
+    with disk_errors(target, ConfigError), atomic_write(target) as file:
+        WRITERS[target.suffix.lower()](frame, file)
 
 
 def plain_table(frame: pd.DataFrame) -> str:

@@ -19,8 +19,8 @@ from typing import IO, Any
 
 from qualiclip_plugin.scoring.local import ScoredImage
 from qualiclip_plugin.utils.atomic import take_lock
-from qualiclip_plugin.utils.errors import ConfigError
-from qualiclip_plugin.utils.json_yaml import is_sealed, sealed
+from qualiclip_plugin.utils.errors import ConfigError, disk_errors
+from qualiclip_plugin.utils.json_yaml import differences, is_sealed, sealed
 from qualiclip_plugin.utils.shown import portable, printable
 
 SUFFIX = ".unfinished"
@@ -38,7 +38,6 @@ class UnfinishedScores:
         identity: Everything that may change a score besides the images, JSON-serialisable.
 
     Attributes:
-        path: Where the rows are kept.
         changed: What differs from the run that left rows there; they are then given up. Empty where there was none.
 
     Raises:
@@ -50,11 +49,9 @@ class UnfinishedScores:
         self.changed: tuple[str, ...] = ()
         self._kept: dict[str, tuple[Mark, ScoredImage]] = {}
         self._marks: dict[str, Mark | None] = {}
-        try:
+        with disk_errors(self.path, ConfigError):
             output.parent.mkdir(parents=True, exist_ok=True)
             self._file = _open_locked(self.path)
-        except OSError as error:
-            raise self._unwritable(error) from error
         try:
             self._take_up(json.loads(json.dumps(identity)))
         except BaseException:
@@ -88,7 +85,7 @@ class UnfinishedScores:
         lines = _sound_lines(self._file)
         end, header = next(lines, (0, {}))
         if header and header["identity"] != identity:
-            self.changed, end = tuple(_differences(header["identity"], identity)), 0
+            self.changed, end = tuple(differences(header["identity"], identity)), 0
         elif header:
             for end, line in lines:  # noqa: B007 (the last one counts)
                 row = ScoredImage(**line["row"])
@@ -120,14 +117,9 @@ class UnfinishedScores:
             self._append({"row": asdict(row), "mark": mark})
 
     def _append(self, content: dict[str, Any]) -> None:
-        try:
+        with disk_errors(self.path, ConfigError):
             self._file.write(json.dumps(sealed(content)).encode() + b"\n")
             self._file.flush()
-        except OSError as error:
-            raise self._unwritable(error) from error
-
-    def _unwritable(self, error: OSError) -> ConfigError:
-        return ConfigError(f"{printable(self.path)}: cannot be written: {error.strerror or error}")
 
 
 def rows_of(
@@ -136,7 +128,6 @@ def rows_of(
     """The rows of all files in their order: those that are kept, and the others as they are scored.
 
     Args:
-        files: Image files.
         unfinished: Where rows are, and where new ones are kept.
         score: Scores files, one row each, in their order.
 
@@ -180,12 +171,6 @@ def _sound_lines(file: IO[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
             return
         end += len(line)
         yield end, content
-
-
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    for key in sorted({*before, *now}):
-        if before.get(key) != now.get(key):
-            yield f"{key} was {before.get(key)!r}, now {now.get(key)!r}"
 
 
 def _mark(file: str | os.PathLike[str]) -> Mark | None:

@@ -43,11 +43,8 @@ def degraded_batches(
     """Degrade the crops of every step from one on.
 
     Args:
-        loader: This process's crops, in the order of the steps (``crop_loader.py``).
-        config: The degradations.
+        loader: This process's crops, in the order of the steps (``TrainingPhotos.crops``).
         places: Places of the whole batch that this process works on.
-        first_step: Step of the first crops.
-        device: Where the crops are degraded.
     """
     began = time.perf_counter()
     for step, (cut, position) in enumerate(loader, first_step):

@@ -17,6 +17,7 @@ from typing import Any
 from qualiclip_plugin.models.prompts import ATTRIBUTES
 from qualiclip_plugin.training.lite.config import HeadConfig
 from qualiclip_plugin.training.objective import ObjectiveConfig, check_choice
+from qualiclip_plugin.utils import json_yaml as documents
 from qualiclip_plugin.utils.config import build
 from qualiclip_plugin.utils.errors import ConfigError
 from qualiclip_plugin.utils.json_yaml import key_lines, parse_yaml, read_yaml
@@ -168,7 +169,8 @@ class TrainConfig(ObjectiveConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON and YAML; :func:`config_from_mapping` reads them back."""
-        return {name: _plain(value) for name, value in dataclasses.asdict(self).items()}
+        found: dict[str, Any] = documents.plain(dataclasses.asdict(self))
+        return found
 
 
 RANGES: dict[str, tuple[float, float]] = {
@@ -244,16 +246,7 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str
     Not ``steps`` where the schedule is constant: then no step depends on how many follow it.
     """
     unchanged = UNCHANGED_RESULT | ({"steps"} if first.get("schedule") == "constant" else set())
-    keys = [key for key in sorted({*first, *second}) if key not in unchanged]
-    return [f"{key}: {first.get(key)} -> {second.get(key)}" for key in keys if first.get(key) != second.get(key)]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return value
+    return documents.differences(*({key: run[key] for key in run if key not in unchanged} for run in (first, second)))
 
 
 def _read_yaml(name: str) -> tuple[dict[str, Any], dict[str, str]]:

@@ -59,7 +59,6 @@ def choose_stages(encoder: nn.Module, train_layers: str | int | tuple[str, ...])
     """Names of the stages that train.
 
     Args:
-        encoder: The network.
         train_layers: ``all``, a number of last stages, or stage names.
 
     Raises:
@@ -122,7 +121,6 @@ def pull_to_start(encoder: nn.Module, start: Mapping[str, Tensor], weight: float
     Args:
         encoder: The network after its backward pass; parameters without a gradient are left alone.
         start: Its parameters before training, by name.
-        weight: Strength of the pull.
     """
     for name, parameter in encoder.named_parameters():
         if parameter.grad is not None:
@@ -133,7 +131,6 @@ def movement(encoder: nn.Module, start: Mapping[str, Tensor]) -> dict[str, dict[
     """How far the weights of each stage are from where they started.
 
     Args:
-        encoder: The network.
         start: Its parameters before training, by name.
 
     Returns:

@@ -32,8 +32,6 @@ class Learner:
 
     Args:
         model: Starting weights, the stages that train already chosen; moved to the accelerator's device.
-        config: The configuration.
-        accelerator: Device, precision and processes.
 
     Attributes:
         start: The image encoder's parameters before training, by name.

@@ -29,11 +29,7 @@ class RunLogs:
     """Where the figures of a run go.
 
     Args:
-        folder: Folder of the run.
-        config: The configuration.
         first_step: Steps that are done already; what the files hold of later ones is replaced.
-        display: Shows the figures.
-        accelerator: Its trackers log them.
     """
 
     def __init__(

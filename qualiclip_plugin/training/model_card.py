@@ -71,7 +71,6 @@ def build_card(
         folder: Its ``run.json`` and ``log.csv`` are read.
         config: The configuration that the run ended with.
         skipped: Number of photographs that were left out.
-        validation: The last validation figures.
         moved: Of ``stages.movement``.
     """
     run = folder.read_run()

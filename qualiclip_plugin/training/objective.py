@@ -110,7 +110,6 @@ def check_attributes(attributes: Sequence[str], config: ObjectiveConfig) -> None
     """Refuse settings that name prompt pairs, for a network with other pairs or another order.
 
     Args:
-        attributes: Names of the network's prompt pairs.
         config: Settings; ``head`` of a :class:`TrainConfig` names pairs too.
 
     Raises:
@@ -148,7 +147,6 @@ class Loss:
     """One loss. Its weight is the setting ``NAME_weight`` of :class:`ObjectiveConfig`; logs call it by its name.
 
     Attributes:
-        name: Its name.
         value: From what is seen and the settings to a scalar with gradient.
         needs: ``distances`` or ``relevant`` of :class:`Seen`, where it needs one.
         always: It is taken and logged at weight 0 as well.
@@ -222,7 +220,6 @@ def objective(
     Args:
         similarities: (B, 2, L, P, 2) with P the number of all prompt pairs; the level axis starts with the pristine
             crops where ``config.pristine`` says so.
-        config: Margins, weights and choices.
         distances: GMSD of each crop, (B, 2, L); needed where ``metric_weight`` is not 0.
         relevant: Prompt pairs that name the distortion of each photograph, (B, P) bool; needed where
             ``attribute_weight`` is not 0.

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future
+from collections.abc import Iterator
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from qualiclip_plugin.training.seeds import derive_seed
-from qualiclip_plugin.training.usable_photos import SkipList, check_size, decode
+from qualiclip_plugin.training.config import TrainConfig
+from qualiclip_plugin.training.crop_pairs import STEPS_AHEAD, map_ahead
+from qualiclip_plugin.training.draws import draw_crops
+from qualiclip_plugin.training.seeds import derive_seed, generator
+from qualiclip_plugin.training.usable_photos import check_size, decode
 from qualiclip_plugin.utils.errors import DatasetError, ImageError
+
+Position = tuple[int, int]
+"""An epoch, and rows that were consumed in it."""
 
 
 @dataclass
@@ -22,15 +28,13 @@ class PhotoStream:
 
     Attributes:
         rows: The iterable dataset, image column undecoded.
-        column: The image column.
-        label: What the user asked for.
     """
 
     rows: Any
     column: str
     label: str
 
-    def held_out(self, count: int, smallest: int, skipped: SkipList) -> tuple[list[Tensor], int]:
+    def held_out(self, count: int, smallest: int, skipped: dict[str, str]) -> tuple[list[Tensor], int]:
         """The first ``count`` usable photographs, and how many rows they took (training skips these).
 
         Raises:
@@ -49,30 +53,15 @@ class PhotoStream:
         return photos, rows
 
     def read(
-        self,
-        *,
-        seed: int,
-        buffer: int,
-        skip: int,
-        position: tuple[int, int],
-        smallest: int,
-        skipped: SkipList,
-        pool: Executor,
-        ahead: int,
-    ) -> Iterator[tuple[Tensor, tuple[int, int]]]:
+        self, config: TrainConfig, skip: int, position: Position, skipped: dict[str, str], pool: Executor
+    ) -> Iterator[tuple[Tensor, Position]]:
         """Usable photographs from a position on, without end.
 
         Every process reads the whole stream, so that all of them agree on which rows are skipped.
 
         Args:
-            seed: Seed of the shuffling.
-            buffer: Size of the shuffle buffer.
             skip: Rows at the start that are held out.
-            position: (epoch, rows already consumed in it).
-            smallest: Least height and width.
-            skipped: Receives those that cannot be used.
-            pool: Threads that decode.
-            ahead: Rows decoded ahead.
+            skipped: Receives photographs that cannot be used, by name, with the reason.
 
         Yields:
             A photograph, uint8 (3, H, W), and the position after it.
@@ -82,11 +71,12 @@ class PhotoStream:
         """
         epoch, consumed = position
         while True:
-            rows = self.rows.skip(skip).shuffle(seed=derive_seed(seed, "stream", epoch) % 2**32, buffer_size=buffer)
+            seed = derive_seed(config.seed, "stream", epoch) % 2**32
+            rows = self.rows.skip(skip).shuffle(seed=seed, buffer_size=config.shuffle_buffer)
             usable = consumed
             images = (row[self.column] for row in rows.skip(consumed))
-            decode_one = lambda item: _usable_or_none(item, smallest, skipped)
-            for photo in _map_ahead(pool, decode_one, images, ahead):
+            decode_one = lambda item: _usable_or_none(item, config.smallest_photo, skipped)
+            for photo in map_ahead(pool, decode_one, images, STEPS_AHEAD * config.batch_size):
                 consumed += 1
                 if photo is not None:
                     usable += 1
@@ -95,12 +85,30 @@ class PhotoStream:
                 raise DatasetError(f"photographs {self.label!r}: none can be used; see skipped.csv")
             epoch, consumed = epoch + 1, 0
 
+    def batches(
+        self,
+        config: TrainConfig,
+        places: range,
+        steps: range,
+        skip: int,
+        position: Position,
+        skipped: dict[str, str],
+        pool: Executor,
+    ) -> Iterator[tuple[Tensor, Position]]:
+        """As :meth:`CropPairs.batches`, each batch with the position after it; other arguments as of :meth:`read`."""
+        photos = self.read(config, skip, position, skipped, pool)
+        for step in steps:
+            batch = [next(photos) for _ in range(config.batch_size)]
+            draws = {place: generator(config.seed, "crop", step, place) for place in places}
+            crops = [draw_crops(batch[place][0], config, drawn) for place, drawn in draws.items()]
+            yield torch.stack(crops), batch[-1][1]
 
-def _usable_or_none(image: dict[str, Any] | None, smallest: int, skipped: SkipList) -> Tensor | None:
+
+def _usable_or_none(image: dict[str, Any] | None, smallest: int, skipped: dict[str, str]) -> Tensor | None:
     try:
         return check_size(decode(image), smallest)
     except ImageError as error:
-        skipped.add(_stream_name(image), str(error))
+        skipped.setdefault(_stream_name(image), str(error))
         return None
 
 
@@ -109,14 +117,3 @@ def _stream_name(image: dict[str, Any] | None) -> str:
     path = image.get("path") if image else None
     content = (image or {}).get("bytes") or b""
     return str(path) if path else f"image with sha256 {hashlib.sha256(content).hexdigest()}"
-
-
-def _map_ahead(pool: Executor, function: Callable[[Any], Any], items: Iterable[Any], ahead: int) -> Iterator[Any]:
-    """``map`` in order, with at most ``ahead`` items in the pool at a time."""
-    waiting: deque[Future[Any]] = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) > ahead:
-            yield waiting.popleft().result()
-    for future in waiting:
-        yield future.result()

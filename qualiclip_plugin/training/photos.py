@@ -44,7 +44,6 @@ class Photos:
 
     Attributes:
         rows: The dataset, ``rows[i][column]`` being ``{"path": ..., "bytes": ...}``.
-        column: The image column.
         label: What the user asked for, as it enters the card.
     """
 
@@ -87,8 +86,6 @@ def open_photos(where: str, *, column: str | None = None, split: str = "train", 
         where: ``skimage``; a folder of images (searched at any depth); a folder written by ``save_to_disk`` or
             holding another dataset; or the name of a dataset on the Hugging Face Hub.
         column: The image column, where there are several.
-        split: Split of a dataset.
-        streaming: Return a stream instead of rows.
 
     Returns:
         :class:`Photos`, or :class:`PhotoStream` where ``streaming``.

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from qualiclip_plugin.distortions import GROUP_COLOURS, get_table
 from qualiclip_plugin.training.config import TrainConfig
@@ -35,7 +36,6 @@ def plot_training(folder: RunFolder, config: TrainConfig, moved: Mapping[str, Ma
     """Draw ``training.png`` from the logs of a run.
 
     Args:
-        folder: Folder of the run.
         config: Of the run: weights of the losses, table of distortions.
         moved: Of ``stages.movement``.
     """
@@ -74,17 +74,12 @@ def _column(rows: Rows, name: str) -> list[float]:
 
 
 def _smooth(values: list[float]) -> list[float]:
-    """Mean over the last few values."""
+    """Mean over the last few values; none where one of them is not finite."""
+    series = pd.Series(values, dtype="float64")
+    known = series.where(np.isfinite(series))
     length = max(1, round(SMOOTH_SHARE * len(values)))
-    ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(0, ends - length)
-    # Sums to the end less sums to the start: the windows themselves would be as many as a tenth of the run's square.
-    # What is not finite has no difference, so it is counted on its own.
-    finite = np.isfinite(values)
-    totals = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
-    faults = np.concatenate([[0], np.cumsum(~finite)])
-    means = (totals[ends] - totals[starts]) / (ends - starts)
-    return np.where(faults[ends] > faults[starts], np.nan, means).tolist()
+    means, faults = (one.rolling(length, min_periods=1) for one in (known, known.isna().astype("float64")))
+    return means.mean().mask(faults.max() > 0).tolist()
 
 
 def _plot_losses(axes: Axes, rows: Rows, weights: Mapping[str, float]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +19,6 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from qualiclip_plugin.training.usable_photos import SkipList
 from qualiclip_plugin.utils.shown import printable
 
 PLAIN_SECONDS = 30.0
@@ -42,11 +41,10 @@ class Display:
     """Progress of a run.
 
     Args:
-        skipped: Photographs that are left out; new ones are named.
-        enabled: Whether this process talks.
+        skipped: Photographs that are left out, with the reason; new ones are named.
     """
 
-    def __init__(self, skipped: SkipList, *, enabled: bool) -> None:
+    def __init__(self, skipped: Mapping[str, str], *, enabled: bool) -> None:
         self.console = Console(stderr=True, quiet=not enabled, highlight=False)
         columns = (
             TextColumn("{task.description}"),
@@ -94,7 +92,7 @@ class Display:
 
     def report_skipped(self) -> None:
         """Name the photographs that were left out since the last report (the first ten of them)."""
-        new = list(self._skipped.reasons.items())[self._reported :]
+        new = list(self._skipped.items())[self._reported :]
         self._reported += len(new)
         for name, reason in new[:10]:
             self.say(f"skipped {reason if name in reason else f'{name}: {reason}'}")

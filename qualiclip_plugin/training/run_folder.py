@@ -23,7 +23,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 import os
 import re
 import shutil
@@ -42,8 +41,8 @@ from torch import Tensor
 
 from qualiclip_plugin.training.config import differences
 from qualiclip_plugin.utils.atomic import atomic_folder, atomic_write, remove_folder, remove_leftovers, sha256_file
-from qualiclip_plugin.utils.errors import ConfigError, first_line
-from qualiclip_plugin.utils.json_yaml import check_json, read_json, sealed
+from qualiclip_plugin.utils.errors import ConfigError, disk_errors, first_line
+from qualiclip_plugin.utils.json_yaml import json_text, read_document, sealed, write_json
 from qualiclip_plugin.utils.regular_files import open_regular
 from qualiclip_plugin.weights.pickles import load_pickle
 
@@ -88,10 +87,8 @@ class RunState:
 
     Attributes:
         weights: Every parameter and buffer of the network.
-        averaged: The averaged weights, or None.
         state: Optimizer, gradient scaler and generator states: tensors, numbers, text and containers of these.
         position: Where reading of the photographs continues.
-        config: The configuration as plain values.
     """
 
     weights: dict[str, Tensor]
@@ -102,11 +99,7 @@ class RunState:
 
 
 class RunFolder:
-    """One run's folder.
-
-    Args:
-        path: The folder.
-    """
+    """One run's folder."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -180,10 +173,7 @@ class RunFolder:
         Raises:
             ConfigError: It cannot be read.
         """
-        path, what = self.path / "run.json", "the record of a run"
-        run = read_json(path, ConfigError, what)
-        check_json(run, RUN_SCHEMA, ConfigError, f"{path}: not {what}")
-        return run
+        return read_document(self.path / "run.json", RUN_SCHEMA, ConfigError, "the record of a run")
 
     def check_same_run(self, config: Mapping[str, Any], photographs: Mapping[str, Any]) -> None:
         """Refuse to continue a run under another configuration or on other photographs.
@@ -215,13 +205,11 @@ class RunFolder:
         """Write into ``run.json`` how many steps the run has from now on."""
         run = self.read_run()
         if run["config"].get("steps") != steps:
-            self.write_json("run.json", {**run, "config": {**run["config"], "steps": steps}})
+            self.write_run({**run, "config": {**run["config"], "steps": steps}})
 
-    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        """Write one of the folder's JSON files, atomically."""
-        with atomic_write(self.path / name, "w") as file:
-            json.dump(content, file, indent=1, sort_keys=True)
-            file.write("\n")
+    def write_run(self, run: Mapping[str, Any]) -> None:
+        """Write ``run.json``, atomically."""
+        write_json(self.path / "run.json", run)
 
     def steps(self) -> list[int]:
         """Steps of the whole checkpoints, in order."""
@@ -267,17 +255,14 @@ class RunFolder:
         if not self.steps():
             return None
         folder = self.path / "checkpoints" / f"step-{self.steps()[-1]:08d}"
-        what, ahead = "a record of this program", "remove it to continue from the one before"
+        ahead = "remove it to continue from the one before"
         try:
-            record = read_json(folder / RECORD, ConfigError, what)
-            check_json(record, RECORD_SCHEMA, ConfigError, f"{folder / RECORD}: not {what}")
+            record = read_document(folder / RECORD, RECORD_SCHEMA, ConfigError, "a record of this program")
         except ConfigError as error:
             reason = str(error).removeprefix(f"{folder}{os.sep}")
             raise ConfigError(f"checkpoint {folder} was altered ({reason}): {ahead}") from error
-        try:
+        with disk_errors(f"checkpoint {folder}", ConfigError, "read"):
             altered = [name for name, sha in record["sha256"].items() if sha256_file(folder / name) != sha]
-        except OSError as error:
-            raise ConfigError(f"checkpoint {folder} cannot be read: {error}") from error
         if altered or record["step"] != self.steps()[-1]:
             raise ConfigError(f"checkpoint {folder} was altered ({', '.join(altered) or RECORD}): {ahead}")
         try:
@@ -319,7 +304,7 @@ def _write_checkpoint(folder: Path, step: int, run_state: RunState) -> None:
         "config": run_state.config,
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())},
     }
-    _write_flushed(folder / RECORD, json.dumps(sealed(record), indent=1, sort_keys=True).encode())
+    _write_flushed(folder / RECORD, json_text(sealed(record)))
     _flush_folder(folder)
 
 
@@ -356,7 +341,6 @@ class CsvLog:
     """A CSV file that grows by one row at a time and can be continued.
 
     Args:
-        path: The file.
         columns: Its columns; ``step`` is one of them.
         last_step: Rows after this step are removed (they were written after the checkpoint that is resumed).
     """

@@ -80,14 +80,12 @@ def sample_plan(
     """Draw the degradations of ``n`` photographs.
 
     Args:
-        n: Number of photographs.
         generator: CPU generator; the only source of randomness.
         distortions: Names to draw from; all of the table by default.
         compositions: Number D of kinds per photograph, 1..7, each of another group and in random order; a pair
             (low, high) draws the number uniformly.
         levels: The ladder: a number L means the levels 1..L, a sequence names them. All kinds of a photograph
             climb together.
-        table: Name of a distortion table.
         by_group: Draw a group first, then one of its types, then a side of it (ARNIQA's way: groups are equally
             likely). False: all names are equally likely.
         share_noise: All steps of a ladder share their random draw, so that only the strength moves. False draws

@@ -23,13 +23,6 @@ def generator(*parts: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(*parts))
 
 
-def seed_generators(seed: int) -> None:
-    """Seed Python, NumPy and PyTorch on all devices."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
 def generator_states() -> dict[str, Any]:
     """States of the global generators of Python, NumPy and PyTorch, in types that load without pickle."""
     kind, keys, *rest = np.random.get_state()

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, set_seed
 from torch import Tensor
 
 from qualiclip_plugin.models.precision import make_exact_in_half
@@ -44,11 +44,9 @@ from qualiclip_plugin.training.seeds import (
     derive_seed,
     generator_states,
     preserved_generators,
-    seed_generators,
     set_generator_states,
 )
 from qualiclip_plugin.training.training_photos import TrainingPhotos
-from qualiclip_plugin.training.usable_photos import SkipList
 from qualiclip_plugin.training.validation import read_scored_data, validate
 from qualiclip_plugin.utils.errors import ConfigError, WeightsError, first_line, out_of_memory
 from qualiclip_plugin.utils.stop_signal import StopSignal
@@ -60,10 +58,7 @@ class TrainResult:
     """How a run ended.
 
     Attributes:
-        step: Steps that are done.
         model: The result, or None if the run was stopped before its last step.
-        stopped_by: Name of the signal that stopped it.
-        validation: The last validation figures.
     """
 
     step: int
@@ -76,9 +71,7 @@ class Trainer:
     """A run from its configuration to its result.
 
     Args:
-        config: The configuration.
         photos: Photographs, see ``photos.open_photos``.
-        output: Folder of the run.
         resume: Continue the run that the folder holds.
         tensorboard: Write TensorBoard logs through accelerate.
 
@@ -99,7 +92,7 @@ class Trainer:
             self.folder.release()
             raise
         self.pool = ThreadPoolExecutor(config.workers, thread_name_prefix="photos")
-        self.skipped = SkipList(self.folder.read_skipped() if resume else {})
+        self.skipped = self.folder.read_skipped() if resume else {}
         self.display = Display(self.skipped, enabled=self.main)
         self.step, self.position = 0, (0, 0)
         try:
@@ -118,7 +111,7 @@ class Trainer:
         self.model = self._starting_model()
         self.photos = TrainingPhotos(config, photos, self.pool, self.skipped, self.display)
         if self.main:
-            self.folder.write_skipped(self.skipped.reasons)
+            self.folder.write_skipped(self.skipped)
         if config.head and not self.resume:
             crops = self.photos.fitting_crops(config.head.batches)
             device, said = self.accelerator.device, ""
@@ -132,7 +125,7 @@ class Trainer:
         # No process may find the files that the first one is about to write.
         self.accelerator.wait_for_everyone()
         self._own_folder()
-        seed_generators(derive_seed(config.seed, "process", self.accelerator.process_index) % 2**32)
+        set_seed(derive_seed(config.seed, "process", self.accelerator.process_index) % 2**32)
         self.learner = Learner(self.model, config, self.accelerator)
         if self.resume:
             self._restore()
@@ -145,7 +138,7 @@ class Trainer:
         self.accelerator.end_training()
         if self.folder.held:
             try:
-                self.folder.write_skipped(self.skipped.reasons)
+                self.folder.write_skipped(self.skipped)
             except OSError as error:  # must not hide what ended the run
                 self.display.say(f"skipped.csv cannot be written: {error.strerror or error}")
             self.folder.release()
@@ -189,7 +182,7 @@ class Trainer:
             record = run_record(self.config, self.photos.record, self.stage_names, self.accelerator)
             try:
                 save_checkpoint(self.folder.path / "start.safetensors", self.model, {"weights": self.config.weights})
-                self.folder.write_json("run.json", record)
+                self.folder.write_run(record)
             except OSError as error:
                 raise ConfigError(f"cannot write to {self.folder.path}: {error.strerror or error}") from error
 
@@ -222,15 +215,15 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of the current step."""
         states = gather_object([generator_states()])
-        for reasons in gather_object([dict(self.skipped.reasons)]):
-            self.skipped.reasons.update(reasons)
+        for reasons in gather_object([dict(self.skipped)]):
+            self.skipped.update(reasons)
         if self.main:
             schedule = {"name": self.config.schedule, "step": self.step}
             state = self.learner.state() | {"schedule": schedule, "generators": states}
             weights, averaged = self.model.state_dict(), self.learner.averaged
             run_state = RunState(weights, averaged, state, self.position, self.config.to_dict())
             self.folder.save(self.step, run_state, self.config.keep)
-            self.folder.write_skipped(self.skipped.reasons)
+            self.folder.write_skipped(self.skipped)
         self.accelerator.wait_for_everyone()
 
     def validate(self) -> dict[str, Any]:
@@ -263,16 +256,14 @@ class Trainer:
                 self.close()
 
     def _run(self, stop: StopSignal) -> TrainResult:
-        with closing(self._open_logs()) if self.main else nullcontext() as logs:
+        logged = self.folder.path, self.config, self.step, self.display, self.accelerator
+        with closing(RunLogs(*logged)) if self.main else nullcontext() as logs:
             stopped_by, last = self._steps(stop, logs)
             if stopped_by is not None:
                 self.display.say(f"stopped by {stopped_by} after step {self.step}; continue with --resume")
                 return TrainResult(self.step, None, stopped_by, last)
             last = self._validated(logs)
         return TrainResult(self.step, self._finish(last) if self.main else None, None, last)
-
-    def _open_logs(self) -> RunLogs:
-        return RunLogs(self.folder.path, self.config, self.step, self.display, self.accelerator)
 
     def _steps(self, stop: StopSignal, logs: RunLogs | None) -> tuple[str | None, dict[str, Any]]:
         """Train to the last step; returns the signal that stopped it before, and the last validation."""

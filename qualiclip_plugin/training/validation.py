@@ -33,7 +33,6 @@ class ScoredData:
     """Images with human scores.
 
     Attributes:
-        files: Paths of the images.
         mos: Mean opinion scores, higher is better, (N,).
     """
 
@@ -45,7 +44,6 @@ def read_scored_data(folder: str, pool: Executor) -> ScoredData:
     """Read an imagefolder with ``metadata.csv`` or ``metadata.jsonl`` (columns ``file_name`` and ``mos``).
 
     Args:
-        folder: The folder.
         pool: Threads that decode every image once: a run may reach its first validation after days.
 
     Raises:
@@ -100,8 +98,6 @@ def ladder_scores(model: QualiCLIP, crops: Tensor, kind: str, config: TrainConfi
     Args:
         model: In evaluation mode.
         crops: Pristine crops in [0, 1], (N, 3, S, S), on the model's device.
-        kind: Name of the distortion.
-        config: Table, levels and seed.
 
     Returns:
         (N, L + 1), the pristine crop first.
@@ -137,8 +133,6 @@ def validate(
     Args:
         model: The network; left in evaluation mode.
         crops: Pristine held-out crops, (N, 3, S, S), or None.
-        scored: Images with human scores, or None.
-        config: Table, levels and seed.
 
     Returns:
         ``ranking_accuracy`` (mean over kinds), ``d_test``, ``l_test``, ``kinds`` (kind -> ranking accuracy) and

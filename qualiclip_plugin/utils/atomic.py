@@ -42,15 +42,14 @@ def inside(
     Args:
         folder: May itself be reached by links.
         *parts: Relative paths with slashes.
-        error: What to raise.
-        where: Where the names were read, for the message.
 
     Raises:
         QualiCLIPError: Of the type ``error``: a part is empty, absolute or an address, has a drive, ``..`` or a zero
             byte, or the path leads outside by a link.
     """
     path = Path(folder, *parts)
-    if not all(map(is_relative, parts)) or not _contains(folder, path):
+    within = all(map(is_relative, parts)) and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+    if not within:
         place = f"{where}: " if where else ""
         raise error(f"{place}{'/'.join(parts)!r} leads out of the folder {os.fspath(folder)}")
     return path
@@ -61,10 +60,6 @@ def is_relative(part: str) -> bool:
     windows = PureWindowsPath(part)  # splits at slashes of either kind
     outside = part.startswith("/") or windows.drive or windows.root or ".." in windows.parts
     return bool(PurePosixPath(part).parts) and not outside and "://" not in part and "\0" not in part
-
-
-def _contains(folder: str | os.PathLike[str], path: Path) -> bool:
-    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 @contextmanager
@@ -111,7 +106,6 @@ def atomic_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     """Fill a temporary folder beside ``folder`` and move it into place when the block ends without an error.
 
     Args:
-        folder: The final folder.
         replace: Take the place of a folder that is there; else that one stays, because another process has made
             the same one meanwhile. A kill in between may leave the earlier one under a temporary name, from which
             :func:`remove_leftovers` puts it back.
@@ -296,10 +290,15 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's content as lower-case hexadecimal digits."""
-    digest = hashlib.sha256()
     with open_regular(path) as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
+        return sha256_stream(file)
+
+
+def sha256_stream(file: IO[bytes]) -> str:
+    """The same of what is left of an open file."""
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
     return digest.hexdigest()
 
 

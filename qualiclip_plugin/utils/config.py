@@ -20,10 +20,6 @@ Place = Callable[[str], str]
 def read_settings(path: str | Path, cls: type[T]) -> T:
     """Read a YAML file whose keys are the fields of a dataclass; see :func:`build`.
 
-    Args:
-        path: The file.
-        cls: The dataclass.
-
     Raises:
         ConfigError: No YAML of one mapping, or a key that is unknown, missing, written twice or of another type,
             named with its line.
@@ -35,37 +31,28 @@ def read_settings(path: str | Path, cls: type[T]) -> T:
     return build(cls, values, lambda name: f"{path}, line {lines.get(name, 1)}")
 
 
-def build(cls: type[T], values: Mapping[str, Any], place: Place) -> T:
+def build(cls: type[T], values: Mapping[str, Any], place: Place, group: str = "") -> T:
     """Build a dataclass from plain values, and the dataclasses inside it.
 
     Args:
         cls: Its fields are truth values, numbers, text, literals, tuples, mappings, dataclasses, or unions of them.
         values: Setting -> value, as YAML reads it.
-        place: Where a setting was read.
 
     Raises:
         ConfigError: A setting is unknown, missing or of another type; text is never taken for a truth value and no
             fraction is cut off.
     """
-    return _build(cls, values, place, "")
-
-
-def _build(cls: Any, values: Mapping[str, Any], place: Place, group: str) -> Any:
     prefix = f"{group}." if group else ""
     hints = typing.get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls)}
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in values:
         if key not in fields:
             hint = did_you_mean(str(key), fields) or f"; there are {', '.join(fields)}"
             raise ConfigError(f"{place(f'{prefix}{key}')}: unknown setting '{prefix}{key}'{hint}")
     for name, field in fields.items():
-        if name not in values and _required(field):
+        if name not in values and field.default is field.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{place(group)}: the setting '{prefix}{name}' is missing")
     return cls(**{key: _value(hints[key], value, place, prefix + key) for key, value in values.items()})
-
-
-def _required(field: dataclasses.Field[Any]) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _value(kind: Any, value: Any, place: Place, name: str) -> Any:
@@ -76,7 +63,7 @@ def _value(kind: Any, value: Any, place: Place, name: str) -> Any:
     if origin is tuple and isinstance(value, list | tuple):
         return _items(inner, value, place, name)
     if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
-        return _build(kind, value, place, name)
+        return build(kind, value, place, name)  # type: ignore[arg-type]
     if origin is Mapping and isinstance(value, Mapping):
         keys, items = inner
         return {

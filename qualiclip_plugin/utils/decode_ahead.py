@@ -45,7 +45,6 @@ class Read(NamedTuple, Generic[R]):
     """What a function made of an item.
 
     Attributes:
-        about: Anything.
         pixels: uint8, of any shape.
     """
 
@@ -66,8 +65,6 @@ def how_to_decode(device: str, files: int, workers: int | None = None) -> tuple[
 
     Args:
         device: ``cpu``, ``cuda``, ...
-        files: How many there are.
-        workers: As the user wants it.
     """
     if device.startswith("cpu"):
         return (DECODERS if workers is None else workers), False

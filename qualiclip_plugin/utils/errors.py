@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from qualiclip_plugin.utils.shown import printable
 
@@ -50,16 +52,33 @@ def out_of_room(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EROFS)
 
 
-def did_you_mean(name: str, known: Iterable[str], most: int = 3, cutoff: float = 0.6) -> str:
+@contextmanager
+def disk_errors(
+    path: str | os.PathLike[str],
+    error: type[QualiCLIPError],
+    what: str = "written",
+    but: type[OSError] | tuple[()] = (),
+) -> Iterator[None]:
+    """Turn what the system says of a file or folder within the block into a declared error that names it.
+
+    Args:
+        what: What was tried, for the message: ``"written"``, ``"read"``.
+    """
+    try:
+        yield
+    except but:
+        raise
+    except OSError as problem:
+        raise error(f"{os.fspath(path)}: cannot be {what}: {problem.strerror or problem}") from problem
+
+
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """``"; did you mean a, b?"`` for the known names nearest to ``name``; empty if none is near.
 
     Args:
-        name: What was asked for.
-        known: What there is.
-        most: How many names at most.
         cutoff: How near they must be, from 0 to 1 (see :func:`difflib.get_close_matches`).
     """
-    near = difflib.get_close_matches(name, list(known), n=most, cutoff=cutoff)
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=cutoff)
     return f"; did you mean {', '.join(near)}?" if near else ""
 
 

@@ -17,7 +17,8 @@ from typing import Any
 
 import yaml
 
-from qualiclip_plugin.utils.errors import ConfigError, QualiCLIPError, first_line
+from qualiclip_plugin.utils.atomic import atomic_write
+from qualiclip_plugin.utils.errors import ConfigError, QualiCLIPError, disk_errors, first_line
 from qualiclip_plugin.utils.regular_files import read_regular
 
 MAX_JSON_BYTES = 256 * 2**20
@@ -30,21 +31,72 @@ SEAL = "seal"
 
 
 def read_json(path: str | os.PathLike[str], error: type[QualiCLIPError], what: str) -> dict[str, Any]:
-    """Read a JSON object; :func:`check_json` then tells whether it holds what it should.
-
-    Args:
-        path: The file.
-        error: What to raise.
-        what: What the file should be, for the message: ``"a baseline"``.
+    """Read a JSON object that holds anything; see :func:`read_document`.
 
     Raises:
         QualiCLIPError: Of the type ``error``: the file cannot be read, is too large or is no JSON object.
     """
-    try:
+    with disk_errors(f"{path}: not {what}", error, "read"):
         content = read_regular(path, MAX_JSON_BYTES)
-    except OSError as problem:
-        raise error(f"{path}: not {what}: cannot be read: {problem.strerror or problem}") from problem
     return parse_json(content, error, f"{path}: not {what}")
+
+
+def read_document(
+    path: str | os.PathLike[str],
+    schema: Mapping[str, Any],
+    error: type[QualiCLIPError],
+    what: str,
+    version: int | None = None,
+    other_version: tuple[type[QualiCLIPError], str] = (ConfigError, ""),
+) -> dict[str, Any]:
+    """Read a JSON object and hold it to its schema, its seal and its version.
+
+    Args:
+        schema: See :func:`check_json`.
+        what: What the file should be, for the message: ``"a baseline"``.
+        version: The ``schema_version`` that is read here; ``None``: it has none.
+        other_version: What to raise where it has another one, and what to do then.
+
+    Raises:
+        QualiCLIPError: Of the type ``error``: the file cannot be read, is too large, or holds something else.
+    """
+    values = read_json(path, error, what)
+    found = values.get("schema_version")
+    if version is not None and isinstance(found, int) and found != version:
+        raise other_version[0](f"{path}: schema version {found}, this release reads {version}; {other_version[1]}")
+    check_json(values, schema, error, f"{path}: not {what}")
+    return values
+
+
+def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
+    """Write a JSON object in one step; :func:`sealed` content lets :func:`read_document` tell what was altered.
+
+    Raises:
+        OSError: The folder cannot be written or the disk is full; ``path`` is then untouched.
+    """
+    with atomic_write(path) as file:
+        file.write(json_text(content))
+
+
+def json_text(content: Mapping[str, Any]) -> bytes:
+    """A JSON object as a file of this project holds it: sorted, a key a line, no number that is not finite."""
+    text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "backslashreplace")  # of a name that is no UTF-8, as JSON escapes it
+
+
+def plain(value: Any) -> Any:
+    """Values as JSON and YAML hold them: mappings, lists, numbers and text; anything else as its text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two documents, as ``key: then -> now``, by key."""
+    keys = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    return [f"{key}: {before.get(key, '-')} -> {now.get(key, '-')}" for key in keys]
 
 
 def parse_json(content: bytes | str, error: type[QualiCLIPError], prefix: str) -> dict[str, Any]:
@@ -100,10 +152,8 @@ def read_yaml(path: str | os.PathLike[str]) -> tuple[Any, yaml.Node | None]:
         ConfigError: It cannot be read, is no YAML, too large or too deep, or has an alias (``*name``), by which a few
             lines can stand for gigabytes.
     """
-    try:
+    with disk_errors(path, ConfigError, "read"):
         content = read_regular(path, MAX_YAML_BYTES)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
     return parse_yaml(content, str(path))
 
 
@@ -118,16 +168,12 @@ def parse_yaml(content: bytes | str, source: str) -> tuple[Any, yaml.Node | None
         raise ConfigError(f"{source}: not YAML: {_short(str(error))}") from error
 
 
-def key_lines(node: yaml.Node | None, source: str) -> dict[str, int]:
+def key_lines(node: yaml.Node | None, source: str, prefix: str = "") -> dict[str, int]:
     """The line of every key of a YAML document; keys inside others stand behind a dot.
 
     Raises:
         ConfigError: A key stands twice in one mapping, of which YAML would silently keep the last.
     """
-    return _key_lines(node, source, "")
-
-
-def _key_lines(node: yaml.Node | None, source: str, prefix: str) -> dict[str, int]:
     lines: dict[str, int] = {}
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
@@ -135,7 +181,7 @@ def _key_lines(node: yaml.Node | None, source: str, prefix: str) -> dict[str, in
             if name in lines:
                 raise ConfigError(f"{source}, line {line}: {name} is already in line {lines[name]}")
             lines[name] = line
-            lines |= _key_lines(value, source, f"{name}.")
+            lines |= key_lines(value, source, f"{name}.")
     return lines
 
 

@@ -28,11 +28,8 @@ class Columns:
 
     Attributes:
         image: Image, or file name of the image.
-        opinion: Human opinion score.
         std: Standard deviation of the opinions of one image.
-        votes: Number of opinions of one image.
         reference: Content: which photograph a distorted image comes from.
-        distortion: Kind of distortion.
         level: Severity, 0 pristine, higher worse.
         split: Official part of the dataset a row belongs to.
     """
@@ -120,7 +117,6 @@ def local_rows(
         folder: What file names are relative to in the result; in a metadata file they are relative to its place.
         files: CSV or JSON-lines files, in the folder or in its subfolders; there the subfolder is the split,
             unless the rows name one.
-        columns: Names of the columns.
         needed: See :func:`~qualiclip_plugin.utils.tables.read_rows`.
 
     Raises:
@@ -151,8 +147,6 @@ def check_labels(
 
     Args:
         origin: Where they all come from, for messages.
-        rows: Where each stands, and the row.
-        columns: Their names.
         opinions: Lowest and highest value that may occur.
         full_reference: Columns with full-reference qualities.
         repeated: An image may stand in several rows, all of which say the same of it; it counts once.

@@ -20,7 +20,6 @@ def page_folder(target: Path, kind: str, made_by: str) -> Iterator[Path]:
     Args:
         target: The final folder; an earlier one of the same kind there is replaced.
         kind: What it is, for messages and for the name of the list of its files: ``"report"``.
-        made_by: The command that makes it.
 
     Raises:
         ConfigError: See :func:`check_page_folder`.

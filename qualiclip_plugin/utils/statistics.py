@@ -122,7 +122,6 @@ def group_indices(values: ArrayLike, name: str, length: int) -> tuple[NDArray[An
 
     Args:
         values: One label per item (strings or numbers), (N,).
-        name: What the labels are, for the error.
         length: The expected N.
 
     Returns:
@@ -284,20 +283,9 @@ def _row_srcc(x: Floats, y: Floats) -> Floats:
 def l_test(scores: ArrayLike, levels: ArrayLike, contents: ArrayLike, kinds: ArrayLike) -> Estimate:
     """Mean over all ladders of the rank correlation between score and severity.
 
-    L = mean over contents and distortion types of SRCC(q, -level). A ladder whose scores are all the same
-    counts 0, so that ignoring a distortion is never rewarded.
-
-    Args:
-        scores: Scores, higher is better, (N,).
-        levels: Severity, 0 pristine, higher worse, (N,).
-        contents: Which photograph, (N,).
-        kinds: Which distortion type, (N,).
-
-    Returns:
-        Value in [-1, 1]; undefined without ladders or where every ladder is tied.
-
-    Raises:
-        StatisticsError: See :func:`ladder_correlations`.
+    L = mean over contents and distortion types of SRCC(q, -level), in [-1, 1]. A ladder whose scores are all the
+    same counts 0, so that ignoring a distortion is never rewarded; undefined without ladders or where every ladder
+    is tied. Arguments and errors are those of :func:`ladder_correlations`.
     """
     ladders = ladder_correlations(scores, levels, contents, kinds)
     if not len(ladders.values):

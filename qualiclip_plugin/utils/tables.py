@@ -34,7 +34,6 @@ def read_rows(
         path: JSON lines where its name ends in ``.jsonl``, a list of JSON objects where it ends in ``.json``, else
             a table of text.
         header: Names of the columns of a table; empty: its first line names them.
-        separator: Between two columns.
         needed: Columns that are asked for; others may stand there twice, as in tables that were put together.
 
     Raises:

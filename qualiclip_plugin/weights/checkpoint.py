@@ -62,7 +62,6 @@ class WeightsFile:
     """Tensors read from one file, with the format they were recognised as.
 
     Attributes:
-        path: The file.
         format: ``plugin``, ``official``, ``clip`` or ``prompt-learner``.
         tensors: Names and tensors, without the format's own wrapping.
         header: The JSON header of a ``plugin`` file; empty otherwise.
@@ -133,11 +132,7 @@ def _classify(path: Path, content: Any) -> WeightsFile:
 
 
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Load ``tensors`` into ``module``; every name and shape must agree.
-
-    Raises:
-        WeightsError: See :func:`check_fit`.
-    """
+    """Load ``tensors`` into ``module``; every name and shape must agree; errors as :func:`check_fit`."""
     check_fit(module, tensors, path)
     wanted = module.state_dict()
     module.load_state_dict({**{key: wanted[key] for key in wanted if _is_counter(key)}, **tensors})
@@ -338,7 +333,6 @@ def save_checkpoint(
     """Write a model with its card in this project's format, atomically.
 
     Args:
-        path: The ``.safetensors`` file to write.
         model: A trainable model (BatchNorm not folded).
         card: What people should know: training data, configuration, date, figures, licence. JSON-serialisable.
         dtype: Storage type of floating-point matrices and kernels; vectors, which are few, stay as they are.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from qualiclip_plugin.utils.config import build
-from qualiclip_plugin.utils.download import DownloadError, download, is_offline
-from qualiclip_plugin.utils.download import verify as check_hash
+from qualiclip_plugin.utils.download import DownloadError, download, is_offline, verify
 from qualiclip_plugin.utils.environment import user_cache
 from qualiclip_plugin.utils.errors import ConfigError, WeightsError, did_you_mean
 
@@ -130,47 +129,31 @@ def resolve(weights: str | os.PathLike[str] | None = None) -> Path:
     chosen = chosen_weights(weights)
     if chosen not in load_cards() and Path(chosen).is_file():
         return Path(chosen)
-    card = get_card(chosen)
-    return card.path if card.packaged else fetch(card)
+    return fetch(chosen)
 
 
-def fetch(card: Card | str, addresses: Iterable[str] | None = None) -> Path:
-    """Make sure that a card's file is in the cache and verified; download it where it is missing.
-
-    Args:
-        card: The card or its name.
-        addresses: Where to look instead of the card's own addresses.
-
-    Returns:
-        The path of the verified file.
+def fetch(card: Card | str) -> Path:
+    """The file of a card or its name: in the package, or in the cache, downloaded where it is missing.
 
     Raises:
-        WeightsError: No address could serve the file, or its content differs from what is expected.
+        WeightsError: No address could serve the file, or its content differs from the card's hash or the one recorded
+            when it was first seen; the file is named and left as it is.
     """
     card = get_card(card) if isinstance(card, str) else card
     if card.packaged:
         return card.path
     if not card.path.exists():
-        _download(card, tuple(addresses or card.addresses))
-    verify(card)
+        _download(card)
+    try:
+        verify(card.path, card.sha256 or "")
+    except DownloadError as error:
+        raise WeightsError(str(error)) from error
     return card.path
 
 
-def verify(card: Card) -> None:
-    """Check a cached file against the card's hash or the one recorded when it was first seen.
-
-    Raises:
-        WeightsError: The content has changed; the file is named and left as it is.
-    """
-    try:
-        check_hash(card.path, card.sha256 or "")
-    except DownloadError as error:
-        raise WeightsError(str(error)) from error
-
-
-def _download(card: Card, addresses: tuple[str, ...]) -> None:
+def _download(card: Card) -> None:
     reasons = []
-    for address in () if is_offline() else addresses:
+    for address in () if is_offline() else card.addresses:
         try:
             download(address, card.path, sha256=card.sha256 or "", limit=LARGEST_BYTES, check=_check_weights)
             return
@@ -182,7 +165,7 @@ def _download(card: Card, addresses: tuple[str, ...]) -> None:
         f"the weights {card.name!r} are not here and could not be fetched:",
         *reasons,
         "To provide them yourself, download",
-        *(f"  {address}" for address in addresses),
+        *(f"  {address}" for address in card.addresses),
         "and save it as",
         f"  {card.path}",
         'or use weights="lite" (the metric qualiclip-lite), which ships with this package and works offline.',

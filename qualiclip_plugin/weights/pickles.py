@@ -64,7 +64,6 @@ def check_pickle(file: IO[bytes], name: str) -> None:
 
     Args:
         file: At its start; where it stands afterwards is not defined.
-        name: For messages.
 
     Raises:
         WeightsError: It asks for more, unpacks to more than it holds, or is a TorchScript archive.

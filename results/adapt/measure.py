@@ -34,11 +34,11 @@ from qualiclip_plugin.distortions import DISTORTIONS
 from qualiclip_plugin.models.precision import prepare_for_inference
 from qualiclip_plugin.models.qualiclip import QualiCLIP
 from qualiclip_plugin.training.config import load_config
-from qualiclip_plugin.training.lite.ladder_features import stage_pool_tower
+from qualiclip_plugin.training.lite.ladder_features import pool_files, pool_images, stage_pool_tower
 from qualiclip_plugin.training.photos import SKIMAGE
 from qualiclip_plugin.training.trainer import train
 from qualiclip_plugin.training.validation import held_out_crops
-from qualiclip_plugin.utils.images import read_image, to_float
+from qualiclip_plugin.utils.images import read_image
 from qualiclip_plugin.weights.loading import load_model
 
 HERE = Path(__file__).parent
@@ -121,7 +121,7 @@ def kept_features(file: Path, panels: list[Path], kinds: list[Kind]) -> dict[str
     for panel in panels:
         if panel.name not in known:
             names = pd.read_csv(panel / "metadata.csv").file_name
-            known[panel.name] = torch.cat([pooled(model, to_float(read_image(panel / name))[None]) for name in names])
+            known[panel.name] = pool_files(model, panel, names)
             torch.save(known, file)
     for kind in kinds:
         if kind.measured and kind.name not in known:
@@ -131,17 +131,12 @@ def kept_features(file: Path, panels: list[Path], kinds: list[Kind]) -> dict[str
     return known
 
 
-@torch.inference_mode()
-def pooled(model: QualiCLIP, images: Tensor) -> Tensor:
-    return torch.cat([stage_pool_tower(model).pool(model.normalise(part)) for part in images.split(8)])
-
-
 def ladders(model: QualiCLIP, crops: Tensor, name: str) -> Tensor:
     """Features along one distortion's ladder, the pristine crop first, (N, 6, C)."""
     kind, seeds = DISTORTIONS[name], torch.arange(len(crops))
     strengths = [torch.full((len(crops),), kind.strength(level)) for level in range(1, 6)]
     steps = [crops, *(kind.apply(crops, strength, seeds) for strength in strengths)]
-    return torch.stack([pooled(model, step) for step in steps], 1)
+    return torch.stack([torch.cat([pool_images(model, part) for part in step.split(8)]) for step in steps], 1)
 
 
 def trial(

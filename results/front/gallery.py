@@ -16,7 +16,7 @@ from picture import tensor
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-from harness.data.ladders import PHOTOGRAPHS
+from harness.data.ladders import whole_photograph
 from qualiclip_plugin.distortions.contact_sheet import degrade_image
 from qualiclip_plugin.gallery import write_gallery
 from qualiclip_plugin.models.qualiclip import QualiCLIP
@@ -36,7 +36,7 @@ def make_site(folder: Path, model: QualiCLIP) -> Path:
     photos.mkdir()
     for name in NAMES:
         for kind, level in KINDS:
-            pixels = degrade_image(tensor(PHOTOGRAPHS[name]()), kind, level).permute(1, 2, 0).numpy()
+            pixels = degrade_image(tensor(whole_photograph(name)), kind, level).permute(1, 2, 0).numpy()
             Image.fromarray(pixels).save(photos / (f"{name}-{kind}-{level}.png" if level else f"{name}.png"))
     files = sorted(photos.iterdir())
     frame = to_frame(score_files(files, model, attributes=True), model.attributes)

@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from skimage import data
 
-from harness.data.ladders import PHOTOGRAPHS
+from harness.data.ladders import PHOTOGRAPHS, whole_photograph
 from qualiclip_plugin.cli import main
 from qualiclip_plugin.distortions.contact_sheet import degrade_image
 from qualiclip_plugin.models.qualiclip import QualiCLIP
@@ -82,7 +82,7 @@ def score(model: QualiCLIP, image: torch.Tensor) -> float:
 
 def degraded(name: str, kind: str, level: int) -> torch.Tensor:
     """A photograph at a level of a distortion; 0 is the photograph itself."""
-    return degrade_image(tensor(PHOTOGRAPHS[name]()), kind, level)
+    return degrade_image(tensor(whole_photograph(name)), kind, level)
 
 
 def described(kind: str, level: int) -> str:
@@ -213,7 +213,7 @@ def measure() -> None:
         "front": draw_front(model, ROOT / "docs"),
         "means": draw_means(model, ROOT / "docs"),
         "no_photographs": {name: score(model, tensor(load())) for name, load in NO_PHOTOGRAPHS.items()},
-        "photographs": {name: score(model, tensor(load())) for name, load in PHOTOGRAPHS.items()},
+        "photographs": {name: score(model, tensor(whole_photograph(name))) for name in PHOTOGRAPHS},
         "quickstart": quickstart(),
         "processor": processor_name(),
         "date": date.today().isoformat(),

@@ -37,12 +37,15 @@ from qualiclip_plugin.models.qualiclip import QualiCLIP
 from qualiclip_plugin.training.config import TrainConfig, load_config
 from qualiclip_plugin.training.lite.head_fit import fit_directions, ladder_moments
 from qualiclip_plugin.training.lite.head_ranking import train_hidden_layer
-from qualiclip_plugin.training.lite.ladder_features import LadderFeatures, collect_ladders, stage_pool_tower
+from qualiclip_plugin.training.lite.ladder_features import (
+    LadderFeatures,
+    collect_ladders,
+    pool_files,
+    pool_images,
+)
 from qualiclip_plugin.training.lite.start import BACKBONE, starting_model
 from qualiclip_plugin.training.progress import Display
 from qualiclip_plugin.training.training_photos import TrainingPhotos
-from qualiclip_plugin.training.usable_photos import SkipList
-from qualiclip_plugin.utils.images import read_image, to_float
 
 HERE = Path(__file__).parent
 KINDS = [name for name, kind in DISTORTIONS.items() if kind.group in ("blur", "noise", "compression")]
@@ -135,30 +138,22 @@ def kept_features(arguments: argparse.Namespace) -> dict[str, Any]:
     model.eval()
     prepare_for_inference(model.image_encoder)
     crops = torch.stack([centre_crop(arguments.photos / name) for name in arguments.names.read_text().split()])
-    steps = [torch.stack([pooled(model, step) for step in kind], 1) for kind in ladder_images(crops, KINDS)]
+    steps = [torch.stack([pool_images(model, step) for step in kind], 1) for kind in ladder_images(crops, KINDS)]
     known["held_out"] = torch.stack(steps)
-    known["panels"] = {panel.name: panel_features(model, panel) for panel in arguments.panels}
+    known["panels"] = {
+        panel.name: pool_files(model, panel, scored_table(panel).file_name) for panel in arguments.panels
+    }
     torch.save(known, kept)
     return known
 
 
-def panel_features(model: QualiCLIP, panel: Path) -> Tensor:
-    images = (to_float(read_image(panel / name))[None] for name in scored_table(panel).file_name)
-    return torch.cat([pooled(model, image) for image in images])
-
-
 def training_features(config: TrainConfig, model: QualiCLIP, photos: str) -> LadderFeatures:
-    skipped = SkipList()
+    skipped: dict[str, str] = {}
     display = Display(skipped, enabled=True)
     assert config.head is not None  # noqa: S101 (narrows the type: the configuration has one)
     with ThreadPoolExecutor(config.workers) as pool, display.counting("features", config.head.batches) as notice:
         crops = TrainingPhotos(config, photos, pool, skipped, display).fitting_crops(config.head.batches)
         return collect_ladders(model, crops, config, config.head.encoded, torch.device("cpu"), notice)
-
-
-@torch.inference_mode()
-def pooled(model: QualiCLIP, images: Tensor) -> Tensor:
-    return stage_pool_tower(model).pool(model.normalise(images))
 
 
 def fitted(seen: LadderFeatures, trial: Trial, settings: Sequence[str] = ()) -> Qualities:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from scipy.stats import mannwhitneyu
 from torch import Tensor
 
-from harness.data.ladders import PHOTOGRAPHS
+from harness.data.ladders import PHOTOGRAPHS, whole_photograph
 from qualiclip_plugin.distortions import get_distortion
 from qualiclip_plugin.models.qualiclip import QualiCLIP
 from qualiclip_plugin.utils.environment import processor_name, versions
@@ -67,7 +67,7 @@ def main() -> None:
     torch.set_num_threads(1)
     model = load_model("lite")
     photographs = {
-        name: torch.from_numpy(load().copy()).permute(2, 0, 1)[None] / 255 for name, load in PHOTOGRAPHS.items()
+        name: torch.from_numpy(whole_photograph(name).copy()).permute(2, 0, 1)[None] / 255 for name in PHOTOGRAPHS
     }
     rows = [
         {

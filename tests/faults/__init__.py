@@ -3,4 +3,4 @@
 ``python -m tests.faults --trials 50`` runs every fault so many times and writes ``results/reliability.md``.
 """
 
-from tests.support import fresh_caches  # noqa: F401
+from tests.support import fresh_caches

@@ -4,4 +4,4 @@
 ``python -m tests.fuzz TARGET`` searches further, guided by coverage. ``tests/corpus/<target>`` keeps what was found.
 """
 
-from tests.support import fresh_caches  # noqa: F401
+from tests.support import fresh_caches

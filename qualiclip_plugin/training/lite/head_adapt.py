@@ -49,7 +49,6 @@ def adapt_head(
         held_out: Pristine crops of other pictures of the kind, (N, 3, S, S) in [0, 1].
         config: Degradations and ``head``.
         device: Where the trunk's features are computed; the rest runs on the CPU.
-        notice: Is told the number of batches done.
 
     Returns:
         What was gained, in a sentence.
@@ -94,9 +93,7 @@ def tune(model: QualiCLIP, seen: LadderFeatures, checks: dict[str, LadderFeature
 
     Args:
         model: Its head and hidden layer change, or stay as they are.
-        seen: Ladders to learn from.
         checks: Name -> ladders that must not be ordered clearly worse.
-        config: ``head`` and ``seed``.
 
     Returns:
         What was gained, in a sentence.

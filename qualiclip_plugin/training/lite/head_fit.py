@@ -57,7 +57,6 @@ def fit_head(
         crops: Crop pairs of step 0, 1, ..., uint8 (B, 2, 3, S, S).
         config: Degradations and ``head``.
         device: Where the trunk's features are computed; the fit itself runs on the CPU.
-        notice: Is told the number of batches done.
 
     Raises:
         ConfigError: The network has another tower or does not pool the stages, or a kind that a prompt pair names
@@ -127,8 +126,6 @@ def fit_directions(moments: Moments, config: HeadConfig, levels: int) -> tuple[T
     """The direction of every prompt pair.
 
     Args:
-        moments: Of the ladders.
-        config: ``pairs`` and weights.
         levels: Number L of degraded levels.
 
     Returns:
@@ -182,7 +179,6 @@ def write_head(
         model: The network; its head, its hidden layer and ``logit_scale`` change.
         weight, bias: Of :func:`fit_directions`.
         layer: The hidden layer, where the tower has one.
-        seen: The crops it was fitted to.
     """
     prompts = model.text_features.double()
     inverse = torch.linalg.pinv(prompts[:, 0] - prompts[:, 1])

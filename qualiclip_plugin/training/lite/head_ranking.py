@@ -48,10 +48,7 @@ def train_hidden_layer(
     """Train a hidden layer on top of a linear head.
 
     Args:
-        seen: The ladders.
         weight, bias: The linear head, (P, C) and (P,).
-        width: Hidden units.
-        config: ``head`` and ``seed``.
 
     Returns:
         A layer that takes the pooled features as they are.
@@ -79,9 +76,7 @@ def minimise(module: nn.Module, loss: Callable[[Tensor], Tensor], ladders: int, 
     """Train a module on batches of ladders, drawn from torch's global generator.
 
     Args:
-        module: Is changed in place.
         loss: From the indices of a batch to its loss, a scalar.
-        ladders: How many there are.
         head: Epochs, size of a batch, learning rate and decay.
     """
     optimizer = torch.optim.AdamW(module.parameters(), lr=head.learning_rate, weight_decay=head.weight_decay)
@@ -102,7 +97,6 @@ def ladder_loss(qualities: Tensor, relevant: Tensor, config: HeadConfig) -> Tens
     Args:
         qualities: Arguments of the pairs' sigmoids, (B, L + 2, P), the pristine crop first, its twin last.
         relevant: Pairs that name a ladder's distortion, (B, P) bool; ladders without any take no part in the last.
-        config: Margins and weights.
 
     Returns:
         Scalar, at least 0.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from qualiclip_plugin.training.lite.encodings import encode_ladders
 from qualiclip_plugin.training.sampling import degrade
 from qualiclip_plugin.training.seeds import generator
 from qualiclip_plugin.utils.errors import ConfigError
-from qualiclip_plugin.utils.images import to_float
+from qualiclip_plugin.utils.images import read_image, to_float
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,6 @@ class LadderFeatures:
 
     Attributes:
         features: (M, L + 1, C), fp32.
-        kinds: Name of each ladder's distortion.
         relevant: Prompt pairs that ``attribute_kinds`` says name it, (M, P) bool.
         twins: The pristine crops once more, (M, C): plain where the ladder carries a mild encoding, else with one.
     """
@@ -50,6 +50,17 @@ def stage_pool_tower(model: QualiCLIP) -> StagePoolTower:
     return model.image_encoder
 
 
+@torch.inference_mode()
+def pool_images(model: QualiCLIP, images: Tensor) -> Tensor:
+    """Images (N, 3, H, W) in [0, 1] -> the trunk's pooled features, (N, C), fp32."""
+    return stage_pool_tower(model).pool(model.normalise(images))
+
+
+def pool_files(model: QualiCLIP, folder: Path, names: Iterable[str]) -> Tensor:
+    """:func:`pool_images` of the whole images in files of a folder, one at a time, (N, C)."""
+    return torch.cat([pool_images(model, to_float(read_image(folder / name))[None]) for name in names])
+
+
 def collect_ladders(
     model: QualiCLIP,
     crops: Iterable[Tensor],
@@ -65,15 +76,12 @@ def collect_ladders(
         crops: Crop pairs of step 0, 1, ..., uint8 (B, 2, 3, S, S).
         config: Degradations and ``attribute_kinds``.
         encoded: Share of the ladders that carry a mild encoding on all their levels.
-        device: Where the features are computed.
-        notice: Is told the number of batches done.
 
     Raises:
         ConfigError: The network has another tower, or a photograph gets several distortions.
     """
     fast = deepcopy(model).to(device)
     prepare_for_inference(fast)
-    tower = stage_pool_tower(fast)
     features, twins, kinds, relevant = [], [], [], []
     for step, batch in enumerate(crops):
         plan = draw_plan(config, step)
@@ -83,7 +91,7 @@ def collect_ladders(
             # The second crop of a pair would tell little that is new about the photograph.
             ladders = degrade(to_float(batch[:, 0].to(device)), plan, include_pristine=True)
             images = encode_ladders(ladders, encoded, generator(config.seed, "encodings", step))
-            pooled = tower.pool(fast.normalise(images.flatten(0, 1))).unflatten(0, images.shape[:2]).cpu()
+            pooled = pool_images(fast, images.flatten(0, 1)).unflatten(0, images.shape[:2]).cpu()
         features.append(pooled[:, :-1].clone())
         twins.append(pooled[:, -1].clone())
         kinds += [names[0] for names in plan.kinds]

@@ -27,17 +27,3 @@ from qualiclip_plugin.utils.images.decode import (
 )
 from qualiclip_plugin.utils.images.files import images_in
 from qualiclip_plugin.utils.images.formats import FORMATS, SUFFIXES, UNREAD
-
-__all__ = [
-    "FORMATS",
-    "MAX_PIXELS",
-    "MAX_SCANS",
-    "SUFFIXES",
-    "UNREAD",
-    "WHITE",
-    "DecodedImage",
-    "decode_image",
-    "images_in",
-    "read_image",
-    "to_float",
-]

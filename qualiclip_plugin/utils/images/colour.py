@@ -25,7 +25,6 @@ class Profile:
     """An ICC profile, ready to be applied.
 
     Attributes:
-        name: Its description, printable.
         space: Its colour space: ``GRAY``, ``RGB``, ``CMYK``, or one that no image here has.
         transform: To sRGB, from the mode of the colour space; none if it is sRGB itself, or cannot be used.
         problem: Why it cannot be used; empty if it can.
@@ -42,13 +41,13 @@ def to_srgb(image: Image.Image, profile: bytes | None, apply: bool, notes: list[
 
     Args:
         image: Of any mode of eight bits.
-        profile: Content of its ICC profile.
         apply: Whether to apply it; otherwise what is left undone is noted.
         notes: Receives what was done.
     """
     if image.mode == "LAB":
         notes.append("CIELAB converted to sRGB")
-        return _lab_to_srgb(image)
+        lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
+        return ImageCms.buildTransform(lab, _srgb(), "LAB", "RGB").apply(image)
     known = read_profile(profile) if profile else Profile()
     problem = known.problem
     if not problem and known.space and image.mode not in _FITS.get(known.space, ()):
@@ -113,8 +112,3 @@ def _applied(image: Image.Image, transform: ImageCms.ImageCmsTransform, mode: st
     if alpha is not None:
         opaque.putalpha(alpha)
     return opaque
-
-
-def _lab_to_srgb(image: Image.Image) -> Image.Image:
-    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
-    return ImageCms.buildTransform(lab, _srgb(), "LAB", "RGB").apply(image)

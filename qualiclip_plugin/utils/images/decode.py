@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Any
 
 import torch
 from PIL import Image
@@ -17,20 +17,16 @@ from torch import Tensor
 
 from qualiclip_plugin.utils.errors import ImageError, out_of_memory
 from qualiclip_plugin.utils.images.formats import FORMATS, HEAD_BYTES, has_heif, read_format, unread_kind
-from qualiclip_plugin.utils.images.pixels import Choices, rgb_pixels
+from qualiclip_plugin.utils.images.pixels import MAX_PIXELS, WHITE, Choices, rgb_pixels
 from qualiclip_plugin.utils.images.png import without_ballast
 from qualiclip_plugin.utils.images.settings import reading_settings
 from qualiclip_plugin.utils.images.tiff import open_tiff
 from qualiclip_plugin.utils.regular_files import open_regular
 from qualiclip_plugin.utils.shown import printable
 
-MAX_PIXELS = 3 * 2**26
-"""201 million: what the largest phone cameras make (16384x12288, "200 megapixels") and medium format in one exposure
-(151 million) fit. Reading 201 million from a JPEG takes 1.5 GB (``tests/benchmarks/bench_reading.py``)."""
 MAX_SCANS = (
     256  # of a progressive JPEG, about ten in practice: each passes over the whole picture, however few its bytes
 )
-WHITE = (255, 255, 255)
 
 _START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")  # without those that stand inside compressed data
@@ -82,22 +78,15 @@ def to_float(pixels: Tensor) -> Tensor:
     return pixels.to(torch.float32) / 255
 
 
-def decode_image(
-    source: str | os.PathLike[str] | bytes,
-    *,
-    exif: bool = True,
-    icc: bool = True,
-    background: tuple[int, int, int] = WHITE,
-    max_pixels: int = MAX_PIXELS,
-) -> DecodedImage:
+def decode_image(source: str | os.PathLike[str] | bytes, **options: Any) -> DecodedImage:
     """:func:`read_image` together with what was done to the image; same arguments and errors."""
-    choices = Choices(exif, icc, background)
+    choices = Choices(**options)
     if isinstance(source, bytes):
-        return _decode(io.BytesIO(source), f"image of {len(source)} bytes", choices, max_pixels)
+        return _decode(io.BytesIO(source), f"image of {len(source)} bytes", choices)
     name = printable(source)
     try:
         with open_regular(source) as file, _unchanged(file, name):
-            return _decode(file, name, choices, max_pixels)
+            return _decode(file, name, choices)
     except IsADirectoryError as error:
         raise ImageError(f"{name}: a folder is no image") from error
     except PermissionError as error:
@@ -121,11 +110,12 @@ def _unchanged(file: IO[bytes], name: str) -> Iterator[None]:
             raise ImageError(f"{name}: it was changed while it was read")
 
 
-def _decode(file: IO[bytes], name: str, choices: Choices, max_pixels: int) -> DecodedImage:
+def _decode(file: IO[bytes], name: str, choices: Choices) -> DecodedImage:
     head = file.read(HEAD_BYTES)
     if not head:
         raise ImageError(f"{name}: the file is empty")
     notes: list[str] = []
+    max_pixels = choices.max_pixels
     try:
         with reading_settings(max_pixels), _opened(file, head, max_pixels, notes) as image:
             _refuse_bomb(image, file, max_pixels)
@@ -177,12 +167,8 @@ def _why_not(found: str | None, error: Exception | None) -> str:
     """Why a file of a format that is read is not: damage, as far as the decoder's words allow that."""
     said = f"{type(error).__name__}: {' '.join(str(error).split())}" if error else ""
     why = f" ({printable(said)[:200]})" if said else ""
-    kind = f"{_article(found or 'file')} of a kind that is not read{why}"
+    kind = f"{'an' if found == 'AVIF' else 'a'} {found or 'file'} of a kind that is not read{why}"
     return kind if _NOT_READ.search(said) else f"damaged or truncated, or {kind}"
-
-
-def _article(name: str) -> str:
-    return f"{'an' if name == 'AVIF' else 'a'} {name}"
 
 
 def _too_large(size: str, max_pixels: int) -> str:

@@ -22,9 +22,6 @@ def images_in(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     visited once, so a loop of links ends. A folder that cannot be listed is returned itself, and reading it reports
     the error.
 
-    Args:
-        paths: Files, folders and patterns.
-
     Returns:
         Sorted by name, each directory entry once.
 

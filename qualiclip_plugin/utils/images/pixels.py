@@ -13,6 +13,11 @@ from torch import Tensor
 from qualiclip_plugin.utils.errors import ImageError
 from qualiclip_plugin.utils.images.colour import to_srgb
 
+MAX_PIXELS = 3 * 2**26
+"""201 million: what the largest phone cameras make (16384x12288, "200 megapixels") and medium format in one exposure
+(151 million) fit. Reading 201 million from a JPEG takes 1.5 GB (``tests/benchmarks/bench_reading.py``)."""
+WHITE = (255, 255, 255)
+
 _AT_ONCE = 2**16  # pixels, whose bytes stay in the cache and in memory that the process has already
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -32,9 +37,10 @@ _SIGNED = 2
 class Choices(NamedTuple):
     """What a caller may choose; see :func:`qualiclip_plugin.utils.images.read_image`."""
 
-    exif: bool
-    icc: bool
-    background: tuple[int, int, int]
+    exif: bool = True
+    icc: bool = True
+    background: tuple[int, int, int] = WHITE
+    max_pixels: int = MAX_PIXELS
 
 
 def rgb_pixels(image: Image.Image, choices: Choices, notes: list[str]) -> Tensor:
@@ -42,7 +48,6 @@ def rgb_pixels(image: Image.Image, choices: Choices, notes: list[str]) -> Tensor
 
     Args:
         image: Opened and not yet decoded.
-        choices: How.
         notes: Receives a sentence for each decision that changed what is seen.
 
     Raises:

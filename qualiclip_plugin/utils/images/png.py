@@ -25,12 +25,7 @@ _SRGB_CODE_POINTS = b"\x01\x0d"
 
 
 class Png(NamedTuple):
-    """What is left of a PNG.
-
-    Attributes:
-        file: The picture.
-        profile: Its ICC profile, or none.
-    """
+    """What is left of a PNG."""
 
     file: IO[bytes]
     profile: bytes | None

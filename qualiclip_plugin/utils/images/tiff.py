@@ -75,7 +75,6 @@ def open_tiff(file: IO[bytes], max_pixels: int, notes: list[str]) -> Image.Image
     """Open the full-resolution page of a TIFF.
 
     Args:
-        file: The file.
         max_pixels: More are refused before anything is decoded.
         notes: Receives which page it is, and how samples became eight bits where that is done here.
 

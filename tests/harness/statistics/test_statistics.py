@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import sys
 from collections.abc import Callable
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -157,8 +158,8 @@ def test_undefined_has_a_reason(name: str) -> None:
         hs.krcc,
         hs.plcc,
         hs.rmse,
-        hs.fit_logistic4,
-        hs.fit_logistic5,
+        partial(hs.fit_logistic, "logistic4"),
+        partial(hs.fit_logistic, "logistic5"),
         lambda x, y: hs.interval("srcc", x, hs.rated(y)),
         lambda x, y: hs.interval("srcc", y, hs.rated(x)),
         lambda x, y: hs.williams_test(y, x, y),
@@ -195,7 +196,7 @@ def test_errors_are_declared_ones() -> None:
 def test_fit4_recovers_known_parameters() -> None:
     scores = np.linspace(2, 12, 200)
     opinions = (90 - 10) / (1 + np.exp(-(scores - 7) / 1.5)) + 10
-    fit = hs.fit_logistic4(scores, opinions)
+    fit = hs.fit_logistic("logistic4", scores, opinions)
     np.testing.assert_allclose(fit.parameters, [90, 10, 7, 1.5], rtol=1e-6)
     np.testing.assert_allclose(fit.apply(scores), opinions, rtol=1e-8)
     assert fit.converged
@@ -210,18 +211,18 @@ def test_fit4_equals_scipy_from_the_field_s_start() -> None:
 
     start = [y.max(), y.min(), x.mean(), x.std() / 4]
     expected, _ = curve_fit(published, x, y, p0=start, maxfev=20_000)
-    np.testing.assert_allclose(hs.fit_logistic4(x, y).apply(x), published(x, *expected), atol=1e-3)
+    np.testing.assert_allclose(hs.fit_logistic("logistic4", x, y).apply(x), published(x, *expected), atol=1e-3)
 
 
 def test_fit5_is_the_published_function_and_never_worse_than_a_line() -> None:
     x, y = simulated(400, seed=4)
-    fit = hs.fit_logistic5(x, y)
+    fit = hs.fit_logistic("logistic5", x, y)
     b1, b2, b3, b4, b5 = fit.parameters
     z = (x - x.mean()) / x.std()
     np.testing.assert_allclose(fit.apply(x), b1 * (0.5 - 1 / (1 + np.exp(b2 * (z - b3)))) + b4 * z + b5, atol=1e-9)
     line = np.polyval(np.polyfit(x, y, 1), x)
     assert hs.rmse_fitted(x, y, fit).value < hs.rmse(line, y).value
-    assert hs.rmse_fitted(x, y, fit).value <= hs.rmse_fitted(x, y, hs.fit_logistic4(x, y)).value + 1e-6
+    assert hs.rmse_fitted(x, y, fit).value <= hs.rmse_fitted(x, y, hs.fit_logistic("logistic4", x, y)).value + 1e-6
 
 
 @pytest.mark.parametrize("form", ["logistic4", "logistic5"])
@@ -273,13 +274,13 @@ def test_a_reversed_scorer_stays_negative_after_the_fit(form: str) -> None:
 
 
 def test_undefined_fit_says_why() -> None:
-    fit = hs.fit_logistic4([1, 1, 1, 1], [1, 2, 3, 4])
+    fit = hs.fit_logistic("logistic4", [1, 1, 1, 1], [1, 2, 3, 4])
     assert fit.reason == "all scores are 1"
     assert np.isnan(fit.apply([1, 2])).all()
     assert hs.plcc_fitted([1, 1, 1, 1], [1, 2, 3, 4], fit).reason == fit.reason
     assert hs.rmse_fitted([1, 1, 1, 1], [1, 2, 3, 4], fit).reason == fit.reason
-    assert "3 images, 4 needed" in hs.fit_logistic4([1, 2, 3], [1, 2, 3]).reason
-    assert "4 images, 5 needed" in hs.fit_logistic5([1, 2, 3, 4], [1, 2, 3, 4]).reason
+    assert "3 images, 4 needed" in hs.fit_logistic("logistic4", [1, 2, 3], [1, 2, 3]).reason
+    assert "4 images, 5 needed" in hs.fit_logistic("logistic5", [1, 2, 3, 4], [1, 2, 3, 4]).reason
 
 
 # --- intervals ----------------------------------------------------------------------------------------
@@ -839,6 +840,9 @@ def test_tests_hold_their_size_and_intervals_their_coverage() -> None:
 # --- means over datasets ------------------------------------------------------------------------------
 
 
+ARRAYS = ("values", "complete", "seen", "sizes")
+
+
 def example_cells(**changes: object) -> hs.Cells:
     content: dict[str, object] = {
         "values": [[0.9, 0.5, 0.7], [0.8, 0.6, 0.7], [0.7, 0.4, np.nan]],
@@ -848,7 +852,7 @@ def example_cells(**changes: object) -> hs.Cells:
         "scorers": ["a", "b", "c"],
         "datasets": ["koniq", "clive", "tid"],
     } | changes
-    return hs.cells(**content)  # type: ignore[arg-type]
+    return hs.Cells(**{name: np.array(value) if name in ARRAYS else value for name, value in content.items()})
 
 
 def test_means_are_over_the_sets_that_nobody_compared_was_trained_on() -> None:
@@ -923,9 +927,9 @@ def test_gmad_pairs_stay_within_a_level(rows: tuple[np.ndarray, np.ndarray]) -> 
 def test_misjudged_are_the_largest_errors_of_the_fit() -> None:
     x, y = simulated(100)
     y[[17, 60]] += [80, -60]
-    fit = hs.fit_logistic4(x, y)
+    fit = hs.fit_logistic("logistic4", x, y)
     assert list(hs.misjudged(x, y, fit, count=2)) == [17, 60]
-    assert len(hs.misjudged(x, y, hs.fit_logistic4(np.ones(100), y))) == 0
+    assert len(hs.misjudged(x, y, hs.fit_logistic("logistic4", np.ones(100), y))) == 0
 
 
 def test_an_image_without_a_content_is_one_by_itself() -> None:

@@ -120,9 +120,9 @@ def test_the_rows_of_one_process_though_a_worker_is_killed(
     # The same again finds nothing to do; anything else is refused.
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "scores").iterdir()}
     assert score_on_ray(sources, tmp_path, request_)["images_in_last_run"] == 0
-    with pytest.raises(ConfigError, match=r"holds another run \(images was 33, now 25; .*shards was 17, now 13;"):
+    with pytest.raises(ConfigError, match=r"holds another run \(images: 33 -> 25; .*shards: 17 -> 13;"):
         score_on_ray(sources[:1], tmp_path, request_)
-    with pytest.raises(ConfigError, match=r"holds another run \(weights was 'tiny.safetensors', now 'lite';"):
+    with pytest.raises(ConfigError, match=r"holds another run \(weights: tiny.safetensors -> lite;"):
         score_on_ray(sources, tmp_path, ScoreRequest("lite", attributes=True, images_per_shard=2))
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "scores").iterdir()} == files
 
@@ -198,7 +198,7 @@ def test_the_command_and_its_second_try(album: Path, tmp_path: Path, tiny_checkp
     # A mended file is another source, and refused here; one that could not be read for a while is not.
     (folder / "02.jpg").write_bytes(whole)
     run = command(folder, *options, "--retry-failed")
-    assert "holds another run (source was" in run.communicate(timeout=280)[1]
+    assert "holds another run (source:" in run.communicate(timeout=280)[1]
     assert run.returncode == 2
 
 

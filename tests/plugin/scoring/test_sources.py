@@ -6,6 +6,7 @@ import io
 import json
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,7 +23,7 @@ from torch import nn
 
 from qualiclip_plugin.scoring import sources
 from qualiclip_plugin.scoring.local import StoredImage, score_files
-from qualiclip_plugin.scoring.sources import Files, Listing, Rows, from_record, list_sources, to_record
+from qualiclip_plugin.scoring.sources import Files, Listing, Rows, from_record, list_sources
 from qualiclip_plugin.scoring.storage import filesystem, shown, split_address, without_secrets
 from qualiclip_plugin.utils.errors import ConfigError, first_line
 from tests.support import fake_hub
@@ -45,7 +46,7 @@ def png(value: int) -> bytes:
 
 def rows_of(listing: Listing) -> pd.DataFrame:
     """Path, mean grey level and error of every image of a listing, as a worker would see them."""
-    portions = [from_record(json.loads(json.dumps(to_record(portion)))) for portion in listing.portions]
+    portions = [from_record(json.loads(json.dumps(asdict(portion)))) for portion in listing.portions]
     assert portions == list(listing.portions)
     rows = [row for portion in portions for row in score_files(portion.images(), Mean())]
     values = [None if row.score is None else round(row.score * 255) for row in rows]

@@ -89,7 +89,7 @@ def test_a_changed_file_is_scored_again(files: list[Path]) -> None:
 def test_another_run_is_told_and_begun_anew(files: list[Path]) -> None:
     run(files, precision="fp32", weights="lite")
     _, scored, unfinished = run(files, precision="bf16", weights="lite")
-    assert unfinished.changed == ("precision was 'fp32', now 'bf16'",)
+    assert unfinished.changed == ("precision: fp32 -> bf16",)
     assert scored == NAMES
     assert run(files, precision="bf16", weights="lite")[1] == ["2.png"]
 
@@ -184,7 +184,7 @@ def test_a_stopped_command_goes_on(
         assert f"{said}\n" in stopped.err
         assert stopped.out.splitlines() == table.splitlines()[:4]
     assert run_main(monkeypatch, "qualiclip", *command, "scores.csv", "--precision", "bf16") == 0
-    assert "was of another run (precision was 'fp32', now 'bf16'); begun anew" in capsys.readouterr().err
+    assert "was of another run (precision: fp32 -> bf16); begun anew" in capsys.readouterr().err
 
 
 @pytest.mark.slow

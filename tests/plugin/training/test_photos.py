@@ -12,9 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
+from qualiclip_plugin.training.config import TrainConfig
+from qualiclip_plugin.training.crop_pairs import CropPairs
 from qualiclip_plugin.training.photos import SKIMAGE, SKIMAGE_FILES, Photos, open_photos
 from qualiclip_plugin.training.seeds import derive_seed
-from qualiclip_plugin.training.usable_photos import PhotoOrder, SkipList, check_all, hold_out, read_or_replace
+from qualiclip_plugin.training.usable_photos import check_all, hold_out
 from qualiclip_plugin.utils.errors import DatasetError, ImageError
 
 
@@ -33,24 +35,24 @@ def folder(tmp_path: Path, photographs: list[np.ndarray]) -> Path:
 
 def test_the_photographs_in_scikit_image() -> None:
     photos = open_photos(SKIMAGE)
-    skipped = SkipList()
+    skipped: dict[str, str] = {}
     with ThreadPoolExecutor(2) as pool:
         usable = check_all(photos, 224, skipped, pool, lambda _: None)
     assert len(usable) == len(SKIMAGE_FILES)
-    assert not len(skipped)
+    assert not skipped
     assert photos.read(0).shape == (3, 512, 512)
     assert photos.read(0).dtype == torch.uint8
 
 
 def test_small_and_corrupt_photographs_are_named(folder: Path) -> None:
     photos = open_photos(str(folder))
-    skipped = SkipList()
+    skipped: dict[str, str] = {}
     done: list[int] = []
     with ThreadPoolExecutor(2) as pool:
         usable = check_all(photos, 64, skipped, pool, done.append)
     assert [Path(photos.name(i)).name for i in usable] == ["good0.png", "good2.png", "good1.png", "good3.png"]
     assert done == list(range(1, 7))
-    reasons = {Path(name).name: reason for name, reason in skipped.reasons.items()}
+    reasons = {Path(name).name: reason for name, reason in skipped.items()}
     assert set(reasons) == {"small.png", "cut.png"}
     assert "200x40" in reasons["small.png"]
     assert "cut.png" in reasons["cut.png"]
@@ -60,13 +62,15 @@ def test_a_photograph_that_fails_later_is_replaced_and_named(folder: Path) -> No
     photos = open_photos(str(folder))
     indices = list(range(len(photos)))
     cut = next(i for i in indices if photos.name(i).endswith("cut.png"))
-    skipped = SkipList()
-    first = read_or_replace(photos, cut, indices, 64, skipped, (0, "crop", 1, 2))
-    again = read_or_replace(photos, cut, indices, 64, SkipList(), (0, "crop", 1, 2))
+    skipped: dict[str, str] = {}
+    config = TrainConfig(crop_size=64)
+    first = CropPairs(photos, indices, config, skipped).cut(cut, 0, "crop", 1, 2)
+    again = CropPairs(photos, indices, config, {}).cut(cut, 0, "crop", 1, 2)
+    assert first.shape == (2, 3, 64, 64)
     assert torch.equal(first, again)
-    assert any(name.endswith("cut.png") for name in skipped.reasons)
+    assert any(name.endswith("cut.png") for name in skipped)
     with pytest.raises(DatasetError, match="100 photographs"):
-        read_or_replace(photos, cut, [cut], 64, SkipList(), (0,))
+        CropPairs(photos, [cut], config, {}).cut(cut, 0)
 
 
 def test_hugging_face_datasets_by_folder(
@@ -94,7 +98,7 @@ def test_hugging_face_datasets_by_folder(
     monkeypatch.chdir(tmp_path)
     assert torch.equal(open_photos("parquet").read(1), stored.read(1))
     stream = open_photos(str(tmp_path / "parquet"), streaming=True)
-    held, _ = stream.held_out(4, 64, SkipList())
+    held, _ = stream.held_out(4, 64, {})
     assert [torch.equal(photo, stored.read(i)) for i, photo in enumerate(held)] == [True] * 4
 
 
@@ -132,7 +136,7 @@ def test_other_columns_of_a_dataset_are_not_decoded(tmp_path: Path, photographs:
     features = datasets.Features(image=datasets.Image(), mask=datasets.Image())
     datasets.Dataset.from_dict(images, features=features).save_to_disk(str(tmp_path / "masked"))
     stored = open_photos(str(tmp_path / "masked"), column="image")
-    (held,), _ = open_photos(str(tmp_path / "masked"), column="image", streaming=True).held_out(1, 32, SkipList())
+    (held,), _ = open_photos(str(tmp_path / "masked"), column="image", streaming=True).held_out(1, 32, {})
     assert torch.equal(stored.read(0), held)
 
 
@@ -143,12 +147,12 @@ def test_images_of_a_stream_without_a_name_are_named_by_their_content(folder: Pa
     features = datasets.Features(image=datasets.Image(decode=False))
     rows = datasets.Dataset.from_dict({"image": [{"bytes": broken, "path": None}, None]}, features=features)
     rows.save_to_disk(str(folder.parent / "nameless"))
-    skipped = SkipList()
+    skipped: dict[str, str] = {}
     with pytest.raises(DatasetError, match="only 0 usable"):
         open_photos(str(folder.parent / "nameless"), streaming=True).held_out(1, 64, skipped)
-    first, second = skipped.reasons
+    first, second = skipped
     assert first == f"image with sha256 {hashlib.sha256(broken).hexdigest()}"
-    assert skipped.reasons[second] == "empty image"
+    assert skipped[second] == "empty image"
 
 
 def test_what_is_not_there_has_the_size_0(folder: Path) -> None:
@@ -196,7 +200,7 @@ class Pictures:
 
 def test_held_out_photographs_are_apart_and_decided_by_the_seed() -> None:
     def parted(count: int, seed: int, indices: list[int]) -> tuple[list[int], list[int]]:
-        train, held = hold_out(Pictures(), indices, count, seed, 32, SkipList())
+        train, held = hold_out(Pictures(), indices, count, seed, 32, {})
         assert all(int(photo[0, 0, 0]) == index for index, photo in held.items())
         return train, list(held)
 
@@ -213,69 +217,60 @@ def test_held_out_photographs_are_apart_and_decided_by_the_seed() -> None:
 
 
 def test_a_broken_photograph_is_not_held_out() -> None:
-    skipped = SkipList()
+    skipped: dict[str, str] = {}
     for seed in range(20):
         _, held = hold_out(Pictures(), range(20), 10, seed, 32, skipped)
         assert len(held) == 10
         assert 7 not in held
-    assert skipped.reasons == {"picture 7": "broken"}
+    assert skipped == {"picture 7": "broken"}
     with pytest.raises(DatasetError, match="19 usable"):
-        hold_out(Pictures(), range(20), 19, 0, 32, SkipList())
+        hold_out(Pictures(), range(20), 19, 0, 32, {})
 
 
 def test_every_epoch_shows_every_photograph_once_in_a_new_order() -> None:
-    order = PhotoOrder([5, 6, 7, 8, 9], seed=0)
-    epochs = [[order[epoch * 5 + place] for place in range(5)] for epoch in range(4)]
+    def index_of(draw: int) -> int:
+        return CropPairs(Pictures(), [5, 6, 7, 8, 9], TrainConfig(seed=0), {}).index_of(draw)
+
+    epochs = [[index_of(epoch * 5 + place) for place in range(5)] for epoch in range(4)]
     assert all(sorted(epoch) == [5, 6, 7, 8, 9] for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
     # Asking out of order, as threads and continued runs do, changes nothing.
-    assert PhotoOrder([5, 6, 7, 8, 9], seed=0)[17] == epochs[3][2]
+    assert index_of(17) == epochs[3][2]
+    assert index_of(2) == epochs[0][2]
 
 
 def test_a_stream_continues_where_it_was_left(folder: Path) -> None:
     def read(position: tuple[int, int], count: int) -> list[tuple[torch.Tensor, tuple[int, int]]]:
         stream = open_photos(str(folder), streaming=True)
         with ThreadPoolExecutor(2) as pool:
-            photos = stream.read(
-                seed=0, buffer=3, skip=1, position=position, smallest=64, skipped=skipped, pool=pool, ahead=2
-            )
+            config = TrainConfig(seed=0, shuffle_buffer=3, crop_size=64, batch_size=1)
+            photos = stream.read(config, 1, position, skipped, pool)
             return [next(photos) for _ in range(count)]
 
-    skipped = SkipList()
+    skipped: dict[str, str] = {}
     whole = read((0, 0), 9)
     rest = read(whole[3][1], 5)
     assert whole[-1][1][0] == 2  # the third epoch has begun
     for (photo, position), (expected, expected_position) in zip(rest, whole[4:], strict=True):
         assert position == expected_position
         assert torch.equal(photo, expected)
-    assert any("small.png" in name for name in skipped.reasons)
+    assert any("small.png" in name for name in skipped)
 
 
 def test_the_held_out_photographs_of_a_stream_are_its_first_usable_ones(folder: Path) -> None:
     stream = open_photos(str(folder), streaming=True)
-    skipped = SkipList()
+    skipped: dict[str, str] = {}
     photos, rows = stream.held_out(2, 64, skipped)
     assert len(photos) == 2
     assert rows == 2 + len(skipped)
     with pytest.raises(DatasetError, match="only 4 usable"):
-        open_photos(str(folder), streaming=True).held_out(9, 64, SkipList())
+        open_photos(str(folder), streaming=True).held_out(9, 64, {})
 
 
 def test_a_stream_without_a_usable_photograph_ends(folder: Path) -> None:
     stream = open_photos(str(folder), streaming=True)
     with ThreadPoolExecutor(1) as pool, pytest.raises(DatasetError, match="none can be used"):
-        next(
-            stream.read(
-                seed=0,
-                buffer=2,
-                skip=0,
-                position=(0, 0),
-                smallest=500,
-                skipped=SkipList(),
-                pool=pool,
-                ahead=2,
-            )
-        )
+        next(stream.read(TrainConfig(shuffle_buffer=2, crop_size=500, batch_size=1), 0, (0, 0), {}, pool))
 
 
 def test_seeds_are_the_same_everywhere() -> None:

@@ -18,7 +18,6 @@ from qualiclip_plugin.training.config import TrainConfig
 from qualiclip_plugin.training.logs import RunLogs
 from qualiclip_plugin.training.progress import Display
 from qualiclip_plugin.training.run_folder import read_log
-from qualiclip_plugin.training.usable_photos import SkipList
 from qualiclip_plugin.training.validation import (
     ScoredData,
     held_out_crops,
@@ -165,7 +164,7 @@ def test_a_network_that_diverged_is_told_by_what_helps(crops: torch.Tensor, tmp_
 
 def test_a_figure_may_become_defined_later(tmp_path: Path) -> None:
     config = TrainConfig(validation_photos=1, scored_data="scored")
-    logs = RunLogs(tmp_path, config, 0, Display(SkipList(), enabled=False), Accelerator(cpu=True))
+    logs = RunLogs(tmp_path, config, 0, Display({}, enabled=False), Accelerator(cpu=True))
     for step, figures in enumerate([{"ranking_accuracy": 0.5}, {"ranking_accuracy": 0.5, "srcc": 0.25}]):
         logs.validation(step, figures)
     logs.close()

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from qualiclip_plugin.utils.errors import WeightsError
 from qualiclip_plugin.weights import loading as module
 from qualiclip_plugin.weights.checkpoint import read_weights, save_checkpoint
-from qualiclip_plugin.weights.loading import Card, fetch, get_card, load_cards, load_model, resolve, verify
+from qualiclip_plugin.weights.loading import Card, fetch, get_card, load_cards, load_model, resolve
 from qualiclip_plugin.weights.pickles import load_pickle
 
 
@@ -113,7 +113,7 @@ def test_either_name_of_a_file_is_found(own_cache, tiny_checkpoint, plain):
     own_cache.mkdir(parents=True)
     placed = own_cache / ("QualiCLIP+_koniq.pth" if plain else "QualiCLIP%2B_koniq.pth")
     placed.write_bytes(tiny_checkpoint.read_bytes())
-    assert fetch(entry, addresses=()) == placed
+    assert fetch(entry) == placed
 
 
 def test_a_download_has_the_name_that_pyiqa_looks_for(own_cache):
@@ -158,7 +158,7 @@ def test_altered_cache_file_is_named(server):
         file.seek(-1, 2)
         file.write(b"\x01")
     with pytest.raises(WeightsError, match=r"served\.safetensors is not the file it should be"):
-        verify(card(server, "/file"))
+        fetch(card(server, "/file"))
 
 
 @pytest.mark.parametrize("reason", [errno.EROFS, errno.EACCES, errno.EPERM])
@@ -175,7 +175,7 @@ def test_a_full_disk_is_no_read_only_cache(server, own_cache, refuse_writing):
     (own_cache / "served.safetensors.sha256").unlink()
     refuse_writing(errno.ENOSPC)
     with pytest.raises(OSError, match="No space left"):
-        verify(card(server, "/file"))
+        fetch(card(server, "/file"))
 
 
 def test_offline_error_says_what_to_do(own_cache, monkeypatch):

@@ -1,0 +1,16 @@
+"""A bar on standard error for work that takes a while: silence looks like a hang."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+
+def track(items: Iterable[Item], text: str, number: int) -> Iterable[Item]:
+    """The same ``number`` items, with a bar that goes when they are through."""
+    from rich.console import Console
+    from rich.progress import track as tracked
+
+    return tracked(items, text, total=number, console=Console(stderr=True), transient=True)
