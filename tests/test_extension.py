@@ -36,7 +36,7 @@ RUNTIME = {
     '        Runtime("eager", lambda model: None),\n': '        Runtime("plain", lambda model: None, device="cpu"),\n'
 }
 TOWER = {
-    "from timm.layers import Format\n": "from qualiclip_plugin.models.colours import Colours\n",
+    "import timm\n": "from qualiclip_plugin.models.colours import Colours\n",
     "TOWERS: Mapping[str, Callable[..., nn.Module]] = {\n": '    "colours": Colours,\n',
 }
 STATISTIC = {
