@@ -180,8 +180,18 @@ def score(
     threads = DECODERS if workers is None else workers
 
     reading: dict[str, Any] = {"exif": exif, "icc": icc, "background": colour, "max_pixels": max_pixels}
-    how = precision, scale.value, attributes, batch_size, column, images_per_shard, runtime, tile_pixels
-    request = ScoreRequest(weights, *how, **reading)
+    request = ScoreRequest(
+        weights,
+        precision=precision,
+        scale=scale.value,
+        attributes=attributes,
+        batch_size=batch_size,
+        column=column,
+        images_per_shard=images_per_shard,
+        runtime=runtime,
+        tile_pixels=tile_pixels,
+        **reading,
+    )
     if engine is Engine.ray:
         if gallery is not None:
             raise ConfigError("--gallery shows files of this machine: it does not go with --engine ray")
@@ -249,7 +259,7 @@ def _score_here(
     score = partial(request.score, model=model, decoders=decoders, processes=processes)
     with _unfinished(output, request, device) as unfinished, StopSignal() as stop:
         rows = score(files) if unfinished is None else rows_of(files, unfinished, score)
-        done = _until(stop, track(rows, "scoring", len(files)))
+        done = _until(stop, track(rows, "scoring", len(files), stays=True))
         frame = to_frame(done, model.attributes if request.attributes else ())
         if stop.name and len(frame) < len(files):
             _end_stopped(stop.name, frame, len(files), output)

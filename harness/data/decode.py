@@ -71,7 +71,7 @@ class Kept:
 def decoded(
     images: ImageSet, indices: Sequence[int], workers: int = 0, *, threads: bool = False, kept: Kept | None = None
 ) -> Iterator[Decoded]:
-    """Decode images in order; those that are kept come first.
+    """Decode images in order; those that are kept come first and are not read again.
 
     Args:
         indices: Positions in it, ascending for a stream.
@@ -98,11 +98,11 @@ def decoded(
         return
     items: Iterator[Undecoded] = ((index, image, hashes[index]) for index, image in _undecoded(images, rest))
     ahead = in_processes if workers and not threads else in_threads
-    for about, found in ahead(partial(_read, **how), items, workers):
-        _check(about, images)
-        if found is not None:
-            kept.add(key(about.index), found)
-        yield replace(about, pixels=found)
+    for read in ahead(partial(_read, **how), items, workers):
+        _check(read.about, images)
+        if read.pixels is not None:
+            kept.add(key(read.about.index), read.pixels)
+        yield replace(read.about, pixels=read.pixels)
 
 
 def _undecoded(images: ImageSet, indices: Sequence[int]) -> Iterator[tuple[int, Mapping[str, Any]]]:

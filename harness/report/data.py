@@ -241,9 +241,14 @@ def contest(cells: Iterable[Cell], *, draws: int = 2000, seed: int = 0) -> Conte
     places = [own.get_indexer(common) for own in names]
     rows = measured[0].rows.iloc[places[0]].reset_index(drop=True)
     columns = {cell.scorer: cell.scores[own] for cell, own in zip(measured, places, strict=True)}
-    known = images_of(rows, measured[0].directions, measured[0].content["settings"]["form"])
-    # A fit is of all images of its cell.
-    fits = {cell.scorer: cell.fit for cell in measured if cell.fit and len(cell.rows) == len(common)}
+    form = measured[0].content["settings"]["form"]
+    known = images_of(rows, measured[0].directions, form)
+    # A fit is of all images of its cell, and all are compared by one curve.
+    fits = {
+        cell.scorer: cell.fit
+        for cell in measured
+        if cell.fit and cell.fit.form == form and len(cell.rows) == len(common)
+    }
     matrices = _matrices(measured[0], known, columns, draws, seed, fits) if draws and len(columns) > 1 else []
     statistic = measured[0].main_figure
     figures = {name: st.measure(statistic, own, known).value for name, own in columns.items()}

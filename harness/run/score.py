@@ -28,8 +28,8 @@ class Options:
     Attributes:
         batch_pixels: Most pixels in one batch; 0: by device.
         batch_size: Most images in one batch; 0: only by ``batch_pixels``.
-        workers: Processes that decode; 0: a thread; -1: by device and number of images.
-        processes: Whether -1 may mean processes. A program that allows them keeps its own work behind
+        workers: How many decode ahead; 0: a thread beside the scorer; -1: by device and number of images.
+        processes: They may be processes, not threads. A program that allows them keeps its own work behind
             ``if __name__ == "__main__":``.
         retry_failed: Score images again that failed before.
         engine: ``local``: this process; ``ray``: the workers of a Ray cluster (see ``cluster_rows``).
@@ -68,7 +68,7 @@ def scored_rows(
 def _decoders(options: Options, device: str, images: int) -> tuple[int, bool]:
     """How many decode ahead, and whether in processes."""
     if options.workers >= 0:
-        return options.workers, options.workers > 0
+        return options.workers, options.processes and options.workers > 0
     if "CUDA" not in device:
         # The scorer needs every core; the thread that makes batches decodes fast enough beside it.
         return 0, False

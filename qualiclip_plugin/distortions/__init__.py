@@ -10,3 +10,14 @@ from qualiclip_plugin.distortions.registry import (
     get_table,
     make_table,
 )
+
+__all__ = [
+    "DISTORTIONS",
+    "GROUPS",
+    "GROUP_COLOURS",
+    "TABLES",
+    "Distortion",
+    "get_distortion",
+    "get_table",
+    "make_table",
+]

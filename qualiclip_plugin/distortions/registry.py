@@ -51,9 +51,12 @@ class Distortion:
             same shape in [0, 1]. Pure: the input stays as it is, equal arguments give equal pixels, and no sample
             depends on another one. Strength and noise may stay on the CPU, which spares a GPU a synchronisation.
         strengths: Physical values of level 1, 2, ... from mild to severe.
+        unit: What the strength is.
         type: The type this kind belongs to; one-sided kinds split from one ladder share it.
+        source: Where the strengths come from.
         notes: Where and why the ladder departs from its source.
         paper: Whether the type is one of the 24 of ARNIQA and QualiCLIP.
+        camera: Whether cameras and the web make it.
     """
 
     name: str

@@ -126,13 +126,24 @@ class PyiqaQualiCLIP(nn.Module):
         # Settings of the whole process: a compiled graph has no place for them, and training has its own.
         free = self.training or torch.compiler.is_compiling()
         with nullcontext() if free else exact_fp32():
-            return self.quality_model(images, attributes=attributes, text_features=self._learned_features())
+            features, model = self._learned_features(), self.quality_model
+            # Of QualiCLIP+ the prompts are trained, and the frozen model does not know of it.
+            score = model if features is None or not self.training else model.forward_unchecked
+            return score(images, attributes=attributes, text_features=features)
 
     @torch.no_grad()
-    def quality_map(self, images: Tensor, **options: Any) -> Tensor:
-        """:meth:`QualiCLIP.quality_map`, with its options; of a metric ``metric.net.quality_map``."""
+    def quality_map(
+        self, images: Tensor, *, window: int | None = None, stride: int | None = None, attributes: bool = False
+    ) -> Tensor:
+        """:meth:`QualiCLIP.quality_map`; of a metric ``metric.net.quality_map``."""
         with exact_fp32():
-            return self.quality_model.quality_map(images, text_features=self._learned_features(), **options)
+            return self.quality_model.quality_map(
+                images,
+                window=window,
+                stride=stride,
+                attributes=attributes,
+                text_features=self._learned_features(),
+            )
 
     def _learned_features(self) -> Tensor | None:
         """Of QualiCLIP+, (P, 2, D); ``None`` stands for the features of the weights."""

@@ -24,9 +24,8 @@ from torch import Tensor, nn
 
 from qualiclip_plugin.models.qualiclip import QualiCLIP, prompt_similarities
 from qualiclip_plugin.training.config import TrainConfig, config_from_mapping
-from qualiclip_plugin.training.crop_pairs import CropPairs
 from qualiclip_plugin.training.distributed import CropEncoder
-from qualiclip_plugin.training.draws import plan_of
+from qualiclip_plugin.training.draws import draw_crops, plan_of
 from qualiclip_plugin.training.layers import choose_stages, set_training_mode, train_only
 from qualiclip_plugin.training.losses import consistency_loss, negative_ranking_loss, positive_ranking_loss
 from qualiclip_plugin.training.model_card import inherited, starting_record
@@ -34,9 +33,9 @@ from qualiclip_plugin.training.objective import ranking_accuracy
 from qualiclip_plugin.training.photos import open_photos
 from qualiclip_plugin.training.sampling import degrade
 from qualiclip_plugin.training.seeds import generator
-from qualiclip_plugin.training.usable_photos import check_all
+from qualiclip_plugin.training.usable_photos import check_all, check_size
 from qualiclip_plugin.utils.environment import versions
-from qualiclip_plugin.utils.errors import ConfigError, DatasetError, did_you_mean
+from qualiclip_plugin.utils.errors import ConfigError, DatasetError, ImageError, did_you_mean
 from qualiclip_plugin.utils.images import to_float
 from qualiclip_plugin.utils.json_yaml import plain
 from qualiclip_plugin.weights.checkpoint import save_checkpoint
@@ -49,16 +48,18 @@ class QualiCLIPConsistencyLoss(nn.Module):
     """:func:`losses.consistency_loss` for pyiqa's loss registry.
 
     Args:
+        *values, **settings: Those of the function: ``margin``, the difference that costs nothing, and ``reduction``,
+            ``sum`` or ``mean`` over the terms of a photograph.
         loss_weight: Factor.
-        **settings: Those of the function.
     """
 
     function: Callable[..., Tensor] = staticmethod(consistency_loss)
 
-    def __init__(self, loss_weight: float = 1.0, **settings: Any) -> None:
+    def __init__(self, *values: Any, loss_weight: float = 1.0, **settings: Any) -> None:
         super().__init__()
-        inspect.signature(self.function).bind(None, **settings)  # a misspelt one is an error before the first step
-        self.loss_weight, self.settings = loss_weight, settings
+        # A misspelt one is an error before the first step.
+        bound = inspect.signature(self.function).bind(None, *values, **settings)
+        self.loss_weight, self.settings = loss_weight, dict(list(bound.arguments.items())[1:])
 
     def forward(self, similarities: Tensor) -> Tensor:
         """Similarities (B, 2, L, P, 2) -> scalar."""
@@ -66,13 +67,19 @@ class QualiCLIPConsistencyLoss(nn.Module):
 
 
 class QualiCLIPPositiveRankingLoss(QualiCLIPConsistencyLoss):
-    """:func:`losses.positive_ranking_loss` in the same way."""
+    """:func:`losses.positive_ranking_loss` for pyiqa's loss registry.
+
+    Args:
+        *values, **settings: Those of the function: ``margin``, the fall that every compared pair of levels must
+            reach, ``pairs``, ``all`` or ``neighbours``, and ``reduction``, ``sum`` or ``mean``.
+        loss_weight: Factor.
+    """
 
     function = staticmethod(positive_ranking_loss)
 
 
 class QualiCLIPNegativeRankingLoss(QualiCLIPConsistencyLoss):
-    """:func:`losses.negative_ranking_loss` in the same way."""
+    """:func:`losses.negative_ranking_loss` in the same way; ``margin`` is the rise."""
 
     function = staticmethod(negative_ranking_loss)
 
@@ -95,25 +102,34 @@ class QualiCLIPPristineDataset(torch.utils.data.Dataset[dict[str, Any]]):
         if "photos" not in opt:
             raise DatasetError("the dataset's options lack photos: a folder, a dataset or 'skimage'")
         self.config = config_from_mapping({key: opt[key] for key in self.KEYS if key in opt}, "dataset options")
-        photos = open_photos(opt["photos"], column=self.config.image_column, split=self.config.split)
-        usable, skipped = list(range(len(photos))), dict[str, str]()
+        self.photos = open_photos(opt["photos"], column=self.config.image_column, split=self.config.split)
+        self.indices, skipped = list(range(len(self.photos))), dict[str, str]()
         if self.config.check_photos:
             with ThreadPoolExecutor() as pool:
-                usable = check_all(photos, self.config.smallest_photo, skipped, pool, lambda _: None)
+                self.indices = check_all(self.photos, self.config.smallest_photo, skipped, pool, lambda _: None)
         for name, reason in skipped.items():
             get_root_logger().warning(f"skipped photograph {name}: {reason}")
-        if not usable:
+        if not self.indices:
             raise DatasetError(f"no usable photograph in {opt['photos']!r}")
-        self.data = CropPairs(photos, usable, self.config, skipped)
 
     def __len__(self) -> int:
-        return len(self.data.indices)
+        return len(self.indices)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """``crops``: uint8 (2, 3, S, S); ``img_path``: the photograph's name."""
-        row = self.data.indices[index]
+        """``crops``: uint8 (2, 3, S, S); ``img_path``: the photograph's name.
+
+        Raises:
+            ImageError: The photograph cannot be used; the message names it.
+        """
+        row = self.indices[index]
+        name = self.photos.name(row)
         # PyTorch seeds this generator anew in every worker and epoch, which pyiqa's seeding of NumPy does not.
-        return {"crops": self.data.cut(row, int(torch.randint(2**62, ()))), "img_path": self.data.photos.name(row)}
+        draws = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        try:
+            photo = check_size(self.photos.read(row), self.config.smallest_photo)
+        except ImageError as error:
+            raise ImageError(f"photograph {name} cannot be used: {error}") from error
+        return {"crops": draw_crops(photo, self.config, draws), "img_path": name}
 
 
 class QualiCLIPTrainingModel(GeneralIQAModel):

@@ -13,10 +13,12 @@ from typing import Any
 
 import open_clip
 import timm
+import torch
+import torch.nn.functional as F
 from open_clip.model import _build_text_tower, _build_vision_tower
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import TextTransformer, VisionTransformer
-from timm.layers import Format, resample_abs_pos_embed
+from timm.layers import Format
 from torch import Tensor, nn
 
 from qualiclip_plugin.models.conv_towers import ResNetTower, StagePoolTower
@@ -125,10 +127,7 @@ class AnySizeViT(nn.Module):
         grid = (images.shape[2] // patch_height, images.shape[3] // patch_width)
         if grid == tuple(self.transformer.grid_size):
             return self.transformer(images)
-        known = list(self.transformer.grid_size)
-        place = self.transformer.positional_embedding[None]
-        extra = place.shape[1] - known[0] * known[1]
-        embedding = resample_abs_pos_embed(place, list(grid), known, num_prefix_tokens=extra)[0]
+        embedding = interpolate_grid(self.transformer.positional_embedding, tuple(self.transformer.grid_size), grid)
         # A copy that shares all but the embedding: other threads may be encoding images of another size.
         sized = copy(self.transformer)
         vars(sized)["positional_embedding"] = embedding
@@ -143,6 +142,27 @@ class AnySizeViT(nn.Module):
             inner = f"{prefix}transformer.{key.removeprefix(prefix)}"
             state_dict[inner] = state_dict.pop(key)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def interpolate_grid(embedding: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Resize the grid part of a ViT's positional embedding, bicubic with antialiasing (as open_clip does).
+
+    Not by ``timm.layers.resample_abs_pos_embed``: in timm 1.0.9 it leaves a grid as it is if the new one is square
+    and has as many cells.
+
+    Args:
+        embedding: (extra + h * w, C); the extra leading tokens (class token) are kept as they are.
+        old: Grid (h, w) the embedding was trained on.
+        new: Grid (h', w') wanted.
+
+    Returns:
+        (extra + h' * w', C).
+    """
+    extra = embedding.shape[0] - old[0] * old[1]
+    grid = embedding[extra:].T.reshape(1, -1, *old)
+    grid = F.interpolate(grid, size=new, mode="bicubic", antialias=True, align_corners=False)
+    resized = grid.flatten(2)[0].T
+    return torch.cat([embedding[:extra], resized])
 
 
 def _free_timm_input_size(trunk: Any) -> None:

@@ -228,6 +228,12 @@ class QualiCLIP(nn.Module):
         """
         if not self.training:
             check_range(images)
+        return self.forward_unchecked(images, attributes, text_features)
+
+    def forward_unchecked(
+        self, images: Tensor, attributes: bool = False, text_features: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """:meth:`forward` without the check of the range, for which a GPU would wait in each step of a training."""
         pairs = self._pair_scores(images, text_features)
         score = pairs.mean(dim=1, keepdim=True)
         return (score, dict(zip(self.attributes, pairs.unbind(dim=1), strict=True))) if attributes else score

@@ -224,7 +224,8 @@ def _scored(
     device: torch.device,
     attributes: bool,
 ) -> Iterator[tuple[int, ScoredImage]]:
-    for index, (about, pixels) in enumerate(items):
+    for index, item in enumerate(items):
+        about, pixels = item.about, item.pixels
         if isinstance(about, ScoredImage):
             yield index, about
         elif pixels is not None:

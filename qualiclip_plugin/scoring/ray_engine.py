@@ -13,7 +13,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import KW_ONLY, asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,7 @@ class ScoreRequest:
     """
 
     weights: str = "lite"
+    _: KW_ONLY
     precision: str = "fp32"
     scale: str = "pyiqa"
     attributes: bool = False

@@ -74,6 +74,10 @@ class Rows:
 
     Attributes:
         root: As in :class:`Files`.
+        path: The Parquet file.
+        column: Which column holds the images.
+        start: First row.
+        stop: The row after the last one.
     """
 
     root: str

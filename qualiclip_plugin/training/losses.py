@@ -106,7 +106,14 @@ def negative_ranking_loss(
 ) -> Tensor:
     """The similarity to the negative prompt rises with the level: relu(margin - (s_severe - s_mild)).
 
-    Arguments and result are those of :func:`positive_ranking_loss`.
+    Args:
+        similarities: (B, K, L, P, 2).
+        margin: Rise that every compared pair of levels must reach.
+        pairs: Levels compared, see :func:`level_pairs`.
+        reduction: Over the level pairs and crops.
+
+    Returns:
+        Scalar, at least 0; 0 if every pair rises by the margin.
     """
     _check_shape(similarities)
     return _ranking_loss(-similarities[..., 1], margin, pairs, reduction)

@@ -261,8 +261,10 @@ class RunFolder:
         except ConfigError as error:
             reason = str(error).removeprefix(f"{folder}{os.sep}")
             raise ConfigError(f"checkpoint {folder} was altered ({reason}): {ahead}") from error
-        with disk_errors(f"checkpoint {folder}", ConfigError, "read"):
-            altered = [name for name, sha in record["sha256"].items() if sha256_file(folder / name) != sha]
+        altered = []
+        for name, sha in record["sha256"].items():
+            with disk_errors(f"checkpoint {folder / name}", ConfigError, "read"):
+                altered += [name] if sha256_file(folder / name) != sha else []
         if altered or record["step"] != self.steps()[-1]:
             raise ConfigError(f"checkpoint {folder} was altered ({', '.join(altered) or RECORD}): {ahead}")
         try:

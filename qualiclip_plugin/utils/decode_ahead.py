@@ -10,14 +10,19 @@ from __future__ import annotations
 import ctypes
 import math
 import multiprocessing
+import os
+import shutil
 import signal
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any, Generic, NamedTuple, TypeVar
+from queue import SimpleQueue
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,11 +42,13 @@ AHEAD = 4
 """Images for each that decodes, decoded or to be decoded."""
 WAITING_PIXELS = 2**27
 """Decoded pixels that may wait to be taken, 400 MB; where one thread finds more it does not decode the next."""
+_END = object()
 SLOT_BYTES = 8 * 2**20
 """What an image may take to come through shared memory; larger ones come through a pipe, which is slower."""
 
 
-class Read(NamedTuple, Generic[R]):
+@dataclass(frozen=True)
+class Read(Generic[R]):
     """What a function made of an item.
 
     Attributes:
@@ -178,6 +185,7 @@ class _Worker(Generic[T, R]):
     def __init__(self, function: Callable[[T], Read[R]]) -> None:
         # A fork would copy threads' locks in whatever state they are.
         context = multiprocessing.get_context("spawn")
+        _check_room(AHEAD * SLOT_BYTES)
         try:
             memory: Any = context.RawArray(ctypes.c_ubyte, AHEAD * SLOT_BYTES)
             self._pipe, theirs = context.Pipe()
@@ -213,14 +221,26 @@ class _Worker(Generic[T, R]):
         self._process.join()
 
 
+def _check_room(size: int) -> None:
+    """Refuse shared memory for which there is no room: a process that writes to it would be killed."""
+    places = [place for place in ("/dev/shm", tempfile.gettempdir()) if os.path.isdir(place)]  # noqa: S108
+    if all(shutil.disk_usage(place).free < size for place in places):
+        raise MachineError(
+            f"no process that decodes can be started: {' and '.join(places)} have no room for {size // 2**20} MB of "
+            "shared memory; make room (in a container --shm-size), or take --workers 0"
+        )
+
+
 def _work(function: Callable[[Any], Read[Any]], pipe: Connection, memory: Any) -> None:
     # The process that started this one decides when it ends; Ctrl-C reaches both.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     keep_freed()
     slots, slot = np.frombuffer(memory, np.uint8).reshape(AHEAD, SLOT_BYTES), 0
-    with closing(pipe), suppress(EOFError, ConnectionError):
-        while True:
-            item = pipe.recv()
+    given: SimpleQueue[Any] = SimpleQueue()
+    # Always read: where both sides of a pipe wait until the other one reads, neither does.
+    threading.Thread(target=_receive, args=(pipe, given), daemon=True).start()
+    with closing(pipe), suppress(ConnectionError):
+        while (item := given.get()) is not _END:
             try:
                 result = function(item)
             except Exception as error:
@@ -232,3 +252,13 @@ def _work(function: Callable[[Any], Read[Any]], pipe: Connection, memory: Any) -
                 slots[slot][: result.pixels.size] = result.pixels.reshape(-1)
                 pipe.send((result.about, result.pixels.shape))
             slot = (slot + 1) % AHEAD
+
+
+def _receive(pipe: Connection, given: SimpleQueue[Any]) -> None:
+    try:
+        while True:
+            given.put(pipe.recv())
+    except (EOFError, OSError):
+        pass
+    finally:
+        given.put(_END)

@@ -221,6 +221,7 @@ def _receive(address: str, partial: Path, limit: int, *, known: bool) -> bool:
 
     Args:
         partial: Goes on where a part of the same version is there.
+        limit: Most bytes.
         known: Whether the size or hash is known, so that a part is not taken for the whole.
     """
     import requests

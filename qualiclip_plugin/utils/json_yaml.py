@@ -132,7 +132,7 @@ def check_json(
     except RecursionError:
         whole = False
     if not whole:
-        raise error(f"{prefix}: it was altered after it was written")
+        raise error(f"{prefix}: it was altered after it was written; delete it, and let it be made anew")
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:

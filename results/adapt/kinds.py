@@ -1,6 +1,7 @@
 """Pictures of kinds that have no human scores: pages of text, and photographs of the night.
 
-Both are made from what is at hand, the same for the same seed, and written as PNG files.
+Both are made from what is at hand, and written as PNG files. They are the same while that is the same: the words of
+the pages are those of the documents, and other words are other pages.
 """
 
 from __future__ import annotations

@@ -245,10 +245,13 @@ def _children(tasks: Path) -> list[int]:
     """Processes of Python's multiprocessing that the threads of a process have started."""
     found: list[int] = []
     for path in tasks.glob("*/children"):
+        numbers: list[str] = []
         with contextlib.suppress(OSError):
             numbers = path.read_text().split()
-            # Beside them stands one that minds what they share.
-            found += [int(one) for one in numbers if b"spawn_main" in Path(f"/proc/{one}/cmdline").read_bytes()]
+        for one in numbers:
+            with contextlib.suppress(OSError):  # one that has ended meanwhile
+                # Beside them stands one that minds what they share.
+                found += [int(one)] if b"spawn_main" in Path(f"/proc/{one}/cmdline").read_bytes() else []
     return found
 
 

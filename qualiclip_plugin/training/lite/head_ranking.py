@@ -49,6 +49,7 @@ def train_hidden_layer(
 
     Args:
         weight, bias: The linear head, (P, C) and (P,).
+        width: Hidden units.
 
     Returns:
         A layer that takes the pooled features as they are.

@@ -16,14 +16,21 @@ The rules in one place:
 - A folder stands for all images in it, also for those of a format that is not read: reading these says why.
 """
 
-from qualiclip_plugin.utils.images.decode import (
-    MAX_PIXELS,
-    MAX_SCANS,
-    WHITE,
-    DecodedImage,
-    decode_image,
-    read_image,
-    to_float,
-)
+from qualiclip_plugin.utils.images.decode import MAX_SCANS, DecodedImage, decode_image, read_image, to_float
 from qualiclip_plugin.utils.images.files import images_in
 from qualiclip_plugin.utils.images.formats import FORMATS, SUFFIXES, UNREAD
+from qualiclip_plugin.utils.images.pixels import MAX_PIXELS, WHITE
+
+__all__ = [
+    "FORMATS",
+    "MAX_PIXELS",
+    "MAX_SCANS",
+    "SUFFIXES",
+    "UNREAD",
+    "WHITE",
+    "DecodedImage",
+    "decode_image",
+    "images_in",
+    "read_image",
+    "to_float",
+]

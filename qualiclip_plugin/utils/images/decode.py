@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO
 
 import torch
 from PIL import Image
@@ -78,9 +78,16 @@ def to_float(pixels: Tensor) -> Tensor:
     return pixels.to(torch.float32) / 255
 
 
-def decode_image(source: str | os.PathLike[str] | bytes, **options: Any) -> DecodedImage:
+def decode_image(
+    source: str | os.PathLike[str] | bytes,
+    *,
+    exif: bool = True,
+    icc: bool = True,
+    background: tuple[int, int, int] = WHITE,
+    max_pixels: int = MAX_PIXELS,
+) -> DecodedImage:
     """:func:`read_image` together with what was done to the image; same arguments and errors."""
-    choices = Choices(**options)
+    choices = Choices(exif, icc, background, max_pixels)
     if isinstance(source, bytes):
         return _decode(io.BytesIO(source), f"image of {len(source)} bytes", choices)
     name = printable(source)

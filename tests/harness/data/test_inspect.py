@@ -25,7 +25,7 @@ from harness.results.store import Store, StoreError
 from harness.scorers.names import ScorerError
 from harness.scorers.niqe_fit import fit_niqe, sharp_features
 from harness.scorers.start import availability, create_scorer
-from harness.statistics import pitman_test
+from harness.statistics import fit_logistic, pitman_test
 from qualiclip_plugin.utils.errors import DatasetError
 from tests.support.harness_data import brightness, fake_scorer, opinion_folder, write_metadata
 
@@ -142,6 +142,20 @@ def test_stored_scores_come_with_file_names_and_labels(tmp_path: Path) -> None:
     assert rows.attrs == {"scorer_lower_better": True, "opinion_lower_better": False}
     with pytest.raises(StoreError, match=r"no stored scores of 'dark' on 'other'; there are some on set"):
         harness.load_scores("dark", "other", output=tmp_path / "results")
+
+
+def test_cells_of_two_curves_are_compared_by_one(tmp_path: Path) -> None:
+    folder = opinion_folder(tmp_path / "set", 16)
+    flat = fake_scorer(lambda batch: brightness(batch).round(decimals=1), "flat")
+    for scorer, form in ((fake_scorer(brightness, "bright"), "logistic5"), (flat, "logistic4")):
+        harness.evaluate(scorer, str(folder), output=tmp_path / "results", settings=Settings(form=form))
+    cells = sorted(load_cells(Store(tmp_path / "results")), key=lambda cell: cell.scorer)
+    residuals = [
+        fit_logistic("logistic5", cell.scores, cell.opinions).apply(cell.scores) - cell.opinions for cell in cells
+    ]
+    compared = contest(cells, draws=20)
+    (errors,) = (matrix for matrix in compared.matrices if matrix.method == "pitman")
+    assert errors.p_values[0, 1] == pytest.approx(pitman_test(*residuals).p_value, rel=1e-4)
 
 
 def test_errors_are_compared_after_the_fit_that_the_cells_were_made_with(tmp_path: Path) -> None:

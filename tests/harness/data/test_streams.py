@@ -123,7 +123,7 @@ def test_a_pinned_archive_is_indexed_once_and_read_again_for_scores(
     assert asked.pinned
     opened = open_spec(asked)
     assert opened.table["file_name"].tolist() == [f"{i}.png" for i in range(4)]
-    monkeypatch.setattr(streams, "_keep", lambda *arguments: pytest.fail("indexed again"))
+    monkeypatch.setattr(streams, "pack_labels", lambda labels: pytest.fail("indexed again"))
     again = open_spec(asked)
     assert again.table.equals(opened.table)
     assert [item.index for item in decoded(again, [1, 3])] == [1, 3]

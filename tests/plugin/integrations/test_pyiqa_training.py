@@ -18,7 +18,7 @@ from qualiclip_plugin.models.qualiclip import QualiCLIP
 from qualiclip_plugin.training.config import CONFIGS
 from qualiclip_plugin.training.losses import consistency_loss, negative_ranking_loss, positive_ranking_loss
 from qualiclip_plugin.training.model_card import starting_record
-from qualiclip_plugin.utils.errors import ConfigError, DatasetError
+from qualiclip_plugin.utils.errors import ConfigError, DatasetError, ImageError
 from qualiclip_plugin.weights.checkpoint import save_checkpoint
 from qualiclip_plugin.weights.loading import load_model
 from tests.support.rounding import bound_of
@@ -100,6 +100,9 @@ def test_registries_know_everything_by_name() -> None:
     for name, function in cases.items():
         loss = build_loss({"type": f"QualiCLIP{name}Loss", "margin": 0.1, "loss_weight": 0.5})
         torch.testing.assert_close(loss(s), 0.5 * function(s, 0.1))
+        torch.testing.assert_close(type(loss)(0.1, loss_weight=0.5)(s), loss(s))
+        with pytest.raises(TypeError, match="margn"):
+            type(loss)(margn=0.1)
 
 
 def test_registering_twice_is_harmless() -> None:
@@ -123,6 +126,23 @@ def test_the_dataset_gives_crop_pairs_and_draws_anew(photos: Path) -> None:
         QualiCLIPPristineDataset({"photos": str(photos), "crop_size": 200})
     with pytest.raises(DatasetError, match="lack photos"):
         QualiCLIPPristineDataset({})
+
+
+def test_a_photograph_that_cannot_be_used_is_named_and_not_replaced(photos: Path) -> None:
+    from qualiclip_plugin.integrations.pyiqa_training import QualiCLIPPristineDataset
+
+    dataset = QualiCLIPPristineDataset({"photos": str(photos), "crop_size": 48})
+    (photos / "photo1.png").write_bytes((photos / "photo1.png").read_bytes()[:500])
+    for row in range(4):
+        if dataset.photos.name(dataset.indices[row]).endswith("photo1.png"):
+            with pytest.raises(ImageError, match=r"photo1\.png cannot be used: .*truncated"):
+                dataset[row]
+        else:
+            assert dataset[row]["crops"].shape == (2, 3, 48, 48)
+    unchecked = QualiCLIPPristineDataset({"photos": str(photos), "crop_size": 48, "check_photos": False})
+    small = [unchecked.photos.name(row).endswith("small.png") for row in range(5)].index(True)
+    with pytest.raises(ImageError, match=r"small\.png cannot be used: "):
+        unchecked[small]
 
 
 @pytest.mark.parametrize(

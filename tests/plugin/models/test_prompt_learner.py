@@ -14,7 +14,7 @@ from PIL import Image
 from qualiclip_plugin.integrations.pyiqa_arch import PyiqaQualiCLIP
 from qualiclip_plugin.models.backbones import backbone_config, build_text_tower, build_tokenizer
 from qualiclip_plugin.models.prompt_learner import PromptLearner
-from qualiclip_plugin.utils.errors import ConfigError, WeightsError
+from qualiclip_plugin.utils.errors import ConfigError, ImageError, WeightsError
 from qualiclip_plugin.weights.checkpoint import WeightsFile, load_prompt_learner
 from qualiclip_plugin.weights.loading import load_model
 from tests.support.rounding import bound_of, score_bound
@@ -96,6 +96,21 @@ def test_remembered_prompt_features_serve_every_mode(images):
     torch.testing.assert_close(net(batch), expected, rtol=0, atol=score_bound("fp32"))
     net(batch).backward()
     assert batch.grad.abs().sum() > 0
+
+
+@pytest.mark.usefixtures("use_official")
+def test_the_range_is_left_to_training(images):
+    net = PyiqaQualiCLIP("qualiclip+", pretrained=False)
+    overshooting = images[:1, :, :64, :64].clone()
+    overshooting[0, 0, 0, 0] = 1.01
+    with pytest.raises(ImageError, match=r"to 1\.01"):
+        net(overshooting)
+    net.train()
+    net(overshooting).sum().backward()
+    assert net.prompt_learner.ctx.grad.abs().sum() > 0
+    net.eval()
+    with pytest.raises(ImageError, match=r"to 1\.01"):
+        net(overshooting)
 
 
 def test_trains_with_pyiqas_trainer_and_option_file(use_official, photographs, tmp_path):

@@ -16,7 +16,7 @@ from torch import nn
 from qualiclip_plugin.integrations.hub import HubQualiCLIP
 from qualiclip_plugin.integrations.pyiqa_arch import PyiqaQualiCLIP
 from qualiclip_plugin.models.attention_pool import SingleQueryAttentionPool
-from qualiclip_plugin.models.backbones import backbone_config, build_image_encoder, build_tokenizer
+from qualiclip_plugin.models.backbones import backbone_config, build_image_encoder, build_tokenizer, interpolate_grid
 from qualiclip_plugin.models.precision import fold_batch_norm, prepare_for_inference
 from qualiclip_plugin.models.prompts import ATTRIBUTES, PROMPT_PAIRS, encode_prompts, flat_prompts, paired_features
 from qualiclip_plugin.models.qualiclip import QualiCLIP, pair_scores, prompt_similarities
@@ -202,6 +202,15 @@ def test_every_kind_of_tower_takes_any_size_and_gives_gradients(vision_config):
         score.sum().backward()
         assert torch.isfinite(pixels.grad).all()
         assert pixels.grad.abs().sum() > 0
+
+
+def test_vit_at_its_own_size_uses_the_embedding_as_it_is():
+    embedding = torch.randn(17, 8)
+    torch.testing.assert_close(interpolate_grid(embedding, (4, 4), (4, 4)), embedding, rtol=0, atol=1e-5)
+    assert torch.equal(interpolate_grid(embedding, (4, 4), (7, 5))[0], embedding[0])
+    assert interpolate_grid(embedding, (4, 4), (7, 5)).shape == (36, 8)
+    # As many cells in another shape are other places.
+    assert not torch.allclose(interpolate_grid(embedding, (2, 8), (4, 4)), embedding, atol=1e-2)
 
 
 def test_vit_keeps_open_clips_parameter_names():

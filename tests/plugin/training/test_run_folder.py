@@ -186,6 +186,13 @@ def test_an_altered_checkpoint_is_refused(run_settings, photo_folder: str, tmp_p
     assert run(run_settings, photo_folder, tmp_path / "run", resume=True).step == 6
 
 
+def test_a_file_that_a_checkpoint_lacks_is_named(run_settings, photo_folder: str, tmp_path: Path) -> None:
+    stop_after(run_settings, photo_folder, tmp_path / "run", 5)
+    (tmp_path / "run" / "checkpoints" / "step-00000004" / "state.pt").unlink()
+    with pytest.raises(ConfigError, match=r"step-00000004.state\.pt: cannot be read: No such file"):
+        run(run_settings, photo_folder, tmp_path / "run", resume=True)
+
+
 def test_a_second_process_is_kept_out(run_settings, photo_folder: str, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.lock()

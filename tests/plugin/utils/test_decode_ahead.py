@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -58,6 +59,22 @@ def test_errors_come_out_and_a_killed_process_is_named() -> None:
         assert next(rows).about == 1
         with pytest.raises(MachineError, match="was killed, perhaps for want of memory"):
             list(rows)
+
+
+def enlarged(item: bytes) -> Read[int]:
+    """Pixels that fit in no slot."""
+    return Read(item[0], np.zeros((SLOT_BYTES // 3 + 1, 1, 3), np.uint8))
+
+
+def test_large_items_and_large_answers_do_not_wait_for_each_other() -> None:
+    items = [bytes([number]) * 1_000_000 for number in range(AHEAD + 2)]
+    assert [read.about for read in in_processes(enlarged, items, 1)] == list(range(AHEAD + 2))
+
+
+def test_shared_memory_without_room_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=2**20))
+    with pytest.raises(MachineError, match=r"have no room for 32 MB of shared memory; make room .*--shm-size"):
+        next(in_processes(grey, [1], 1))
 
 
 def test_processes_that_cannot_be_started_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
