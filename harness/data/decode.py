@@ -69,14 +69,14 @@ class Kept:
 
 
 def decoded(
-    images: ImageSet, indices: Sequence[int], workers: int = 0, *, threads: bool = False, kept: Kept | None = None
+    images: ImageSet, indices: Sequence[int], workers: int = 0, *, processes: bool = False, kept: Kept | None = None
 ) -> Iterator[Decoded]:
     """Decode images in order; those that are kept come first and are not read again.
 
     Args:
         indices: Positions in it, ascending for a stream.
-        workers: Processes that decode ahead; 0 decodes here, when asked.
-        threads: They are threads.
+        workers: How many decode ahead; 0 decodes here, when asked.
+        processes: They are processes, not threads.
         kept: Takes and gives decoded images.
 
     Raises:
@@ -97,7 +97,7 @@ def decoded(
     if not (rest := [index for index in indices if index not in there]):
         return
     items: Iterator[Undecoded] = ((index, image, hashes[index]) for index, image in _undecoded(images, rest))
-    ahead = in_processes if workers and not threads else in_threads
+    ahead = in_processes if processes else in_threads
     for read in ahead(partial(_read, **how), items, workers):
         _check(read.about, images)
         if read.pixels is not None:

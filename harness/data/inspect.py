@@ -71,7 +71,7 @@ def inspect(images: ImageSet, workers: int = 0) -> Inspection:
     unreadable, sizes = dict[str, str](), Counter[tuple[int, int]]()
     hashes = np.zeros(len(table), dtype=np.uint64)
     readable = np.zeros(len(table), dtype=bool)
-    for item in in_background(decoded(images, range(len(table)), workers), AHEAD):
+    for item in in_background(decoded(images, range(len(table)), workers, processes=workers > 0), AHEAD):
         if item.pixels is None:
             unreadable[names[item.index]] = item.error
             continue

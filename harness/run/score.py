@@ -57,7 +57,7 @@ def scored_rows(
     """
     limit = BatchLimit(options, scorer)
     workers, processes = _decoders(options, scorer.device, len(missing))
-    items = decoded(images, missing, workers, threads=not processes, kept=options.kept)
+    items = decoded(images, missing, workers, processes=processes, kept=options.kept)
     # The next batch is decoded and put together while this one is scored.
     for batch in in_background(batches(items, limit.fits), 1):
         for row in score_batch(scorer, batch, limit, reporter):

@@ -64,7 +64,7 @@ def test_a_stream_has_the_labels_hashes_and_scores_of_the_cached_set(tmp_path: P
     assert cells[0] == cells[1]
     alone = evaluate(fake_scorer(), stream, Store(tmp_path / "other"), settings=FAST)
     assert alone["subsets"] == cells[0]["subsets"]
-    ways = ([item.pixels.tobytes() for item in decoded(stream, range(6), n, threads=True)] for n in (0, 3))
+    ways = ([item.pixels.tobytes() for item in decoded(stream, range(6), n)] for n in (0, 3))
     assert next(ways) == next(ways)
 
 
